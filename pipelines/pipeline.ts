@@ -1,0 +1,84 @@
+/** What a parsed pipeline is: plain data, every default filled in, every environment merged. */
+
+/** When the pipeline runs. Absent events do not trigger it. */
+export interface Triggers {
+  readonly push?: RefFilter;
+  readonly tag?: RefFilter;
+  readonly pull_request?: RefFilter;
+}
+
+/** Glob patterns on branch or tag names; an empty list means every name. A pattern that begins with `!` excludes. */
+export interface RefFilter {
+  readonly patterns: readonly string[];
+}
+
+export interface Resources {
+  /** CPU cores, for example 0.5. */
+  readonly cpu: number;
+  readonly memoryBytes: number;
+  readonly pids: number;
+}
+
+/** `none` is an own network namespace with loopback only; `host` is the host's. */
+export type StepNetwork = "none" | "host";
+
+export interface StepSpec {
+  readonly name: string;
+  /** A POSIX shell script, run as `sh -e`. */
+  readonly run: string;
+  /** `host`, or a path that begins with `./`, relative to the workspace. */
+  readonly image: string;
+  /** The whole environment the pipeline gives: pipeline, job and step merged. */
+  readonly env: Readonly<Record<string, string>>;
+  readonly timeoutMs: number;
+  readonly resources: Resources;
+  readonly network: StepNetwork;
+  readonly allowFailure: boolean;
+}
+
+export interface JobSpec {
+  readonly name: string;
+  readonly needs: readonly string[];
+  readonly timeoutMs: number;
+  readonly pool: string;
+  readonly steps: readonly StepSpec[];
+}
+
+export interface Pipeline {
+  readonly on: Triggers;
+  /** In file order. */
+  readonly jobs: readonly JobSpec[];
+}
+
+export type EventKind = "push" | "tag" | "pull_request" | "manual";
+
+/** What happened in the repository. `ref` is a full ref name, `refs/heads/main`. */
+export interface PipelineEvent {
+  readonly kind: EventKind;
+  readonly ref: string;
+  /** The commit to build, 40 (or 64) hexadecimal digits. */
+  readonly commit: string;
+  /** The branch pushed to, or a pull request's base branch. */
+  readonly branch?: string;
+  readonly tag?: string;
+  readonly pullRequest?: { readonly number: number; readonly fromFork: boolean };
+}
+
+/** `failure` = the user's step failed; `error` = our machinery failed. */
+export type Status = "queued" | "running" | "success" | "failure" | "error" | "canceled" | "skipped";
+
+export interface Diagnostic {
+  readonly severity: "error" | "warning";
+  readonly message: string;
+  readonly file: string;
+  /** Counted from 1. */
+  readonly line: number;
+  /** Counted from 1, in UTF-16 code units. */
+  readonly column: number;
+  /** Exclusive, on the same line. */
+  readonly endColumn: number;
+  /** The offending line, at most 200 characters of it. */
+  readonly snippet: string;
+  /** How to mend it: `did you mean "steps"?` */
+  readonly suggestion?: string;
+}

@@ -1,0 +1,2 @@
+/** Redis: connection, embedded server, BullMQ queues, cancel channel; and the protocol between server and agent. */
+export * from "./protocol.ts";

@@ -1,0 +1,99 @@
+/**
+ * The HTTP messages between agent and server. Every request carries `Authorization: Bearer <agent token>`; every request
+ * about an attempt carries the attempt's fencing token in `slipway-attempt-token`, and 409 means: stop, somebody else
+ * owns this job now (or it was canceled).
+ *
+ * POST /api/agent/claim                                        ClaimRequest → 200 ClaimedJob | 409 { error }
+ * POST /api/agent/attempts/:attemptId/renew                    → 200 RenewResponse | 409
+ * POST /api/agent/attempts/:attemptId/steps/:index             StepReport → 204 | 409
+ * PUT  /api/agent/attempts/:attemptId/steps/:index/log?offset= LogChunk body → 200 { offset } | 409 | 416 { offset }
+ * POST /api/agent/attempts/:attemptId/finish                   FinishReport → 204 | 409
+ */
+import type { JobSpec } from "../pipelines/index.ts";
+import { z } from "zod";
+
+export const attemptTokenHeader = "slipway-attempt-token";
+
+/** What a BullMQ job carries; its job id is the attempt id. */
+export interface JobData {
+  readonly attemptId: string;
+}
+
+export const claimRequestSchema = z.object({ attemptId: z.string(), agent: z.string().min(1).max(200) });
+export type ClaimRequest = z.infer<typeof claimRequestSchema>;
+
+export interface ClaimedJob {
+  readonly attemptId: string;
+  /** The fencing token of this attempt. */
+  readonly token: string;
+  /** The agent renews at a third of this and stops its containers once it has not renewed for all of it. */
+  readonly leaseMs: number;
+  readonly job: JobSpec;
+  readonly build: BuildInfo;
+  readonly repository: RepositoryInfo;
+  /** Values to mask in logs; never part of any log, list or queue. */
+  readonly maskedValues: readonly string[];
+}
+
+export interface BuildInfo {
+  readonly id: string;
+  readonly number: number;
+  readonly event: "push" | "tag" | "pull_request" | "manual";
+  readonly ref: string;
+  readonly commit: string;
+  readonly branch?: string;
+  readonly tag?: string;
+  readonly pullRequest?: { readonly number: number; readonly fromFork: boolean };
+}
+
+export interface RepositoryInfo {
+  readonly id: string;
+  /** As the forge shows it: `owner/name`. */
+  readonly name: string;
+  /** May carry a user and password: never print it. */
+  readonly cloneUrl: string;
+}
+
+export interface RenewResponse {
+  readonly canceled: boolean;
+  readonly leaseMs: number;
+}
+
+/** What was used, as the kernel counted it; `undefined` where the host cannot tell. */
+export const usageSchema = z.object({
+  cpuTimeMs: z.number().nonnegative(),
+  memoryPeakBytes: z.number().nonnegative().optional(),
+  pidsPeak: z.number().int().nonnegative().optional(),
+});
+export type Usage = z.infer<typeof usageSchema>;
+
+export const stepReportSchema = z.object({
+  status: z.enum(["running", "success", "failure", "error", "canceled", "skipped"]),
+  startedAtMs: z.number().optional(),
+  finishedAtMs: z.number().optional(),
+  exitCode: z.number().int().optional(),
+  signal: z.string().max(20).optional(),
+  /** One sentence for a person: `killed: used 512 MiB of 512 MiB of memory`. */
+  reason: z.string().max(2000).optional(),
+  allowedFailure: z.boolean().optional(),
+  usage: usageSchema.optional(),
+});
+export type StepReport = z.infer<typeof stepReportSchema>;
+
+export const finishReportSchema = z.object({
+  status: z.enum(["success", "failure", "error", "canceled"]),
+  reason: z.string().max(2000).optional(),
+});
+export type FinishReport = z.infer<typeof finishReportSchema>;
+
+/**
+ * A log is raw bytes plus an index: one record per run of bytes that came from one stream at one time.
+ *
+ * The body of a log PUT is: u32le count; then `count` records of 16 bytes { u32le length, u32le stream (0 Slipway's own
+ * words, 1 stdout, 2 stderr), f64le time in milliseconds since the epoch }; then
+ * the bytes, exactly the sum of the lengths. `offset` in the query is the log's length before these bytes; a PUT at a
+ * smaller offset whose end is not past the log's length is a repeat and answered 200; another mismatch is answered 416
+ * with the offset that is wanted.
+ */
+export const logRecordBytes = 16;
+export type LogStream = 0 | 1 | 2;

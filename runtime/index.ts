@@ -1,0 +1,15 @@
+/**
+ * Containers and images on this kernel.
+ *
+ * Contract (types below are what the other folders may use; the modules behind them are written beside this file):
+ * a `Host` is one agent's use of the kernel; an `Image` is a stack of read-only layer directories and its configuration;
+ * a `Container` is one run of one process tree in fresh namespaces on a throw-away root file system.
+ */
+export type { UidRange } from "./uid-range.ts";
+export type { Image, ImageConfig } from "./image.ts";
+export type { ContainerConfig, ContainerResult, EndReason, OutputSink } from "./container.ts";
+export { Container, runContainer } from "./container.ts";
+export { Host } from "./host.ts";
+export type { HostCheck } from "./check.ts";
+export { checkHost } from "./check.ts";
+export { ImageError, resolveImage } from "./image.ts";
