@@ -1,0 +1,62 @@
+/** `slipway doctor`: what this host can do, and which setting mends the rest. */
+import { execFileSync } from "node:child_process";
+import { findRedisServer, installHint } from "../queue/index.ts";
+import { checkHost, type HostCheck } from "../runtime/index.ts";
+import { parseArguments, type Usage } from "./arguments.ts";
+import { dataDirOption, exitCodes, findDataDir, type Context, type Verb } from "./verb.ts";
+
+const usage = {
+  name: "doctor",
+  summary: "Show what this host can do and what mends the rest",
+  description: `
+Tries out every kernel feature and program that agents and servers need. An agent refuses to start while a required one is
+missing: it would have to isolate less. Exits with 125 if a required one is missing.`,
+  options: {
+    "data-dir": dataDirOption,
+    json: { help: "Print one JSON array: name, ok, required, found, mend" },
+  },
+  examples: [
+    ["slipway doctor", "check this host"],
+    ["slipway doctor --json | jq '.[] | select(.ok | not)'", "only what is missing"],
+  ],
+} as const satisfies Usage;
+
+async function run(argv: readonly string[], context: Context): Promise<number> {
+  const { values } = parseArguments(usage, argv);
+  const checks = [...(await checkHost({ stateDir: findDataDir(values, context) })), await checkRedis(), checkGit()];
+  context.print(values.json ? `${JSON.stringify(checks, undefined, 2)}\n` : render(checks, context));
+  return checks.some(({ ok, required }) => required && !ok) ? exitCodes.ourError : exitCodes.success;
+}
+
+async function checkRedis(): Promise<HostCheck> {
+  const found = await findRedisServer();
+  const check = { name: "Redis or Valkey (slipway up, demo, tests)", required: false };
+  if (found === undefined) return { ...check, ok: false, found: "neither redis-server nor valkey-server", mend: installHint() };
+  return { ...check, ok: true, found: String(found) };
+}
+
+function checkGit(): HostCheck {
+  try {
+    const version = execFileSync("git", ["--version"], { encoding: "utf8" }).trim();
+    return { name: "git", required: true, ok: true, found: version };
+  } catch {
+    return { name: "git", required: true, ok: false, found: "not in PATH", mend: "apt-get install git" };
+  }
+}
+
+function render(checks: readonly HostCheck[], { paint }: Context): string {
+  const width = Math.max(...checks.map(({ name }) => name.length));
+  const lines = checks.map(({ name, ok, required, found, mend }) => {
+    const mark = ok ? paint("green", "ok     ") : required ? paint("red", "missing") : paint("yellow", "absent ");
+    const line = `${mark}  ${name.padEnd(width)}  ${found}`;
+    return ok || mend === undefined ? line : `${line}\n         ${" ".repeat(width)}  ${paint("bold", "mend:")} ${mend}`;
+  });
+  const missing = checks.filter(({ ok, required }) => required && !ok).length;
+  const absent = checks.filter(({ ok, required }) => !required && !ok).length;
+  lines.push("");
+  if (missing > 0) lines.push(paint("red", `${missing} required ${missing === 1 ? "thing is" : "things are"} missing: agents do not start here.`));
+  else lines.push(paint("green", `Agents can run here${absent > 0 ? `; ${absent} optional ${absent === 1 ? "thing is" : "things are"} absent` : ""}.`));
+  return `${lines.join("\n")}\n`;
+}
+
+export const verbs: Readonly<Record<string, Verb>> = { doctor: { usage, run } };

@@ -1,0 +1,167 @@
+/**
+ * The `slipway` command: finds the verb, runs it, turns its outcome into an exit code.
+ *
+ * Start-up is what a person waits for most often, so this file imports nothing heavy and each verb only when it is asked for.
+ */
+import { readFileSync } from "node:fs";
+import { helpText, table, UsageError, wantsHelp } from "./arguments.ts";
+import { didYouMean } from "./did-you-mean.ts";
+import { painter, wantsColours } from "./terminal.ts";
+import { exitCodes, type Context, type Verb } from "./verb.ts";
+
+interface Entry {
+  readonly summary: string;
+  readonly load: () => Promise<{ readonly verbs: Readonly<Record<string, Verb>> }>;
+  /** Has verbs below it: `slipway repo add`. */
+  readonly isGroup?: true;
+}
+
+/** In the order of the help. */
+export const entries: Readonly<Record<string, Entry>> = {
+  run: { summary: "Run this checkout's pipeline here: no server, no Redis", load: () => import("./run.ts") },
+  lint: { summary: "Check pipeline files, all problems at once", load: () => import("./lint.ts") },
+  doctor: { summary: "Show what this host can do and what mends the rest", load: () => import("./doctor.ts") },
+  up: { summary: "Start server, agent and embedded Redis together", load: () => import("./up.ts") },
+  server: { summary: "Start the server: webhooks, API, dashboard", load: () => import("./server.ts") },
+  agent: { summary: "Start an agent: runs jobs on this machine", load: () => import("./agent.ts") },
+  repo: { summary: "Add, list or remove repositories", load: () => import("./repo.ts"), isGroup: true },
+  build: { summary: "List, show, follow, cancel or rerun builds", load: () => import("./build.ts"), isGroup: true },
+  demo: { summary: "Show all of it in a few seconds, in a temporary directory", load: () => import("./demo.ts") },
+};
+
+void main(process.argv.slice(2));
+
+async function main(argv: readonly string[]): Promise<void> {
+  const context = createContext();
+  // Not process.exitCode: what a verb leaves open must not keep a finished command. Writes to standard output are synchronous.
+  process.exit(await runVerb(argv, context));
+}
+
+async function runVerb(argv: readonly string[], context: Context): Promise<number> {
+  const words = [...argv];
+  try {
+    const first = words.shift();
+    if (first === undefined) throw new UsageError("No verb given");
+    if (["help", "--help", "-h"].includes(first)) return await showHelp(words, context);
+    if (["version", "--version", "-V"].includes(first)) return showVersion(context);
+    const verb = await findVerb(first, words, context);
+    if (verb === undefined) return exitCodes.success;
+    if (wantsHelp(words)) {
+      context.print(helpText(verb.usage));
+      return exitCodes.success;
+    }
+    return await verb.run(words, context);
+  } catch (error) {
+    return report(error, argv, context);
+  }
+}
+
+/** Takes the verb's words off `words`; undefined if only a group's help was wanted (and shown). */
+async function findVerb(first: string, words: string[], context: Context): Promise<Verb | undefined> {
+  const entry = Object.hasOwn(entries, first) ? entries[first] : undefined;
+  if (entry === undefined) {
+    const what = first.startsWith("-") ? "option" : "verb";
+    throw new UsageError(`There is no ${what} ${JSON.stringify(first)}${didYouMean(first, Object.keys(entries))}`);
+  }
+  const { verbs } = await entry.load();
+  if (entry.isGroup === undefined) return verbs[first];
+  const second = words.shift();
+  const names = Object.keys(verbs);
+  if (second === "--help" || second === "-h") {
+    context.print(groupHelp(first, entry, verbs));
+    return undefined;
+  }
+  if (second === undefined) throw new UsageError(`slipway ${first} needs a verb: ${names.join(", ")}`);
+  const verb = Object.hasOwn(verbs, second) ? verbs[second] : undefined;
+  if (verb === undefined) {
+    throw new UsageError(`slipway ${first} has no verb ${JSON.stringify(second)}${didYouMean(second, names)}`);
+  }
+  return verb;
+}
+
+async function showHelp(words: string[], context: Context): Promise<number> {
+  const first = words.shift();
+  if (first === undefined) {
+    context.print(overview());
+    return exitCodes.success;
+  }
+  if (words.length === 0) words.push("--help");
+  const verb = await findVerb(first, words, context);
+  if (verb !== undefined) context.print(helpText(verb.usage));
+  return exitCodes.success;
+}
+
+function overview(): string {
+  return [
+    "Usage: slipway VERB [OPTIONS]",
+    "",
+    "CI whose agents run every step in its own fresh Linux container.",
+    "",
+    "Verbs:",
+    ...table(Object.entries(entries).map(([name, { summary }]) => [name, summary] as const)),
+    "",
+    "slipway VERB --help shows a verb's options and examples; slipway --version the version.",
+    "",
+    "Exit codes: 0 success, 1 the build failed, 2 wrong usage, 125 Slipway's own error.",
+    "NO_COLOR=1 switches colours off, FORCE_COLOR=1 on; SLIPWAY_DEBUG=1 adds stack traces to errors.",
+    "",
+  ].join("\n");
+}
+
+function groupHelp(name: string, entry: Entry, verbs: Readonly<Record<string, Verb>>): string {
+  return [
+    `Usage: slipway ${name} VERB [OPTIONS]`,
+    "",
+    `${entry.summary}.`,
+    "",
+    "Verbs:",
+    ...table(Object.entries(verbs).map(([verb, { usage }]) => [verb, usage.summary] as const)),
+    "",
+    `slipway ${name} VERB --help shows a verb's options and examples.`,
+    "",
+  ].join("\n");
+}
+
+function showVersion(context: Context): number {
+  const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { version: string };
+  context.print(`slipway ${version}\n`);
+  return exitCodes.success;
+}
+
+function report(error: unknown, argv: readonly string[], context: Context): number {
+  if (error instanceof UsageError) {
+    const verb = argv.slice(0, 2).filter((word) => /^[a-z]+$/.test(word));
+    const known = verb[0] !== undefined && Object.hasOwn(entries, verb[0]);
+    const group = known && entries[verb[0] as string]?.isGroup !== undefined;
+    context.warn(`slipway: ${error.message}`);
+    context.warn(`Try: slipway ${known ? `${verb.slice(0, group ? 2 : 1).join(" ")} ` : ""}--help`);
+    return exitCodes.wrongUsage;
+  }
+  context.warn(`slipway: ${error instanceof Error ? error.message : String(error)}`);
+  const isMistake = error instanceof TypeError || error instanceof ReferenceError || error instanceof RangeError;
+  if (error instanceof Error && (isMistake || context.environment["SLIPWAY_DEBUG"])) {
+    for (let cause: unknown = error; cause instanceof Error; cause = cause.cause) context.warn(cause.stack ?? cause.message);
+  }
+  return exitCodes.ourError;
+}
+
+function createContext(): Context {
+  const closed = new AbortController();
+  // A reader that has seen enough is no error; anything else that breaks the output is.
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code !== "EPIPE") process.exit(exitCodes.ourError);
+    closed.abort(new Error("nobody reads the output any more"));
+  });
+  process.stderr.on("error", () => {});
+  const colours = wantsColours(process.env, process.stdout.isTTY === true);
+  return {
+    environment: process.env,
+    directory: process.cwd(),
+    isRoot: process.geteuid?.() === 0,
+    colours,
+    paint: painter(colours),
+    print: (text) => void (closed.signal.aborted || process.stdout.write(text)),
+    warn: (line) => void process.stderr.write(`${line}\n`),
+    outputClosed: closed.signal,
+  };
+}

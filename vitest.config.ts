@@ -1,0 +1,30 @@
+import { defineConfig } from "vitest/config";
+
+// Unit tests need neither root nor Redis nor containers: `npm run check` runs them on any machine. Everything else is a
+// system test: real Git, real Redis, the real kernel.
+const unit = [
+  "test/architecture.test.ts",
+  "test/pipelines/**/*.test.ts",
+  "test/cli/{arguments,did-you-mean,terminal}.test.ts",
+];
+
+export default defineConfig({
+  test: {
+    // Own processes: system tests own signals, file descriptors and mounts, which threads would share.
+    pool: "forks",
+    // Containers and Redis servers compete for the cores with the tests that wait for them.
+    maxWorkers: 2,
+    projects: [
+      { test: { name: "unit", include: unit, testTimeout: 20_000 } },
+      {
+        test: {
+          name: "system",
+          include: ["test/**/*.test.ts"],
+          exclude: ["**/node_modules/**", "**/fixtures/**", ...unit],
+          testTimeout: 60_000,
+          hookTimeout: 60_000,
+        },
+      },
+    ],
+  },
+});
