@@ -1,0 +1,157 @@
+/** System calls from this process: the one file that loads koffi. */
+import { getSystemErrorName } from "node:util";
+import koffi from "koffi";
+import { AT_FDCWD, O_CLOEXEC } from "./linux.ts";
+import { type Architecture, syscallNumbers } from "./syscall-table.ts";
+
+/** The architecture this process runs on. */
+export const architecture: Architecture = process.arch === "arm64" ? "arm64" : "x64";
+
+/** An integer, an address, or memory that the kernel reads or writes during the call. */
+export type SyscallArgument = number | bigint | Uint8Array | null;
+
+/** A system call failed. Carries Node's own field names. */
+export class SyscallError extends Error {
+  override readonly name = "SyscallError";
+  readonly code: string;
+  readonly errno: number;
+  readonly syscall: string;
+
+  /** @param action What was tried and on what: `mount overlay on "rootfs"`. */
+  constructor(syscall: string, errno: number, action?: string) {
+    const code = errnoName(errno);
+    super(`Cannot ${action ?? syscall}: ${code}`);
+    this.code = code;
+    this.errno = errno;
+    this.syscall = syscall;
+  }
+}
+
+/** `EINVAL` for 22. */
+export function errnoName(errno: number): string {
+  try {
+    return getSystemErrorName(-errno);
+  } catch {
+    return `errno ${errno}`;
+  }
+}
+
+const libc = koffi.load("libc.so.6");
+const numbers = syscallNumbers(architecture);
+const rawSyscall = libc.func(
+  "long syscall(long number, void *a, void *b, void *c, void *d, void *e, void *f)",
+) as (number: number, ...args: (SyscallArgument | undefined)[]) => number;
+
+/**
+ * Makes a system call and returns its result, or minus errno. Strings must be NUL-terminated buffers (`cString`).
+ *
+ * Blocks the calling thread for as long as the call takes.
+ */
+export function trySyscall(
+  name: string,
+  a: SyscallArgument = 0,
+  b: SyscallArgument = 0,
+  c: SyscallArgument = 0,
+  d: SyscallArgument = 0,
+  e: SyscallArgument = 0,
+  f: SyscallArgument = 0,
+): number {
+  const number = numbers.get(name);
+  if (number === undefined) throw new Error(`No system call "${name}" on ${architecture}`);
+  const result = rawSyscall(number, a, b, c, d, e, f);
+  return result === -1 ? -koffi.errno() : result;
+}
+
+/** Makes a system call. @throws {SyscallError} */
+export function syscall(name: string, ...args: SyscallArgument[]): number {
+  const result = trySyscall(name, ...args);
+  if (result < 0) throw new SyscallError(name, -result);
+  return result;
+}
+
+/** A NUL-terminated string for the kernel. @throws {Error} If it contains a NUL. */
+export function cString(text: string): Buffer {
+  if (text.includes("\0")) throw new Error(`A path or string for the kernel contains a NUL: ${JSON.stringify(text)}`);
+  return Buffer.from(`${text}\0`);
+}
+
+/** openat2(2), with O_CLOEXEC. `resolve` restricts what a path may lead to. @throws {SyscallError} */
+export function openat2(
+  directory: number,
+  path: string,
+  options: { readonly flags: number; readonly mode?: number; readonly resolve?: number },
+): number {
+  const how = Buffer.alloc(24);
+  how.writeBigUInt64LE(BigInt(options.flags | O_CLOEXEC), 0);
+  how.writeBigUInt64LE(BigInt(options.mode ?? 0), 8);
+  how.writeBigUInt64LE(BigInt(options.resolve ?? 0), 16);
+  const result = trySyscall("openat2", directory, cString(path), how, how.length);
+  if (result < 0) throw new SyscallError("openat2", -result, `open "${path}"`);
+  return result;
+}
+
+/** open(2) with O_CLOEXEC, relative to the current directory or absolute. @throws {SyscallError} */
+export function open(path: string, flags: number, mode = 0): number {
+  const result = trySyscall("openat", AT_FDCWD, cString(path), flags | O_CLOEXEC, mode);
+  if (result < 0) throw new SyscallError("open", -result, `open "${path}"`);
+  return result;
+}
+
+/** Closes a descriptor; errors of close(2) cannot be mended and are ignored. */
+export function close(fd: number): void {
+  trySyscall("close", fd);
+}
+
+/** Makes a pipe with O_CLOEXEC on both ends. */
+export function pipe(): { readonly read: number; readonly write: number } {
+  const fds = Buffer.alloc(8);
+  syscall("pipe2", fds, O_CLOEXEC);
+  return { read: fds.readInt32LE(0), write: fds.readInt32LE(4) };
+}
+
+const spawnAttributes = Buffer.alloc(512);
+const POSIX_SPAWN_SETSIGDEF = 4;
+const POSIX_SPAWN_SETSIGMASK = 8;
+const posix = {
+  spawn: libc.func(
+    "int posix_spawn(_Out_ int *pid, const char *path, void *actions, void *attributes, void *argv, void *envp)",
+  ) as (pid: [number], path: string, actions: Buffer, attributes: Buffer, argv: Buffer, envp: Buffer) => number,
+  actionsInit: libc.func("int posix_spawn_file_actions_init(void *actions)"),
+  actionsDestroy: libc.func("int posix_spawn_file_actions_destroy(void *actions)"),
+  addDup2: libc.func("int posix_spawn_file_actions_adddup2(void *actions, int fd, int newfd)"),
+  attributesInit: libc.func("int posix_spawnattr_init(void *attributes)"),
+  setFlags: libc.func("int posix_spawnattr_setflags(void *attributes, short flags)"),
+  setSigDefault: libc.func("int posix_spawnattr_setsigdefault(void *attributes, void *set)"),
+  setSigMask: libc.func("int posix_spawnattr_setsigmask(void *attributes, void *set)"),
+};
+// Node ignores SIGPIPE and a child inherits that through execve: every signal goes back to its default, none is blocked.
+posix.attributesInit(spawnAttributes);
+posix.setFlags(spawnAttributes, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
+posix.setSigDefault(spawnAttributes, Buffer.alloc(128, 0xff));
+posix.setSigMask(spawnAttributes, Buffer.alloc(128, 0));
+
+/**
+ * Starts a program with posix_spawn(3): no fork of this process's memory. The environment is empty.
+ *
+ * @param descriptors Pairs of [descriptor here, descriptor there]; everything else here is O_CLOEXEC. A descriptor there
+ *   must not be the source of a later pair.
+ * @returns The process id.
+ * @throws {SyscallError}
+ */
+export function spawn(path: string, argv0: string, descriptors: readonly (readonly [number, number])[]): number {
+  const actions = Buffer.alloc(256);
+  posix.actionsInit(actions);
+  try {
+    for (const [fd, target] of descriptors) posix.addDup2(actions, fd, target);
+    const name = cString(argv0);
+    const argv = Buffer.alloc(16);
+    argv.writeBigUInt64LE(BigInt(koffi.address(name)), 0);
+    const pid: [number] = [0];
+    const error = posix.spawn(pid, path, actions, spawnAttributes, argv, Buffer.alloc(8));
+    // `name` must live until the call is over: argv holds only its address.
+    if (error !== 0 || name.length === 0) throw new SyscallError("posix_spawn", error, `start "${path}"`);
+    return pid[0];
+  } finally {
+    posix.actionsDestroy(actions);
+  }
+}
