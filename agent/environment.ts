@@ -1,0 +1,59 @@
+/** The environment of a step: all of it, and nothing of the agent's own. */
+import type { BuildInfo, RepositoryInfo } from "../queue/index.ts";
+import type { ImageConfig } from "../runtime/index.ts";
+import type { JobSpec, StepSpec } from "../pipelines/index.ts";
+
+/** Where every step finds the workspace. */
+export const workspaceTarget = "/workspace";
+
+/** What a step has unless its image or its pipeline says otherwise. */
+const defaults: Readonly<Record<string, string>> = {
+  PATH: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+  HOME: "/root",
+  LANG: "C.UTF-8",
+  CI: "true",
+};
+
+/**
+ * Says to the steps of one job what they run for: `SLIPWAY_REPOSITORY`, `SLIPWAY_COMMIT` and so on.
+ *
+ * What does not apply (the tag of a push to a branch) is absent, not empty.
+ */
+export function buildVariables(
+  job: Pick<JobSpec, "name">,
+  build: Omit<BuildInfo, "id">,
+  repository: Pick<RepositoryInfo, "name">,
+): Record<string, string> {
+  return {
+    SLIPWAY_REPOSITORY: repository.name,
+    SLIPWAY_BUILD_NUMBER: String(build.number),
+    SLIPWAY_EVENT: build.event,
+    SLIPWAY_COMMIT: build.commit,
+    SLIPWAY_REF: build.ref,
+    ...(build.branch !== undefined && { SLIPWAY_BRANCH: build.branch }),
+    ...(build.tag !== undefined && { SLIPWAY_TAG: build.tag }),
+    ...(build.pullRequest !== undefined && { SLIPWAY_PULL_REQUEST: String(build.pullRequest.number) }),
+    SLIPWAY_JOB: job.name,
+  };
+}
+
+/**
+ * Merges the whole environment of a step.
+ *
+ * Later wins: defaults, the image's, the pipeline's, the `SLIPWAY_` variables; these last no pipeline can forge.
+ */
+export function stepEnvironment(
+  step: Pick<StepSpec, "name" | "env">,
+  image: Pick<ImageConfig, "env">,
+  variables: Readonly<Record<string, string>>,
+): Record<string, string> {
+  return {
+    ...defaults,
+    ...image.env,
+    ...step.env,
+    ...variables,
+    SLIPWAY: "true",
+    SLIPWAY_STEP: step.name,
+    SLIPWAY_WORKSPACE: workspaceTarget,
+  };
+}

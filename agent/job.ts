@@ -1,0 +1,195 @@
+/** Runs the steps of one job, each in its own fresh container. */
+import { join } from "node:path";
+import type { JobSpec, StepSpec } from "../pipelines/index.ts";
+import { type Host, type Image, ImageError, resolveImage, type UidRange } from "../runtime/index.ts";
+import { abortReason, JobTimeout } from "./abort.ts";
+import { asError } from "./cause.ts";
+import { formatDuration } from "./duration.ts";
+import { maskText, SecretIndex } from "./masker.ts";
+import type { JobReporter, JobResult, StepResult } from "./report.ts";
+import { secretForms } from "./secret-forms.ts";
+import { runStep } from "./step.ts";
+import { StepLog } from "./step-log.ts";
+
+export interface JobOptions {
+  readonly host: Host;
+  /** Names the containers, with the step's index behind it; [A-Za-z0-9_.-], unique on this host while the job runs. */
+  readonly id: string;
+  /** The checked-out commit, owned by root. `copyOnWrite` shows it to the steps without ever changing it. */
+  readonly workspace: { readonly dir: string; readonly copyOnWrite?: boolean };
+  /** The `SLIPWAY_` variables of this job; see `buildVariables`. */
+  readonly variables: Readonly<Record<string, string>>;
+  /** Values to mask in logs and reasons. */
+  readonly maskedValues?: readonly string[];
+  /** Where the steps' logs are spooled as `<index>.log`; must exist. Without: output goes to the reporter only. */
+  readonly logDir?: string;
+  /** Of each step. @default 1 GiB */
+  readonly logLimitBytes?: number;
+  readonly reporter: JobReporter;
+  /** Canceling; the reason is a string or an Error whose message says why. */
+  readonly signal?: AbortSignal;
+}
+
+/** What all steps of a job share. */
+export interface JobContext extends JobOptions {
+  readonly uidRange: UidRange;
+  readonly signal: AbortSignal;
+  /** Runs beside the following steps; the job waits for it at its end. */
+  readonly later: (cleanup: Promise<void>) => void;
+}
+
+/**
+ * Runs a job's steps in order and says what became of them. Never throws: what goes wrong is in the result.
+ *
+ * A step that fails ends the job (later steps are `skipped`) unless the pipeline allows it to fail. When the promise
+ * resolves, no container is left and all logs are complete.
+ */
+export async function executeJob(job: JobSpec, options: JobOptions): Promise<JobResult> {
+  const secrets = compileSecrets(options.maskedValues ?? []);
+  const cleanups: Promise<void>[] = [];
+  const problem = (error: unknown) => options.reporter.problem?.(asError(error));
+  const timeout = new AbortController();
+  const timer = setTimeout(
+    () => timeout.abort(new JobTimeout(`job time limit of ${formatDuration(job.timeoutMs)} reached`)),
+    // A timer's longest delay; longer ones would fire at once.
+    Math.min(job.timeoutMs, 2 ** 31 - 1),
+  );
+  const signal = AbortSignal.any([timeout.signal, ...(options.signal === undefined ? [] : [options.signal])]);
+  let uidRange: UidRange | undefined;
+  let setupError: Error | undefined;
+  try {
+    uidRange = options.host.claimUidRange();
+  } catch (error) {
+    setupError = asError(error);
+  }
+  const context = { ...options, signal, later: (cleanup: Promise<void>) => void cleanups.push(cleanup.catch(problem)) };
+  await using images = new ImageCache(options, signal);
+  for (const step of job.steps) images.prefetch(step.image);
+
+  const steps: StepResult[] = [];
+  let end: Omit<JobResult, "steps"> | undefined;
+  for (const [index, step] of job.steps.entries()) {
+    if (end !== undefined || signal.aborted) {
+      end ??= judgeAbort(signal);
+      steps.push({ status: "skipped" });
+      options.reporter.stepFinished?.(index, { status: "skipped" }, undefined);
+      continue;
+    }
+    const log = openLog(index, options, secrets);
+    options.reporter.stepStarted?.(index, { startedAtMs: Date.now(), log });
+    const outcome =
+      uidRange === undefined
+        ? machineryError(log, setupError)
+        : await runStep(index, step, { ...context, uidRange, image: () => images.get(step.image), log });
+    const result = maskReason(judgeStep(step, outcome, signal), secrets);
+    // Not waited for: the next step need not wait for this one's log to reach the disk.
+    context.later(log.close());
+    steps.push(result);
+    options.reporter.stepFinished?.(index, result, log);
+    end = judgeJob(step, result, signal);
+  }
+  clearTimeout(timer);
+  await Promise.all(cleanups);
+  uidRange?.[Symbol.dispose]();
+  return { ...(end ?? { status: "success" }), steps };
+}
+
+function compileSecrets(values: readonly string[]): SecretIndex | undefined {
+  const forms = secretForms(values);
+  return forms.length === 0 ? undefined : new SecretIndex(forms);
+}
+
+/** Looks up all of a job's images at its beginning, so that no step waits for one. */
+class ImageCache implements AsyncDisposable {
+  readonly #unneeded = new AbortController();
+  readonly #found = new Map<string, Promise<Image>>();
+  readonly #options: JobOptions;
+  readonly #signal: AbortSignal;
+
+  constructor(options: JobOptions, signal: AbortSignal) {
+    this.#options = options;
+    this.#signal = AbortSignal.any([signal, this.#unneeded.signal]);
+  }
+
+  prefetch(reference: string): void {
+    if (this.#found.has(reference)) return;
+    const image = this.#resolve(reference);
+    this.#found.set(reference, image);
+    image.catch(() => {});
+  }
+
+  /** An image that was not there at the job's beginning may be what an earlier step has made: looked up once more. */
+  async get(reference: string): Promise<Image> {
+    try {
+      return await (this.#found.get(reference) ?? this.#resolve(reference));
+    } catch (error) {
+      if (!(error instanceof ImageError)) throw error;
+      const again = this.#resolve(reference);
+      this.#found.set(reference, again);
+      return again;
+    }
+  }
+
+  #resolve(reference: string): Promise<Image> {
+    const { host, workspace } = this.#options;
+    return resolveImage(reference, { baseDir: workspace.dir, storeDir: host.imageStoreDir, signal: this.#signal });
+  }
+
+  /** Stops what no step came to need: the workspace may be deleted afterwards. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#unneeded.abort();
+    await Promise.allSettled(this.#found.values());
+  }
+}
+
+function openLog(index: number, options: JobOptions, secrets: SecretIndex | undefined): StepLog {
+  const { reporter } = options;
+  return new StepLog({
+    secrets,
+    ...(options.logDir !== undefined && { path: join(options.logDir, `${index}.log`) }),
+    ...(options.logLimitBytes !== undefined && { limitBytes: options.logLimitBytes }),
+    ...(reporter.stepOutput !== undefined && {
+      tap: (stream, bytes, timeMs) => reporter.stepOutput?.(index, stream, bytes, timeMs),
+    }),
+  });
+}
+
+function machineryError(log: StepLog, error: Error | undefined): StepResult {
+  const reason = error?.message ?? "unknown error";
+  log.note(reason);
+  return { status: "error", reason };
+}
+
+/** A container that was stopped for the job's time limit was not canceled by anybody: that step failed. */
+function judgeStep(step: StepSpec, result: StepResult, signal: AbortSignal): StepResult {
+  if (result.status === "canceled" && signal.reason instanceof JobTimeout) {
+    return { ...result, status: "failure", reason: signal.reason.message };
+  }
+  if (result.status === "failure" && step.allowFailure && !signal.aborted) return { ...result, allowedFailure: true };
+  return result;
+}
+
+function maskReason(result: StepResult, secrets: SecretIndex | undefined): StepResult {
+  return result.reason === undefined ? result : { ...result, reason: maskText(result.reason, secrets) };
+}
+
+function judgeJob(step: StepSpec, result: StepResult, signal: AbortSignal): Omit<JobResult, "steps"> | undefined {
+  switch (result.status) {
+    case "success":
+    case "skipped":
+      return undefined;
+    case "failure":
+      if (result.allowedFailure === true) return undefined;
+      if (signal.reason instanceof JobTimeout) return judgeAbort(signal);
+      return { status: "failure", reason: `step "${step.name}" failed: ${result.reason ?? "unknown reason"}` };
+    case "error":
+      return { status: "error", reason: `step "${step.name}": ${result.reason ?? "unknown reason"}` };
+    case "canceled":
+      return judgeAbort(signal);
+  }
+}
+
+function judgeAbort(signal: AbortSignal): Omit<JobResult, "steps"> {
+  if (signal.reason instanceof JobTimeout) return { status: "failure", reason: signal.reason.message };
+  return { status: "canceled", reason: abortReason(signal) };
+}
