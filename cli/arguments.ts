@@ -118,22 +118,33 @@ function checkCount(usage: Usage, operands: readonly string[]): void {
 }
 
 /** Reads a whole number in a range, inclusive. @throws {UsageError} Quoting what was given. */
-export function parseCount(option: string, text: string, range: { readonly least: number; readonly most: number }): number {
+export function parseCount(
+  option: string,
+  text: string,
+  range: { readonly least: number; readonly most: number },
+): number {
   const count = /^\d{1,9}$/.test(text) ? Number(text) : NaN;
   if (count >= range.least && count <= range.most) return count;
-  throw new UsageError(`${option} must be a whole number from ${range.least} to ${range.most}, not ${JSON.stringify(text)}`);
+  throw new UsageError(
+    `${option} must be a whole number from ${range.least} to ${range.most}, not ${JSON.stringify(text)}`,
+  );
 }
 
 /** Reads one of a few words. @throws {UsageError} Listing them. */
 export function parseChoice<const T extends string>(option: string, text: string, choices: readonly T[]): T {
   const choice = choices.find((candidate) => candidate === text);
   if (choice !== undefined) return choice;
-  throw new UsageError(`${option} must be one of ${choices.join(", ")}, not ${JSON.stringify(text)}${didYouMean(text, choices)}`);
+  throw new UsageError(
+    `${option} must be one of ${choices.join(", ")}, not ${JSON.stringify(text)}${didYouMean(text, choices)}`,
+  );
 }
 
 /** The text of `slipway VERB --help`. */
 export function helpText(usage: Usage): string {
-  const lines = [`Usage: slipway ${usage.name} [OPTIONS]${usage.operands === undefined ? "" : ` ${usage.operands}`}`, ""];
+  const lines = [
+    `Usage: slipway ${usage.name} [OPTIONS]${usage.operands === undefined ? "" : ` ${usage.operands}`}`,
+    "",
+  ];
   lines.push(`${usage.summary}.`, "");
   if (usage.description !== undefined) lines.push(usage.description.trim(), "");
   lines.push("Options:", ...table(Object.entries({ ...usage.options, ...common }).map(optionRow)), "");
@@ -149,5 +160,7 @@ function optionRow([name, option]: readonly [string, Option]): readonly [string,
 /** Rows of two columns, indented by two, the second one aligned and its further lines too. */
 export function table(rows: readonly (readonly [string, string])[]): string[] {
   const width = Math.max(...rows.map(([left]) => left.length));
-  return rows.map(([left, right]) => `  ${left.padEnd(width)}  ${right.replaceAll("\n", `\n${" ".repeat(width + 4)}`)}`.trimEnd());
+  return rows.map(([left, right]) =>
+    `  ${left.padEnd(width)}  ${right.replaceAll("\n", `\n${" ".repeat(width + 4)}`)}`.trimEnd(),
+  );
 }

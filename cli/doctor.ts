@@ -31,7 +31,8 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
 async function checkRedis(): Promise<HostCheck> {
   const found = await findRedisServer();
   const check = { name: "Redis or Valkey (slipway up, demo, tests)", required: false };
-  if (found === undefined) return { ...check, ok: false, found: "neither redis-server nor valkey-server", mend: installHint() };
+  if (found === undefined)
+    return { ...check, ok: false, found: "neither redis-server nor valkey-server", mend: installHint() };
   return { ...check, ok: true, found: String(found) };
 }
 
@@ -49,13 +50,27 @@ function render(checks: readonly HostCheck[], { paint }: Context): string {
   const lines = checks.map(({ name, ok, required, found, mend }) => {
     const mark = ok ? paint("green", "ok     ") : required ? paint("red", "missing") : paint("yellow", "absent ");
     const line = `${mark}  ${name.padEnd(width)}  ${found}`;
-    return ok || mend === undefined ? line : `${line}\n         ${" ".repeat(width)}  ${paint("bold", "mend:")} ${mend}`;
+    return ok || mend === undefined
+      ? line
+      : `${line}\n         ${" ".repeat(width)}  ${paint("bold", "mend:")} ${mend}`;
   });
   const missing = checks.filter(({ ok, required }) => required && !ok).length;
   const absent = checks.filter(({ ok, required }) => !required && !ok).length;
   lines.push("");
-  if (missing > 0) lines.push(paint("red", `${missing} required ${missing === 1 ? "thing is" : "things are"} missing: agents do not start here.`));
-  else lines.push(paint("green", `Agents can run here${absent > 0 ? `; ${absent} optional ${absent === 1 ? "thing is" : "things are"} absent` : ""}.`));
+  if (missing > 0)
+    lines.push(
+      paint(
+        "red",
+        `${missing} required ${missing === 1 ? "thing is" : "things are"} missing: agents do not start here.`,
+      ),
+    );
+  else
+    lines.push(
+      paint(
+        "green",
+        `Agents can run here${absent > 0 ? `; ${absent} optional ${absent === 1 ? "thing is" : "things are"} absent` : ""}.`,
+      ),
+    );
   return `${lines.join("\n")}\n`;
 }
 

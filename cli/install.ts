@@ -50,7 +50,10 @@ function isInPath(program: string, environment: NodeJS.ProcessEnv): boolean {
 
 function isDebian(): boolean {
   try {
-    return /^ID(_LIKE)?=.*\b(debian|ubuntu)\b/m.test(readFileSync("/etc/os-release", "utf8")) && existsSync("/usr/bin/apt-get");
+    return (
+      /^ID(_LIKE)?=.*\b(debian|ubuntu)\b/m.test(readFileSync("/etc/os-release", "utf8")) &&
+      existsSync("/usr/bin/apt-get")
+    );
   } catch {
     return false;
   }

@@ -123,7 +123,9 @@ function groupHelp(name: string, entry: Entry, verbs: Readonly<Record<string, Ve
 }
 
 function showVersion(context: Context): number {
-  const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { version: string };
+  const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as {
+    version: string;
+  };
   context.print(`slipway ${version}\n`);
   return exitCodes.success;
 }
@@ -140,7 +142,8 @@ function report(error: unknown, argv: readonly string[], context: Context): numb
   context.warn(`slipway: ${error instanceof Error ? error.message : String(error)}`);
   const isMistake = error instanceof TypeError || error instanceof ReferenceError || error instanceof RangeError;
   if (error instanceof Error && (isMistake || context.environment["SLIPWAY_DEBUG"])) {
-    for (let cause: unknown = error; cause instanceof Error; cause = cause.cause) context.warn(cause.stack ?? cause.message);
+    for (let cause: unknown = error; cause instanceof Error; cause = cause.cause)
+      context.warn(cause.stack ?? cause.message);
   }
   return exitCodes.ourError;
 }

@@ -33,8 +33,13 @@ function findNode() {
   var node = bundledNode();
   if (node !== undefined) return node;
   return fail(
-    "Cannot start on Node " + process.versions.node + ": Node " + oldest + " or newer is needed; run `npm ci` in " +
-      root + " (it brings one along) or install it from https://nodejs.org",
+    "Cannot start on Node " +
+      process.versions.node +
+      ": Node " +
+      oldest +
+      " or newer is needed; run `npm ci` in " +
+      root +
+      " (it brings one along) or install it from https://nodejs.org",
   );
 }
 

@@ -13,7 +13,8 @@ if (root.split(path.sep).includes("node_modules")) {
   const { readFileSync } = require("node:fs");
   const { fileURLToPath, pathToFileURL } = require("node:url");
   const ours = `${pathToFileURL(root).href}/`;
-  const isOurs = (url) => url.startsWith(ours) && url.endsWith(".ts") && !url.slice(ours.length).includes("node_modules/");
+  const isOurs = (url) =>
+    url.startsWith(ours) && url.endsWith(".ts") && !url.slice(ours.length).includes("node_modules/");
   module_.registerHooks({
     load(url, context, nextLoad) {
       if (!isOurs(url)) return nextLoad(url, context);

@@ -52,7 +52,8 @@ async function main([name, ...args]: readonly string[]): Promise<void> {
     if (code !== 0) failed.push(label);
     worst ||= code;
   }
-  if (commands.length > 1) process.stderr.write(failed.length === 0 ? "== all good\n" : `== failed: ${failed.join(", ")}\n`);
+  if (commands.length > 1)
+    process.stderr.write(failed.length === 0 ? "== all good\n" : `== failed: ${failed.join(", ")}\n`);
   process.exit(worst);
 }
 

@@ -1,0 +1,77 @@
+/** `slipway server`: webhooks, API, dashboard, scheduler. */
+import { mkdirSync } from "node:fs";
+import { parseArguments, parseChoice, parseCount, type Usage } from "./arguments.ts";
+import { createLogger, logLevels } from "./log.ts";
+import { forgetServerUrl, rememberServerUrl } from "./server-url.ts";
+import { aborted, StopSignals } from "./signals.ts";
+import { painter, wantsColours } from "./terminal.ts";
+import { dataDirOption, exitCodes, findDataDir, type Context, type Verb } from "./verb.ts";
+
+/** What listening verbs have in common. */
+export const listenOptions = {
+  host: { value: "HOST", help: "Address to listen on [default: 127.0.0.1]" },
+  port: { value: "PORT", help: "Port to listen on, 0 for any free one [default: 8080]" },
+} as const;
+
+export const logLevelOption = { value: "LEVEL", help: `How much to log: ${logLevels.join(", ")} [default: info]` } as const;
+
+const usage = {
+  name: "server",
+  summary: "Start the server: webhooks, API, dashboard",
+  description: `
+Receives webhooks, plans builds, hands jobs to agents through Redis and keeps logs and results. Redis must keep what it is
+given: append-only file on, maxmemory-policy noeviction; the server refuses another policy. The first start makes two
+tokens in the data directory, readable by their owner only: admin-token for the API and the dashboard, agent-token for agents.
+
+The first SIGINT or SIGTERM lets open requests finish and stops; the second stops at once.`,
+  options: {
+    ...listenOptions,
+    redis: {
+      value: "URL",
+      help: "redis://HOST:PORT, rediss://HOST:PORT or a socket's path (SLIPWAY_REDIS_URL)\n[default: redis://127.0.0.1:6379]",
+    },
+    "data-dir": dataDirOption,
+    "log-level": logLevelOption,
+  },
+  examples: [
+    ["slipway server", "on http://127.0.0.1:8080, with the Redis of this machine"],
+    ["slipway server --host 0.0.0.0 --redis redis://redis:6379", "for agents and forges elsewhere"],
+  ],
+} as const satisfies Usage;
+
+async function run(argv: readonly string[], context: Context): Promise<number> {
+  const { values } = parseArguments(usage, argv);
+  const dataDir = findDataDir(values, context);
+  const port = parseCount("--port", values.port ?? "8080", { least: 0, most: 65_535 });
+  const logger = processLogger("server", values["log-level"], context);
+  const redisUrl = values.redis ?? context.environment["SLIPWAY_REDIS_URL"] ?? "redis://127.0.0.1:6379";
+  using signals = new StopSignals();
+  const { Server } = await import("../server/index.ts");
+  mkdirSync(dataDir, { recursive: true, mode: 0o700 });
+  const server = await Server.start({ dataDir, host: values.host ?? "127.0.0.1", port, redisUrl, logger });
+  rememberServerUrl(dataDir, server.url);
+  announce({ url: server.url });
+  await aborted(signals.drain);
+  logger.info({ reason: String((signals.drain.reason as Error).message) }, "stopping");
+  forgetServerUrl(dataDir);
+  await Promise.race([server[Symbol.asyncDispose](), aborted(signals.stop)]);
+  return exitCodes.success;
+}
+
+/** The logger of a long-running verb: on standard error, for people if that is a terminal. */
+export function processLogger(component: string, level: string | undefined, context: Context) {
+  const isTerminal = process.stderr.isTTY === true || context.environment["SLIPWAY_LOG_FORMAT"] === "text";
+  return createLogger({
+    component,
+    level: parseChoice("--log-level", level ?? "info", logLevels),
+    ...(isTerminal ? { paint: painter(wantsColours(context.environment, process.stderr.isTTY === true)) } : {}),
+    write: (line) => void process.stderr.write(line),
+  });
+}
+
+/** Tells `slipway up`, if it is our parent, that we are ready. */
+export function announce(message: { readonly url?: string }): void {
+  if (process.connected) process.send?.({ ready: true, ...message });
+}
+
+export const verbs: Readonly<Record<string, Verb>> = { server: { usage, run } };

@@ -1,0 +1,47 @@
+/** The two-stage stop of long-running verbs: the first signal drains, the second stops at once. */
+
+/**
+ * Listens for SIGINT, SIGTERM and SIGHUP until disposed.
+ *
+ * `drain` aborts on the first of them, `stop` on the second; the reason names the signal. A process started by
+ * `slipway up` stops when its parent is gone, which it learns from the closed IPC channel.
+ */
+export class StopSignals implements Disposable {
+  readonly #drain = new AbortController();
+  readonly #stop = new AbortController();
+  readonly #onSignal = (name: string) => this.#next(new Error(`received ${name}`));
+  readonly #onDisconnect = () => {
+    for (let i = 0; i < 2; i++) this.#next(new Error("slipway up is gone"));
+  };
+
+  constructor() {
+    for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(name, this.#onSignal);
+    process.on("disconnect", this.#onDisconnect);
+  }
+
+  get drain(): AbortSignal {
+    return this.#drain.signal;
+  }
+
+  get stop(): AbortSignal {
+    return this.#stop.signal;
+  }
+
+  #next(reason: Error): void {
+    if (this.#drain.signal.aborted) this.#stop.abort(reason);
+    else this.#drain.abort(reason);
+  }
+
+  [Symbol.dispose](): void {
+    for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.off(name, this.#onSignal);
+    process.off("disconnect", this.#onDisconnect);
+  }
+}
+
+/** Resolves once the signal is aborted. */
+export function aborted(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    else signal.addEventListener("abort", () => resolve(), { once: true });
+  });
+}

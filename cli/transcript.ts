@@ -1,0 +1,159 @@
+/** What a person sees of a running build: each job's steps and their output, line by line, and a table at the end. */
+import { StringDecoder } from "node:string_decoder";
+import { duration, logLine, plain, type Paint } from "./terminal.ts";
+
+/** How a step or a job ended. */
+export interface Outcome {
+  readonly status: "success" | "failure" | "error" | "canceled" | "skipped";
+  readonly durationMs?: number;
+  readonly exitCode?: number;
+  /** One sentence for a person. */
+  readonly reason?: string;
+  readonly allowedFailure?: boolean;
+}
+
+interface Part {
+  readonly name: string;
+  outcome?: Outcome;
+}
+
+interface Job extends Part {
+  readonly steps: Part[];
+  readonly label: string;
+}
+
+/** One style per job, so that jobs running side by side can be told apart. */
+const jobStyles = ["cyan", "magenta", "blue", "yellow", "green"] as const;
+/** A line without an end is shown once it is this long. */
+const longestLine = 16_384;
+
+const marks = { success: "✓", failure: "✗", error: "!", canceled: "■", skipped: "−" } as const;
+
+/** Writes a build as it happens. Calls may come in any order between jobs; within a job in the order of its steps. */
+export class Transcript {
+  readonly #paint: Paint;
+  readonly #colours: boolean;
+  readonly #print: (text: string) => void;
+  readonly #jobs: readonly Job[];
+  readonly #partial = new Map<string, { decoder: StringDecoder; rest: string }>();
+
+  /**
+   * @param jobs Names in the order of the plan, with their steps' names.
+   * @param output How to write; `colours` also says whether colours in the output of steps stay.
+   */
+  constructor(
+    jobs: readonly { readonly name: string; readonly steps: readonly { readonly name: string }[] }[],
+    output: { readonly paint: Paint; readonly colours: boolean; readonly print: (text: string) => void },
+  ) {
+    this.#paint = output.paint;
+    this.#colours = output.colours;
+    this.#print = output.print;
+    const width = Math.max(0, ...jobs.map(({ name }) => plain(name).length));
+    this.#jobs = jobs.map(({ name, steps }, index) => ({
+      name,
+      steps: steps.map((step) => ({ name: step.name })),
+      label: output.paint(jobStyles[index % jobStyles.length] ?? "cyan", plain(name).padEnd(width)),
+    }));
+  }
+
+  /** A step begins. */
+  stepStarted(job: string, step: number): void {
+    const { label, steps } = this.#job(job);
+    this.#print(`${label} ${this.#paint("dim", "▶")} ${this.#paint("bold", plain(steps[step]?.name ?? ""))}\n`);
+  }
+
+  /** Bytes of a step's output; shown line by line. */
+  output(job: string, step: number, stream: "stdout" | "stderr" | "slipway", bytes: Uint8Array): void {
+    const key = JSON.stringify([job, step, stream]);
+    let partial = this.#partial.get(key);
+    if (partial === undefined) this.#partial.set(key, (partial = { decoder: new StringDecoder("utf8"), rest: "" }));
+    const lines = (partial.rest + partial.decoder.write(bytes as Buffer)).split("\n");
+    partial.rest = lines.pop() ?? "";
+    if (partial.rest.length > longestLine) {
+      lines.push(partial.rest);
+      partial.rest = "";
+    }
+    if (lines.length > 0) this.#lines(job, stream, lines);
+  }
+
+  /** A step has ended; every byte of its output was given before. */
+  stepFinished(job: string, step: number, outcome: Outcome): void {
+    this.#flush(job, step);
+    const { label, steps } = this.#job(job);
+    const part = steps[step];
+    if (part === undefined) return;
+    part.outcome = outcome;
+    if (outcome.status === "skipped") return;
+    this.#print(`${label} ${this.#ending(part, outcome)}\n`);
+  }
+
+  /** A job has ended. Says something only where the steps have not said it. */
+  jobFinished(job: string, outcome: Outcome): void {
+    const part = this.#job(job);
+    part.outcome = outcome;
+    if (outcome.status === "success") return;
+    const why = outcome.reason === undefined ? "" : `: ${plain(outcome.reason)}`;
+    if (outcome.status === "failure" && part.steps.some((step) => step.outcome?.status === "failure")) return;
+    this.#print(`${part.label} ${this.#mark(outcome)} ${outcome.status}${why}\n`);
+  }
+
+  /** The table at the end: one row per job. */
+  summary(): string {
+    const rows = this.#jobs.map(({ name, label, steps, outcome }) => ({
+      label,
+      mark: outcome === undefined ? " " : this.#mark(outcome),
+      status: (outcome?.status ?? "").padEnd(8),
+      time: outcome?.durationMs === undefined ? "" : duration(outcome.durationMs),
+      steps: steps.map((step) => this.#short(step)).join(this.#paint("dim", ", ")),
+      name,
+    }));
+    const width = Math.max(0, ...rows.map(({ time }) => time.length));
+    return rows.map((row) => `${row.mark} ${row.label}  ${row.status}  ${row.time.padStart(width)}  ${row.steps}\n`).join("");
+  }
+
+  #job(name: string): Job {
+    const job = this.#jobs.find((candidate) => candidate.name === name);
+    if (job === undefined) throw new Error(`No job ${JSON.stringify(name)} in this transcript`);
+    return job;
+  }
+
+  #lines(job: string, stream: string, lines: readonly string[]): void {
+    const bar = this.#paint(stream === "stderr" ? "yellow" : "dim", "│");
+    const prefix = `${this.#job(job).label} ${bar} `;
+    let text = "";
+    for (const line of lines) text += `${prefix}${logLine(line, this.#colours)}\n`;
+    this.#print(text);
+  }
+
+  #flush(job: string, step: number): void {
+    for (const stream of ["stdout", "stderr", "slipway"]) {
+      const key = JSON.stringify([job, step, stream]);
+      const partial = this.#partial.get(key);
+      if (partial === undefined) continue;
+      this.#partial.delete(key);
+      const rest = partial.rest + partial.decoder.end();
+      if (rest !== "") this.#lines(job, stream, [rest]);
+    }
+  }
+
+  #mark(outcome: Outcome): string {
+    if (outcome.allowedFailure === true) return this.#paint("yellow", marks.failure);
+    const style = { success: "green", failure: "red", error: "red", canceled: "yellow", skipped: "dim" } as const;
+    return this.#paint(style[outcome.status], marks[outcome.status]);
+  }
+
+  #ending(part: Part, outcome: Outcome): string {
+    const time = outcome.durationMs === undefined ? "" : ` ${this.#paint("dim", duration(outcome.durationMs))}`;
+    const words = `${this.#mark(outcome)} ${plain(part.name)}${time}`;
+    if (outcome.status === "success") return words;
+    const why = outcome.reason ?? (outcome.exitCode === undefined ? outcome.status : `exit code ${outcome.exitCode}`);
+    const allowed = outcome.allowedFailure === true ? " (allowed to fail)" : "";
+    return `${words} ${this.#paint(outcome.allowedFailure === true ? "yellow" : "red", `${plain(why)}${allowed}`)}`;
+  }
+
+  #short({ name, outcome }: Part): string {
+    if (outcome === undefined || outcome.status === "skipped") return this.#paint("dim", plain(name));
+    const time = outcome.durationMs === undefined ? "" : ` ${this.#paint("dim", duration(outcome.durationMs))}`;
+    return `${this.#mark(outcome)} ${plain(name)}${time}`;
+  }
+}

@@ -1,0 +1,58 @@
+/** `slipway up`: everything on one machine. */
+import { availableParallelism } from "node:os";
+import { join } from "node:path";
+import { parseArguments, parseCount, type Usage } from "./arguments.ts";
+import { parseAllowed } from "./agent.ts";
+import { ProcessTree } from "./process-tree.ts";
+import { listenOptions, logLevelOption, processLogger } from "./server.ts";
+import { aborted, StopSignals } from "./signals.ts";
+import { dataDirOption, exitCodes, findDataDir, type Context, type Verb } from "./verb.ts";
+
+const usage = {
+  name: "up",
+  summary: "Start server, agent and embedded Redis together",
+  description: `
+One process tree: a Redis on a private socket with its append-only file in the data directory, the server, and one agent.
+A child that dies is started again. Builds queued when it stops run once it is back.
+
+The first Ctrl-C (or SIGTERM) drains: running jobs finish. The second stops: they are canceled and run again next time.`,
+  options: {
+    ...listenOptions,
+    jobs: { short: "j", value: "N", help: "Jobs to run at the same time [default: one per core]" },
+    allow: { value: "WEAKNESS", multiple: true, help: "Start although this is missing: no-cgroups (no memory, cpu and pids limits)" },
+    "data-dir": dataDirOption,
+    "log-level": logLevelOption,
+  },
+  examples: [
+    ["slipway up", "on http://127.0.0.1:8080"],
+    ["slipway up --host 0.0.0.0 --port 80 --jobs 4", "for forges elsewhere"],
+  ],
+} as const satisfies Usage;
+
+async function run(argv: readonly string[], context: Context): Promise<number> {
+  const { values } = parseArguments(usage, argv);
+  const dataDir = findDataDir(values, context);
+  const logger = processLogger("up", values["log-level"], context);
+  using signals = new StopSignals();
+  const tree = await ProcessTree.start({
+    dataDir,
+    host: values.host ?? "127.0.0.1",
+    port: parseCount("--port", values.port ?? "8080", { least: 0, most: 65_535 }),
+    jobs: parseCount("--jobs", values.jobs ?? String(availableParallelism()), { least: 1, most: 1000 }),
+    allow: parseAllowed(values.allow),
+    logLevel: values["log-level"] ?? "info",
+    log: "inherit",
+    environment: context.environment,
+    logger,
+    signal: signals.drain,
+  });
+  context.print(`Slipway is up: ${context.paint("bold", tree.url)}\n`);
+  context.print(`  sign in with the token in ${join(dataDir, "admin-token")}\n`);
+  context.print("  add a repository: slipway repo add NAME URL\n");
+  await aborted(signals.drain);
+  logger.info({ reason: (signals.drain.reason as Error).message }, "draining: running jobs finish, a second signal cancels them");
+  await tree.drain(signals.stop);
+  return exitCodes.success;
+}
+
+export const verbs: Readonly<Record<string, Verb>> = { up: { usage, run } };
