@@ -1,5 +1,18 @@
+import { constants } from "node:os";
+import { mkdirSync } from "node:fs";
+import type { Cgroup } from "./cgroup.ts";
 import type { Host } from "./host.ts";
 import type { Image } from "./image.ts";
+import { type LaunchPlan, message, type PlannedMount, planLaunch } from "./launch-plan.ts";
+import { type CapabilityName, MFD_CLOEXEC, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, SIGKILL, SIGTERM } from "./linux.ts";
+import { cloneMount } from "./mount.ts";
+import { PipeReader } from "./output.ts";
+import { processBlock } from "./process-block.ts";
+import { compileProgram, failMessage, messageBytes, type Operation, type Program } from "./program.ts";
+import { decodeWaitStatus, kill, killIf, type Reaped, reap } from "./reaper.ts";
+import { cloneForContainer, layersOf, mountDev, mountOverlay, standardMounts } from "./rootfs.ts";
+import { placeDescriptors, startProgram } from "./start-program.ts";
+import { architecture, close, cString, errnoName, pipe, syscall } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
 
 /**
@@ -19,6 +32,7 @@ export interface ContainerConfig {
   readonly env: Readonly<Record<string, string>>;
   /** @default "/workspace" if there is a workspace, else "/" */
   readonly cwd?: string;
+  /** @default "slipway" */
   readonly hostname?: string;
   /** Mounted read-write at /workspace. `copyOnWrite` shows the directory without ever changing it. */
   readonly workspace?: { readonly dir: string; readonly copyOnWrite?: boolean };
@@ -51,22 +65,431 @@ export interface ContainerResult {
   readonly pidsPeak?: number;
 }
 
-/** One running container. Disposing it kills what still runs and removes every trace. */
-export class Container implements AsyncDisposable {
-  /** The init process on the host. */
-  readonly pid: number = 0;
-  /** Resolves once everything is reaped and both outputs are at their end; never rejects for what the step did. */
-  readonly result: Promise<ContainerResult> = Promise.reject(new Error("not written yet"));
-  resumeOutput(): void {}
-  async [Symbol.asyncDispose](): Promise<void> {}
+/** The program cannot be executed: it is missing, not executable or no program. The user's failure, not ours. */
+export class ExecError extends Error {
+  override readonly name = "ExecError";
+  readonly code: string;
+
+  constructor(code: string, program: string) {
+    const reasons: Record<string, string> = {
+      ENOENT: "there is no such program in the image (or its interpreter is missing)",
+      EACCES: "it is not executable",
+      ENOEXEC: "it is not a program for this machine",
+      E2BIG: "its arguments and environment are too large",
+    };
+    super(`Cannot execute "${program}": ${reasons[code] ?? code}`);
+    this.code = code;
+  }
 }
 
+/** Docker's default set (moby daemon/pkg/oci/caps/defaults.go), held in the container's own user namespace only. */
+const defaultCapabilities: readonly CapabilityName[] = [
+  "CAP_CHOWN",
+  "CAP_DAC_OVERRIDE",
+  "CAP_FSETID",
+  "CAP_FOWNER",
+  "CAP_MKNOD",
+  "CAP_NET_RAW",
+  "CAP_SETGID",
+  "CAP_SETUID",
+  "CAP_SETFCAP",
+  "CAP_SETPCAP",
+  "CAP_NET_BIND_SERVICE",
+  "CAP_SYS_CHROOT",
+  "CAP_KILL",
+  "CAP_AUDIT_WRITE",
+];
+
+/** No core files; more descriptors than the usual 1024 allowed, but not by default: select(2) and slow closers. */
+function defaultRlimits(maxOpenFiles: bigint): LaunchPlan["rlimits"] {
+  const hard = maxOpenFiles < 524_288n ? maxOpenFiles : 524_288n;
+  return [
+    { type: "RLIMIT_CORE", soft: 0n, hard: 0n },
+    { type: "RLIMIT_NOFILE", soft: hard < 1024n ? hard : 1024n, hard },
+  ];
+}
+
+/** One container. Disposing it kills what still runs and removes every trace. */
+export class Container implements AsyncDisposable {
+  /** The init process on the host; 0 before it exists. */
+  pid = 0;
+  /**
+   * Resolves once everything is reaped and both outputs are at their end; never rejects for what the step did, and only
+   * after `started` has resolved.
+   */
+  readonly result: Promise<ContainerResult>;
+  /** Resolves when the program has been executed. Rejects with `ExecError` or, for our failures, `Error`. */
+  readonly started: Promise<void>;
+  readonly #host: Host;
+  readonly #config: ContainerConfig;
+  readonly #directory: string;
+  readonly #cgroup: Cgroup | undefined;
+  readonly #program: Program;
+  readonly #outputs: readonly PipeReader[];
+  readonly #status: PipeReader;
+  readonly #stageZero: Promise<Reaped>;
+  readonly #gone = Promise.withResolvers<Reaped | undefined>();
+  readonly #started = Promise.withResolvers<void>();
+  #failure: Error | undefined;
+  #payloadStatus: number | undefined;
+  #startedAtMs = 0;
+  #stopReason: { readonly reason: "timeout" | "canceled"; readonly message: string } | undefined;
+  #killTimer: NodeJS.Timeout | undefined;
+  #cleaned: Promise<void> | undefined;
+
+  /** @internal Takes ownership of everything in `parts`. */
+  constructor(
+    host: Host,
+    config: ContainerConfig,
+    parts: {
+      readonly directory: string;
+      readonly cgroup: Cgroup | undefined;
+      readonly program: Program;
+      readonly stageZero: number;
+      readonly stdout: number;
+      readonly stderr: number;
+      readonly status: number;
+    },
+  ) {
+    this.#host = host;
+    this.#config = config;
+    this.#directory = parts.directory;
+    this.#cgroup = parts.cgroup;
+    this.#program = parts.program;
+    this.started = this.#started.promise;
+    this.#outputs = [
+      new PipeReader(parts.stdout, (chunk) => config.output("stdout", chunk)),
+      new PipeReader(parts.stderr, (chunk) => config.output("stderr", chunk)),
+    ];
+    let rest = Buffer.alloc(0);
+    this.#status = new PipeReader(parts.status, (chunk) => {
+      rest = Buffer.concat([rest, chunk]);
+      for (; rest.length >= messageBytes; rest = rest.subarray(messageBytes)) this.#receive(rest);
+    });
+    this.#stageZero = reap(parts.stageZero);
+    this.result = this.#finish();
+    this.result.catch(() => undefined); // `started` rejects with the same; nobody has to look at both
+    this.started.catch(() => undefined);
+  }
+
+  /** Goes on reading output after the sink returned `false`. */
+  resumeOutput(): void {
+    for (const output of this.#outputs) output.resume();
+  }
+
+  /** SIGTERM to every process but init, and after the grace time SIGKILL to all; the first reason wins. */
+  stop(reason: "timeout" | "canceled", message: string): void {
+    if (this.#stopReason !== undefined) return;
+    this.#stopReason = { reason, message };
+    for (const pid of this.#processes()) killIf(pid, SIGTERM, (id) => this.#processes().includes(id));
+    this.#killTimer = setTimeout(() => this.#kill(), this.#config.graceMs ?? 10_000);
+  }
+
+  /** Kills every process at once: the kernel takes a pid namespace down with its init. */
+  #kill(): void {
+    if (this.pid !== 0) kill(this.pid, SIGKILL);
+  }
+
+  #processes(): number[] {
+    return this.#cgroup?.processes().filter((pid) => pid !== this.pid) ?? [];
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#kill();
+    await this.result.catch(() => undefined);
+    await this.#cleaned;
+  }
+
+  #receive(bytes: Buffer): void {
+    const value = bytes.readUInt32LE(4);
+    switch (bytes.readUInt32LE(0)) {
+      case message.initPid:
+        this.pid = value;
+        void reap(value).then(this.#gone.resolve);
+        break;
+      case message.executed:
+        this.#startedAtMs = Date.now();
+        if (this.#failure === undefined) this.#started.resolve();
+        break;
+      case message.payloadExited:
+        this.#payloadStatus = value;
+        break;
+      case failMessage:
+        this.#failure ??= this.#explain(this.#program.operationAt(bytes.readBigUInt64LE(8)), value);
+        break;
+    }
+  }
+
+  #explain(operation: Operation | undefined, errno: number): Error {
+    const code = errnoName(errno);
+    const name = operation !== undefined && "name" in operation ? operation.name : "run the program";
+    if (name === executeProgram) return new ExecError(code, this.#config.args[0] ?? "");
+    return Object.assign(new Error(`Cannot start container ${this.#config.id}: ${name}: ${code}`), { code, errno });
+  }
+
+  async #finish(): Promise<ContainerResult> {
+    const { signal, timeoutMs } = this.#config;
+    const onAbort = () => this.stop("canceled", reasonOf(signal?.reason));
+    signal?.addEventListener("abort", onAbort, { once: true });
+    const timer =
+      timeoutMs === undefined
+        ? undefined
+        : setTimeout(() => this.stop("timeout", `it ran for longer than ${timeoutMs / 1000} s`), timeoutMs);
+    try {
+      const stageZero = await this.#stageZero;
+      // Stage 0 has written init's id, if there is an init, before it ended; the pipe may still hold it.
+      const gone = await Promise.race([this.#gone.promise, this.#status.ended.then(() => undefined)]);
+      const end = this.pid === 0 ? undefined : (gone ?? (await this.#gone.promise));
+      await Promise.all([this.#status.ended, ...this.#outputs.map(({ ended }) => ended)]);
+      const finishedAtMs = Date.now();
+      if (this.#failure !== undefined || this.#startedAtMs === 0) {
+        throw this.#failure ?? this.#died(stageZero, end);
+      }
+      return this.#describe(end, finishedAtMs);
+    } catch (error) {
+      this.#started.reject(error);
+      throw error;
+    } finally {
+      signal?.removeEventListener("abort", onAbort);
+      clearTimeout(timer);
+      clearTimeout(this.#killTimer);
+      this.#cleaned = this.#clean();
+    }
+  }
+
+  /** It is gone, and nobody said why: killed while it was being set up. */
+  #died(stageZero: Reaped, end: Reaped | undefined): Error {
+    const usage = this.#cgroup?.usage();
+    if (this.#stopReason !== undefined)
+      return new Error(`Container ${this.#config.id} was stopped before its program ran`);
+    const why =
+      (usage?.oomKills ?? 0) > 0
+        ? `its memory limit of ${mebibytes(this.#config.resources.memoryBytes)} is too small to start in`
+        : `it was killed while it was being set up (${JSON.stringify(end ?? stageZero)})`;
+    return new Error(`Cannot start container ${this.#config.id}: ${why}`);
+  }
+
+  #describe(end: Reaped | undefined, finishedAtMs: number): ContainerResult {
+    const usage = this.#cgroup?.usage();
+    // Without the payload's own status init was killed, and the payload with it.
+    const status: { exitCode?: number; signal?: number } =
+      this.#payloadStatus === undefined ? { signal: end?.signal ?? SIGKILL } : decodeWaitStatus(this.#payloadStatus);
+    const exitCode = status.exitCode ?? 128 + (status.signal ?? 0);
+    const oomKilled = (usage?.oomKills ?? 0) > 0;
+    const signal = status.signal === undefined ? undefined : signalName(status.signal);
+    const { reason, text } = this.#why({ exitCode, signal, oomKilled, peak: usage?.memoryPeakBytes });
+    return {
+      reason,
+      exitCode,
+      ...(signal === undefined ? {} : { signal }),
+      oomKilled,
+      ...(text === undefined ? {} : { message: text }),
+      startedAtMs: this.#startedAtMs,
+      finishedAtMs,
+      cpuTimeMs: usage?.cpuTimeMs ?? end?.cpuTimeMs ?? 0,
+      ...(usage?.memoryPeakBytes === undefined ? {} : { memoryPeakBytes: usage.memoryPeakBytes }),
+      ...(usage?.pidsPeak === undefined ? {} : { pidsPeak: usage.pidsPeak }),
+    };
+  }
+
+  #why(end: { exitCode: number; signal: string | undefined; oomKilled: boolean; peak: number | undefined }): {
+    reason: EndReason;
+    text?: string;
+  } {
+    if (this.#stopReason !== undefined) {
+      const { reason, message } = this.#stopReason;
+      return { reason, text: `${reason === "timeout" ? "timed out" : "canceled"}: ${message}` };
+    }
+    if (end.oomKilled && end.exitCode !== 0) {
+      const limit = mebibytes(this.#config.resources.memoryBytes);
+      const used = end.peak === undefined ? "" : `used ${mebibytes(end.peak)} of `;
+      return { reason: "oom", text: `killed for memory: ${used || "limit "}${limit}` };
+    }
+    if (end.signal !== undefined) return { reason: "signaled", text: `killed by ${end.signal}` };
+    return { reason: "exited" };
+  }
+
+  async #clean(): Promise<void> {
+    const removal = this.#host.removeTree(this.#directory);
+    await this.#cgroup?.remove();
+    await removal;
+  }
+}
+
+/** The one operation whose failure is the user's. */
+const executeProgram = "execute the program";
+
 /**
- * Creates a container and starts its process.
+ * Creates a container and starts its program.
  *
- * @throws {Error} If the container cannot be created (our failure) or its program cannot be executed (`code` ENOENT, EACCES,
- *   ENOEXEC: the user's, `name` is "ExecError").
+ * @throws {Error} If the container cannot be created: our failure.
+ * @throws {ExecError} If its program cannot be executed (`code` ENOENT, EACCES, ENOEXEC): the user's.
  */
 export async function runContainer(host: Host, config: ContainerConfig): Promise<Container> {
-  throw new Error(`not written yet: ${host.stateDir} ${config.id}`);
+  config.signal?.throwIfAborted();
+  const container = createContainer(host, config);
+  try {
+    await container.started;
+    return container;
+  } catch (error) {
+    await container[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+function createContainer(host: Host, config: ContainerConfig): Container {
+  if (!/^[A-Za-z0-9_.-]{1,200}$/.test(config.id) || config.id.startsWith(".")) {
+    throw new Error(`Cannot create container: its id ${JSON.stringify(config.id)} is not a plain name`);
+  }
+  const descriptors = new Descriptors();
+  const directory = `${host.stateDir}/containers/${config.id}`;
+  let cgroup: Cgroup | undefined;
+  mkdirSync(directory, { mode: 0o700 });
+  try {
+    cgroup = host.cgroups?.create(config.id, config.resources);
+    const stdout = descriptors.pipe();
+    const stderr = descriptors.pipe();
+    const status = descriptors.pipe();
+    // A step may open /dev/stdout again; a pipe asks its owner.
+    for (const { write } of [stdout, stderr]) syscall("fchown", write, config.uidRange.base, config.uidRange.base);
+    const launch = prepareLaunch(host, config, { descriptors, directory, cgroup, statusFd: status.write });
+    const program = compileProgram(planLaunch(launch.plan), { architecture, statusFd: launch.plan.statusFd });
+    const block = processBlock(program.addressOf("process"), config);
+    syscall("pwrite64", launch.processFd, block, block.length, 0);
+    const stageZero = startProgram(program.file, "slipway-init", [
+      [stdout.write, 1],
+      [stderr.write, 2],
+      ...launch.pairs,
+    ]);
+    for (const fd of [stdout.read, stderr.read, status.read]) descriptors.release(fd);
+    return new Container(host, config, {
+      directory,
+      cgroup,
+      program,
+      stageZero,
+      stdout: stdout.read,
+      stderr: stderr.read,
+      status: status.read,
+    });
+  } catch (error) {
+    void host.removeTree(directory);
+    void cgroup?.remove();
+    throw error;
+  } finally {
+    descriptors.close();
+  }
+}
+
+/** Makes the detached mounts and gives every descriptor its place in the program. */
+function prepareLaunch(
+  host: Host,
+  config: ContainerConfig,
+  parts: {
+    readonly descriptors: Descriptors;
+    readonly directory: string;
+    readonly cgroup: Cgroup | undefined;
+    readonly statusFd: number;
+  },
+): { plan: LaunchPlan; processFd: number; pairs: readonly (readonly [number, number])[] } {
+  const { descriptors } = parts;
+  const { image, uidRange: range } = config;
+  const layers = layersOf(image, host.skeletonDir).map((layer) => host.layerMounts.get(layer, range));
+  const rootfs = descriptors.own(mountOverlay(parts.directory, layers, range));
+  const dev = descriptors.own(mountDev(range));
+  const hostSys = config.network === "host" ? descriptors.own(cloneHostSys()) : undefined;
+  const attached = image.binds.map(({ source, target }) => ({
+    fd: descriptors.own(cloneForContainer(source, range, { readonly: true })),
+    target,
+  }));
+  if (config.workspace !== undefined) {
+    attached.push({ fd: descriptors.own(workspaceMount(host, config.workspace, range)), target: "workspace" });
+  }
+  const processFd = descriptors.own(syscall("memfd_create", cString("slipway-process"), MFD_CLOEXEC));
+  const joining = parts.cgroup?.openForJoining();
+  const joiningFds = joining === undefined ? [] : "procsFds" in joining ? joining.procsFds : [joining.directoryFd];
+  for (const fd of joiningFds) descriptors.own(fd);
+
+  const sources = [parts.statusFd, rootfs, processFd, dev, ...(hostSys === undefined ? [] : [hostSys])];
+  const { pairs } = placeDescriptors([...sources, ...attached.map(({ fd }) => fd), ...joiningFds]);
+  const targets = new Map(pairs);
+  const at = (fd: number) => targets.get(fd) ?? -1;
+  const mounts: PlannedMount[] = standardMounts({
+    dev: at(dev),
+    ...(hostSys === undefined ? {} : { hostSys: at(hostSys) }),
+    cgroupControllers: host.cgroupControllers,
+    attached: attached.map(({ fd, target }) => ({ fd: at(fd), target })),
+  });
+  const plan: LaunchPlan = {
+    statusFd: at(parts.statusFd),
+    rootfsFd: at(rootfs),
+    processFd: at(processFd),
+    attachPath: host.attachDir,
+    idMap: range,
+    ...(joining === undefined
+      ? {}
+      : {
+          cgroup:
+            "procsFds" in joining ? { procsFds: joining.procsFds.map(at) } : { directoryFd: at(joining.directoryFd) },
+        }),
+    ownNetwork: config.network !== "host",
+    hostname: config.hostname ?? "slipway",
+    mounts,
+    maskedPaths: host.maskedPaths,
+    readonlyPaths: host.readonlyPaths,
+    rlimits: defaultRlimits(host.maxOpenFiles),
+    capabilities: defaultCapabilities,
+    lastCapability: host.lastCapability,
+    user: { uid: 0, gid: 0, additionalGids: [] },
+    cwd: config.cwd ?? (config.workspace === undefined ? "/" : "/workspace"),
+  };
+  return { plan, processFd, pairs };
+}
+
+function workspaceMount(host: Host, workspace: { dir: string; copyOnWrite?: boolean }, range: UidRange): number {
+  if (!workspace.copyOnWrite) return cloneForContainer(workspace.dir, range, { readonly: false });
+  const overlay = host.copyOnWriteWorkspace(workspace.dir, range);
+  return cloneMount(overlay, { attributes: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV });
+}
+
+function cloneHostSys(): number {
+  return cloneMount("/sys", { attributes: 0x1 | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | 0x8 });
+}
+
+/** Descriptors to close when the container has its own copies. */
+class Descriptors {
+  readonly #fds = new Set<number>();
+
+  own(fd: number): number {
+    this.#fds.add(fd);
+    return fd;
+  }
+
+  pipe(): { readonly read: number; readonly write: number } {
+    const ends = pipe();
+    this.own(ends.read);
+    this.own(ends.write);
+    return ends;
+  }
+
+  release(fd: number): void {
+    this.#fds.delete(fd);
+  }
+
+  close(): void {
+    for (const fd of this.#fds) close(fd);
+    this.#fds.clear();
+  }
+}
+
+function reasonOf(reason: unknown): string {
+  return reason instanceof Error ? reason.message : String(reason ?? "canceled");
+}
+
+function signalName(signal: number): string {
+  const found = Object.entries(constants.signals).find(([, number]) => number === signal);
+  return found?.[0] ?? `signal ${signal}`;
+}
+
+function mebibytes(bytes: number): string {
+  return `${Math.round(bytes / (1 << 20))} MiB`;
 }

@@ -1,31 +1,238 @@
-import type { UidRange } from "./uid-range.ts";
+import { randomBytes } from "node:crypto";
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  renameSync,
+  rmdirSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { rm } from "node:fs/promises";
+import { checkHost } from "./check.ts";
+import { Cgroups, findCgroups, removeCgroupTree } from "./cgroup.ts";
+import { EAGAIN, LOCK_EX, LOCK_NB, O_CREAT, O_RDWR, RLIMIT } from "./linux.ts";
+import { findMaskedPaths, findReadonlyPaths, LayerMounts, mountOverlay } from "./rootfs.ts";
+import { close, open, SyscallError, syscall, trySyscall } from "./syscall.ts";
+import { type UidRange, UidRanges } from "./uid-range.ts";
 
-/** One agent's use of this kernel: state directory, uid ranges, cgroups. Disposing it removes all of it but the image store. */
+/**
+ * One agent's use of this kernel: state directory, uid ranges, cgroups. Disposing it removes all of it but the image store.
+ *
+ * No mount of a container is ever attached in the host's mount namespace, so a killed agent leaves only directories and
+ * empty cgroups; the next one on the same state directory sweeps them.
+ */
 export class Host implements AsyncDisposable {
   readonly stateDir: string;
   readonly imageStoreDir: string;
-  private constructor(stateDir: string) {
+  /** Empty; containers attach their root file system on it, in their own mount namespace. */
+  readonly attachDir: string;
+  /** The layer on top of every image's: mount points and /etc files. */
+  readonly skeletonDir: string;
+  /** Absent only where its absence was allowed explicitly. */
+  readonly cgroups: Cgroups | undefined;
+  readonly layerMounts = new LayerMounts();
+  readonly maskedPaths = findMaskedPaths();
+  readonly readonlyPaths = findReadonlyPaths();
+  readonly lastCapability = Number(readFileSync("/proc/sys/kernel/cap_last_cap", "utf8"));
+  /** The agent's own hard limit: nobody in a user namespace may raise it. */
+  readonly maxOpenFiles = hardLimit(RLIMIT.RLIMIT_NOFILE);
+  readonly cgroupControllers: readonly string[] | "unified" | undefined;
+  readonly #uidRanges: UidRanges;
+  readonly #lock: number;
+  /** Copy-on-write workspaces by range and directory: one overlay for all containers of a job. */
+  readonly #workspaces = new Map<string, { readonly mount: number; readonly directory: string }>();
+  readonly #removals = new Set<Promise<void>>();
+
+  private constructor(stateDir: string, lock: number, cgroups: Cgroups | undefined) {
     this.stateDir = stateDir;
     this.imageStoreDir = `${stateDir}/images`;
+    this.attachDir = `${stateDir}/attach`;
+    this.skeletonDir = `${stateDir}/skeleton`;
+    this.#lock = lock;
+    this.cgroups = cgroups;
+    this.cgroupControllers = cgroups === undefined ? undefined : controllersToShow(cgroups);
+    this.#uidRanges = new UidRanges("/run/slipway/uid-ranges");
   }
 
   /**
    * Opens the state directory (0700, made if missing), sweeps what a killed agent left behind and sets up cgroups.
    *
    * @throws {Error} Naming what the host lacks and the setting that mends it; `allow` lists weaker isolation accepted
-   *   explicitly ("no-cgroups" is the only one for now).
+   *   explicitly ("no-cgroups" is the only one for now). Also if another agent uses the state directory.
    */
   static async open(options: { readonly stateDir: string; readonly allow?: readonly "no-cgroups"[] }): Promise<Host> {
-    return new Host(options.stateDir);
+    mkdirSync(options.stateDir, { recursive: true, mode: 0o700 });
+    const stateDir = realpathSync(options.stateDir);
+    chmodSync(stateDir, 0o700); // steps of any user leave files with any mode below it
+    const checks = await checkHost({ stateDir });
+    const allowed = new Set<string>(options.allow?.includes("no-cgroups") ? ["cgroups"] : []);
+    const missing = checks.filter((check) => check.required && !check.ok && !allowed.has(check.name));
+    if (missing.length > 0) {
+      const lines = missing.map(({ name, found, mend }) => `  ${name}: ${found}${mend ? `; ${mend}` : ""}`);
+      throw new Error(`Cannot isolate steps on this host:\n${lines.join("\n")}\n"slipway doctor" tells more`);
+    }
+    const lock = lockState(stateDir);
+    try {
+      const found =
+        allowed.has("cgroups") && checks.some(({ name, ok }) => name === "cgroups" && !ok) ? undefined : findCgroups();
+      const cgroups = found === undefined ? undefined : Cgroups.open(found, cgroupName(stateDir));
+      const host = new Host(stateDir, lock, cgroups);
+      await host.#prepare();
+      return host;
+    } catch (error) {
+      close(lock);
+      throw error;
+    }
   }
 
-  /** Takes a free uid range; one per concurrently running job. */
+  /** Takes a free uid range; one per concurrently running job. Disposing it ends the job's copy-on-write workspaces. */
   claimUidRange(): UidRange {
-    throw new Error("not written yet");
+    const range = this.#uidRanges.claim();
+    return {
+      base: range.base,
+      size: range.size,
+      userNamespaceFd: range.userNamespaceFd,
+      [Symbol.dispose]: () => {
+        for (const [key, { mount, directory }] of this.#workspaces) {
+          if (!key.startsWith(`${range.base} `)) continue;
+          this.#workspaces.delete(key);
+          close(mount);
+          void this.removeTree(directory);
+        }
+        range[Symbol.dispose]();
+      },
+    };
   }
 
-  /** Deletes a directory tree that steps wrote into (any owner, any mode), in the background if it is large. */
-  async removeTree(_path: string): Promise<void> {}
+  /** The overlay that shows `dir` to a job without ever changing it; a detached mount that belongs to the host. */
+  copyOnWriteWorkspace(dir: string, range: UidRange): number {
+    const key = `${range.base} ${dir}`;
+    const known = this.#workspaces.get(key);
+    if (known !== undefined) return known.mount;
+    const directory = `${this.stateDir}/workspaces/${range.base}-${randomBytes(6).toString("hex")}`;
+    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    const mount = mountOverlay(directory, [this.layerMounts.get(dir, range)], range);
+    this.#workspaces.set(key, { mount, directory });
+    return mount;
+  }
 
-  async [Symbol.asyncDispose](): Promise<void> {}
+  /** Deletes a directory tree that steps wrote into (any owner, any mode); what cannot be deleted now goes at the next start. */
+  removeTree(path: string): Promise<void> {
+    const trash = `${this.stateDir}/trash/${randomBytes(8).toString("hex")}`;
+    try {
+      renameSync(path, trash); // the name is free again at once
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === "ENOENT") return Promise.resolve();
+      // On another file system: in place, then.
+      return this.#track(rm(path, { recursive: true, force: true }));
+    }
+    return this.#track(rm(trash, { recursive: true, force: true, maxRetries: 3 }));
+  }
+
+  #track(removal: Promise<void>): Promise<void> {
+    const settled = removal.catch(() => undefined).finally(() => this.#removals.delete(settled));
+    this.#removals.add(settled);
+    return settled;
+  }
+
+  async #prepare(): Promise<void> {
+    const { stateDir } = this;
+    for (const name of ["containers", "workspaces"]) {
+      if (existsSync(`${stateDir}/${name}`)) renameSync(`${stateDir}/${name}`, `${stateDir}/${name}.${Date.now()}.old`);
+    }
+    for (const name of ["attach", "containers", "images", "skeleton", "trash", "workspaces"]) {
+      mkdirSync(`${stateDir}/${name}`, { recursive: true, mode: 0o755 });
+    }
+    for (const name of readdirSync(stateDir)) {
+      if (name.endsWith(".old")) await this.removeTree(`${stateDir}/${name}`);
+    }
+    for (const name of readdirSync(`${stateDir}/trash`)) {
+      void this.#track(rm(`${stateDir}/trash/${name}`, { recursive: true, force: true }));
+    }
+    for (const directory of this.cgroups?.directories ?? []) sweepCgroups(directory);
+    writeSkeleton(this.skeletonDir);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const { mount, directory } of this.#workspaces.values()) {
+      close(mount);
+      void this.removeTree(directory);
+    }
+    this.#workspaces.clear();
+    this.layerMounts.close();
+    this.#uidRanges.close();
+    await Promise.all(this.#removals);
+    this.cgroups?.close();
+    for (const name of ["attach", "containers", "workspaces", "trash"]) {
+      try {
+        rmdirSync(`${this.stateDir}/${name}`);
+      } catch {
+        // not empty: the next start sweeps it
+      }
+    }
+    close(this.#lock);
+  }
+}
+
+/** The same for every start on one state directory, so that leftovers are found; another for every other agent. */
+function cgroupName(stateDir: string): string {
+  const { dev, ino } = statSync(stateDir);
+  return `slipway-${dev.toString(36)}-${ino.toString(36)}`;
+}
+
+/** What /sys/fs/cgroup shows in a container: the whole of v2, or the v1 hierarchies that limit it. */
+function controllersToShow(cgroups: Cgroups): readonly string[] | "unified" {
+  return cgroups.version === 2 ? "unified" : cgroups.controllerSets;
+}
+
+function hardLimit(resource: number): bigint {
+  const limits = Buffer.alloc(16);
+  syscall("prlimit64", 0, resource, 0, limits);
+  return limits.readBigUInt64LE(8);
+}
+
+function lockState(stateDir: string): number {
+  const fd = open(`${stateDir}/lock`, O_RDWR | O_CREAT, 0o600);
+  const result = trySyscall("flock", fd, LOCK_EX | LOCK_NB);
+  if (result === 0) return fd;
+  close(fd);
+  if (result === -EAGAIN) {
+    throw new Error(
+      `Cannot use state directory "${stateDir}": another agent uses it; give this one its own with --data-dir`,
+    );
+  }
+  throw new SyscallError("flock", -result, `lock state directory "${stateDir}"`);
+}
+
+/** Removes containers' cgroups of a killed agent; what still runs in them dies with the agent (PR_SET_PDEATHSIG). */
+function sweepCgroups(directory: string): void {
+  for (const entry of readdirSync(directory, { withFileTypes: true })) {
+    if (entry.isDirectory()) removeCgroupTree(`${directory}/${entry.name}`);
+  }
+}
+
+function writeSkeleton(directory: string): void {
+  for (const name of ["dev", "etc", "proc", "sys", "tmp", "workspace"]) {
+    mkdirSync(`${directory}/${name}`, { recursive: true });
+    chmodSync(`${directory}/${name}`, name === "tmp" ? 0o1777 : 0o755);
+  }
+  chmodSync(directory, 0o755);
+  const hosts = "127.0.0.1\tlocalhost slipway\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+  writeFileSync(`${directory}/etc/hosts`, hosts, { mode: 0o644 });
+  writeFileSync(`${directory}/etc/hostname`, "slipway\n", { mode: 0o644 });
+  writeFileSync(`${directory}/etc/resolv.conf`, resolvConf(), { mode: 0o644 });
+}
+
+/** The host's name servers, search domains and options; nothing else that may stand in the file. */
+function resolvConf(): string {
+  try {
+    const lines = readFileSync("/etc/resolv.conf", "utf8").split("\n");
+    return `${lines.filter((line) => /^(nameserver|search|domain|options)\s/.test(line)).join("\n")}\n`;
+  } catch {
+    return "";
+  }
 }

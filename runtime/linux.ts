@@ -72,6 +72,7 @@ export const MOUNT_ATTR_NOEXEC = 0x8;
 export const MOUNT_ATTR_IDMAP = 0x100000;
 
 // clone3, unshare, namespaces
+export const CLONE_VFORK = 0x4000;
 export const CLONE_PARENT = 0x8000;
 export const CLONE_NEWNS = 0x20000;
 export const CLONE_NEWCGROUP = 0x2000000;

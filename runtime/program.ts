@@ -34,7 +34,7 @@ export interface SyscallOperation {
   readonly call: string;
   readonly args: readonly Value[];
   /** Named memory that receives the result as a u32. */
-  readonly store?: string;
+  readonly store?: string | { readonly memory: string; readonly offset: number };
   /** Where to go on when the result is positive: in the parent after clone. */
   readonly ifPositive?: string;
   /** Up to four errnos after which the next operation follows. */
@@ -112,13 +112,16 @@ export function explainProgram(operations: readonly Operation[]): string {
 }
 
 function explainCall(operation: SyscallOperation): string {
-  const store = operation.store === undefined ? "" : `${operation.store} = `;
+  const place = operation.store;
+  const store =
+    place === undefined ? "" : `${typeof place === "string" ? place : `${place.memory}+${place.offset}`} = `;
   const jump = operation.ifPositive === undefined ? "" : ` >0 → ${operation.ifPositive}`;
   return `${store}${operation.call}(${operation.args.map(explainValue).join(", ")})${jump}`;
 }
 
 function explainValue(value: Value): string {
-  if (typeof value === "number" || typeof value === "bigint") return value < 10 ? `${value}` : `0x${value.toString(16)}`;
+  if (typeof value === "number" || typeof value === "bigint")
+    return value < 10 ? `${value}` : `0x${value.toString(16)}`;
   if ("text" in value) return JSON.stringify(value.text.length > 80 ? `${value.text.slice(0, 77)}...` : value.text);
   if ("bytes" in value) return `<${value.bytes.length} bytes>`;
   const offset = value.offset ? `+${value.offset}` : "";
@@ -234,10 +237,16 @@ function writeRecord(
   if ("call" in operation) {
     data.writeUInt16LE(operationCode.syscall, at);
     data.writeUInt32LE(syscallNumber(operation.call, place.architecture), at + 4);
-    if (operation.store !== undefined) data.writeBigUInt64LE(BigInt(layout.addressOf(operation.store)), at + 56);
+    const store = operation.store;
+    if (store !== undefined) {
+      const address =
+        typeof store === "string" ? layout.addressOf(store) : layout.addressOf(store.memory) + store.offset;
+      data.writeBigUInt64LE(BigInt(address), at + 56);
+    }
     if (operation.ifPositive !== undefined) data.writeBigInt64LE(jump(operation.ifPositive), at + 64);
     const tolerate = operation.tolerate ?? [];
-    if (tolerate.length > 4) throw new Error(`"${operation.name}" tolerates ${tolerate.length} errnos; a record has room for 4`);
+    if (tolerate.length > 4)
+      throw new Error(`"${operation.name}" tolerates ${tolerate.length} errnos; a record has room for 4`);
     tolerate.forEach((errno, i) => data.writeUInt16LE(errno, at + 72 + 2 * i));
   } else if ("decimal" in operation) {
     data.writeUInt16LE(operationCode.decimal, at);

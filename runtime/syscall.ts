@@ -38,9 +38,10 @@ export function errnoName(errno: number): string {
 
 const libc = koffi.load("libc.so.6");
 const numbers = syscallNumbers(architecture);
-const rawSyscall = libc.func(
-  "long syscall(long number, void *a, void *b, void *c, void *d, void *e, void *f)",
-) as (number: number, ...args: (SyscallArgument | undefined)[]) => number;
+const rawSyscall = libc.func("long syscall(long number, void *a, void *b, void *c, void *d, void *e, void *f)") as (
+  number: number,
+  ...args: (SyscallArgument | undefined)[]
+) => number;
 
 /**
  * Makes a system call and returns its result, or minus errno. Strings must be NUL-terminated buffers (`cString`).

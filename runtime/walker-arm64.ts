@@ -10,7 +10,12 @@ const scratch: Register = 20;
 class Assembler {
   readonly #words: number[] = [];
   readonly #labels = new Map<string, number>();
-  readonly #references: { readonly at: number; readonly label: string; readonly bits: 19 | 26; readonly shift: number }[] = [];
+  readonly #references: {
+    readonly at: number;
+    readonly label: string;
+    readonly bits: 19 | 26;
+    readonly shift: number;
+  }[] = [];
 
   emit(word: number): void {
     this.#words.push(word >>> 0);

@@ -45,7 +45,10 @@ const jnc = [0x0f, 0x83];
 const jle = [0x0f, 0x8e];
 
 /** Returns position-independent code; it begins at its first byte and never returns. */
-export function walkerX64(layout: WalkerLayout, numbers: { readonly write: number; readonly exitGroup: number }): Uint8Array {
+export function walkerX64(
+  layout: WalkerLayout,
+  numbers: { readonly write: number; readonly exitGroup: number },
+): Uint8Array {
   const a = new Assembler();
   a.emit(0xbb); // mov ebx, table
   a.emit32(layout.tableAddress);

@@ -1,0 +1,40 @@
+/** Reads a pipe into one reused buffer and hands every piece on. */
+import { Socket } from "node:net";
+
+const bufferBytes = 64 << 10;
+
+export class PipeReader {
+  /** Resolves at the end of the pipe: every process that could write has closed it. */
+  readonly ended: Promise<void>;
+  readonly #socket: Socket;
+
+  /**
+   * @param fd The read end; belongs to the reader from now on.
+   * @param onData Returning `false` pauses until `resume()`. The chunk is valid only during the call.
+   */
+  constructor(fd: number, onData: (chunk: Uint8Array) => boolean | void) {
+    const buffer = Buffer.allocUnsafeSlow(bufferBytes);
+    const options = {
+      fd,
+      readable: true,
+      writable: false,
+      onread: { buffer, callback: (length: number) => onData(buffer.subarray(0, length)) !== false },
+    };
+    this.#socket = new Socket(options);
+    this.ended = new Promise((resolve) => {
+      this.#socket.on("close", () => resolve());
+      // A pipe's read end does not fail; should it, its end has come all the same.
+      this.#socket.on("error", () => undefined);
+    });
+    this.#socket.resume();
+  }
+
+  resume(): void {
+    this.#socket.resume();
+  }
+
+  /** Stops reading; `ended` resolves. */
+  destroy(): void {
+    this.#socket.destroy();
+  }
+}

@@ -1,0 +1,78 @@
+/** Notices the end of the processes that we start; no thread waits for them. */
+import { SIGKILL, WNOHANG } from "./linux.ts";
+import { syscall, trySyscall } from "./syscall.ts";
+
+export interface Reaped {
+  /** Exit code, if it exited. */
+  readonly exitCode?: number;
+  /** Signal number, if one ended it. */
+  readonly signal?: number;
+  /** CPU time of it and all its waited-for descendants. */
+  readonly cpuTimeMs: number;
+}
+
+const waiting = new Map<number, (reaped: Reaped) => void>();
+let keepAlive: NodeJS.Timeout | undefined;
+const status = Buffer.alloc(4);
+const rusage = Buffer.alloc(144);
+
+/**
+ * Resolves when the process has ended and has been reaped. Must be called once for every process that we start; libuv reaps only its own
+ * children, so nobody else does.
+ */
+export function reap(pid: number): Promise<Reaped> {
+  return new Promise((resolve) => {
+    if (waiting.size === 0) {
+      process.on("SIGCHLD", reapAll);
+      // A signal handler does not keep Node's event loop alive; a process that we have started must.
+      keepAlive = setInterval(reapAll, 1000);
+    }
+    waiting.set(pid, resolve);
+    reapOne(pid); // it may have ended before the handler was there
+  });
+}
+
+function reapAll(): void {
+  for (const pid of waiting.keys()) reapOne(pid);
+}
+
+function reapOne(pid: number): void {
+  const result = trySyscall("wait4", pid, status, WNOHANG, rusage);
+  if (result === 0) return;
+  const resolve = waiting.get(pid);
+  waiting.delete(pid);
+  if (waiting.size === 0) {
+    process.off("SIGCHLD", reapAll);
+    clearInterval(keepAlive);
+  }
+  // ECHILD would mean that somebody else reaped it: all we know is that it is gone.
+  resolve?.(result < 0 ? { cpuTimeMs: 0 } : { ...decodeWaitStatus(status.readUInt32LE(0)), cpuTimeMs: cpuTime() });
+}
+
+function cpuTime(): number {
+  const timeval = (at: number) =>
+    Number(rusage.readBigInt64LE(at)) * 1000 + Number(rusage.readBigInt64LE(at + 8)) / 1000;
+  return timeval(0) + timeval(16); // ru_utime, ru_stime
+}
+
+/** @see wait(2) */
+export function decodeWaitStatus(status: number): { exitCode?: number; signal?: number } {
+  const signal = status & 0x7f;
+  return signal === 0 ? { exitCode: (status >> 8) & 0xff } : { signal };
+}
+
+/** Sends a signal to a process that has not been reaped; false if it is gone. */
+export function kill(pid: number, signal: number = SIGKILL): boolean {
+  return trySyscall("kill", pid, signal) === 0;
+}
+
+/** Sends a signal only if `stillIs` holds while a pidfd keeps the id from meaning another process. */
+export function killIf(pid: number, signal: number, stillIs: (pid: number) => boolean): void {
+  const fd = trySyscall("pidfd_open", pid, 0);
+  if (fd < 0) return;
+  try {
+    if (stillIs(pid)) trySyscall("pidfd_send_signal", fd, signal, 0, 0);
+  } finally {
+    syscall("close", fd);
+  }
+}

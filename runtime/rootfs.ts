@@ -1,0 +1,211 @@
+/** The file systems of one container, made in the agent as detached mounts: overlay, /dev, workspace. */
+import { chownSync, lstatSync, mkdirSync } from "node:fs";
+import {
+  AT_SYMLINK_NOFOLLOW,
+  EINVAL,
+  MOUNT_ATTR_NODEV,
+  MOUNT_ATTR_NOSUID,
+  MOUNT_ATTR_RDONLY,
+  MS_NODEV,
+  MS_NOEXEC,
+  MS_NOSUID,
+  MS_RDONLY,
+  S_IFCHR,
+} from "./linux.ts";
+import type { Image } from "./image.ts";
+import type { PlannedMount } from "./launch-plan.ts";
+import { cloneMount, makeMount, type MountOption } from "./mount.ts";
+import { close, cString, SyscallError, syscall } from "./syscall.ts";
+import type { UidRange } from "./uid-range.ts";
+
+/** Idmapped clones of layers, kept because every container of a job uses the same ones. */
+export class LayerMounts {
+  readonly #mounts = new Map<string, number>();
+
+  get(layer: string, range: UidRange): number {
+    const key = `${range.base} ${layer}`;
+    const known = this.#mounts.get(key);
+    if (known !== undefined) return known;
+    const mount = cloneMount(layer, { idMapFd: range.userNamespaceFd });
+    this.#mounts.set(key, mount);
+    return mount;
+  }
+
+  close(): void {
+    for (const mount of this.#mounts.values()) close(mount);
+    this.#mounts.clear();
+  }
+}
+
+/**
+ * Stacks layers into one writable root file system and returns its detached mount.
+ *
+ * Upper and work directory are made in `directory` and owned by the mapped root: overlay cannot use them idmapped, and
+ * with another owner it would silently mount read-only. `volatile`: nothing here outlives the step, so nothing is synced.
+ *
+ * @param layers Detached idmapped mounts, base first (image-spec order; overlayfs wants the reverse, done here).
+ * @see {@link https://docs.kernel.org/filesystems/overlayfs.html}
+ */
+export function mountOverlay(directory: string, layers: readonly number[], owner: { readonly base: number }): number {
+  const upper = `${directory}/upper`;
+  const work = `${directory}/work`;
+  for (const path of [upper, work]) {
+    mkdirSync(path, { recursive: true, mode: 0o755 });
+    chownSync(path, owner.base, owner.base);
+  }
+  const options: MountOption[] = [
+    ...layers.toReversed().map((fd) => ({ key: "lowerdir+", value: fd })),
+    { key: "upperdir", value: upper },
+    { key: "workdir", value: work },
+    { key: "index", value: "off" },
+    { key: "metacopy", value: "off" },
+    { key: "redirect_dir", value: "off" },
+    { key: "xino", value: "off" },
+    { key: "volatile" },
+  ];
+  return makeMount("overlay", withShortPaths(options), MOUNT_ATTR_NODEV);
+}
+
+/** `fsconfig` strings end at 255 bytes; /proc/self/fd would do, but a state directory that long is refused at start. */
+function withShortPaths(options: MountOption[]): MountOption[] {
+  const long = options.find(({ value }) => typeof value === "string" && Buffer.byteLength(value) > 255);
+  if (long !== undefined) throw new Error(`Cannot mount overlay: "${long.value}" is longer than 255 bytes`);
+  return options;
+}
+
+const devices = [
+  ["null", 1, 3],
+  ["zero", 1, 5],
+  ["full", 1, 7],
+  ["random", 1, 8],
+  ["urandom", 1, 9],
+  ["tty", 5, 0],
+] as const;
+
+const links = [
+  ["fd", "/proc/self/fd"],
+  ["stdin", "/proc/self/fd/0"],
+  ["stdout", "/proc/self/fd/1"],
+  ["stderr", "/proc/self/fd/2"],
+  ["ptmx", "pts/ptmx"],
+] as const;
+
+/**
+ * Makes a /dev with the nodes of the runtime specification and returns its detached mount.
+ *
+ * A file system made here, in the initial user namespace, has working device nodes wherever it is attached; nothing of
+ * an image takes part, so no symlink of an image can lead a node elsewhere (CVE-2026-41579).
+ */
+export function mountDev(owner: { readonly base: number }): number {
+  const mount = makeMount(
+    "tmpfs",
+    [
+      { key: "mode", value: "755" },
+      { key: "size", value: "65536k" },
+      { key: "uid", value: `${owner.base}` },
+      { key: "gid", value: `${owner.base}` },
+    ],
+    MOUNT_ATTR_NOSUID,
+  );
+  for (const [name, major, minor] of devices) {
+    const path = cString(name);
+    syscall("mknodat", mount, path, S_IFCHR | 0o666, (major << 8) | minor);
+    syscall("fchmodat", mount, path, 0o666); // mknod obeys the umask
+    syscall("fchownat", mount, path, owner.base, owner.base, 0);
+  }
+  for (const [name, target] of links) {
+    syscall("symlinkat", cString(target), mount, cString(name));
+    syscall("fchownat", mount, cString(name), owner.base, owner.base, AT_SYMLINK_NOFOLLOW);
+  }
+  for (const name of ["pts", "shm", "mqueue"]) syscall("mkdirat", mount, cString(name), 0o755);
+  return mount;
+}
+
+/** Clones a directory of the host for a container, its ids mapped; read-only and without set-uid or devices. */
+export function cloneForContainer(path: string, range: UidRange, options: { readonly readonly: boolean }): number {
+  const attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (options.readonly ? MOUNT_ATTR_RDONLY : 0);
+  try {
+    return cloneMount(path, { attributes, idMapFd: range.userNamespaceFd, recursive: options.readonly });
+  } catch (error) {
+    if (!(error instanceof SyscallError) || error.errno !== EINVAL) throw error;
+    // Something mounted below it does not know idmapped mounts: without that, then.
+    if (options.readonly) return cloneMount(path, { attributes, idMapFd: range.userNamespaceFd });
+    throw new Error(
+      `Cannot mount "${path}" into a container: its file system does not support idmapped mounts; put the data directory on ext4, xfs or btrfs`,
+      { cause: error },
+    );
+  }
+}
+
+/** The mounts of every container, in the order of the runtime specification; `dev`, binds and workspace by descriptor. */
+export function standardMounts(options: {
+  readonly dev: number;
+  readonly hostSys?: number;
+  readonly cgroupControllers: readonly string[] | "unified" | undefined;
+  readonly attached: readonly { readonly fd: number; readonly target: string }[];
+}): PlannedMount[] {
+  const strict = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+  const mounts: PlannedMount[] = [
+    { kind: "attach", fd: options.dev, target: "dev" },
+    { kind: "mount", type: "proc", target: "proc", flags: strict },
+    // A new sysfs shows the network namespace it is mounted in and may be mounted only by its owner.
+    options.hostSys === undefined
+      ? { kind: "mount", type: "sysfs", target: "sys", flags: strict | MS_RDONLY }
+      : { kind: "attach", fd: options.hostSys, target: "sys" },
+    {
+      kind: "mount",
+      type: "devpts",
+      target: "dev/pts",
+      flags: MS_NOSUID | MS_NOEXEC,
+      data: "newinstance,ptmxmode=0666,mode=0620,gid=5",
+    },
+    { kind: "mount", type: "tmpfs", target: "dev/shm", flags: strict, data: "mode=1777,size=65536k" },
+    { kind: "mount", type: "mqueue", target: "dev/mqueue", flags: strict },
+  ];
+  if (options.cgroupControllers === "unified") {
+    mounts.push({ kind: "mount", type: "cgroup2", target: "sys/fs/cgroup", flags: strict | MS_RDONLY });
+  } else if (options.cgroupControllers !== undefined) {
+    mounts.push({ kind: "mount", type: "tmpfs", target: "sys/fs/cgroup", flags: strict, data: "mode=755,size=64k" });
+    for (const controllers of options.cgroupControllers) {
+      const target = `sys/fs/cgroup/${controllers}`;
+      mounts.push({ kind: "directory", target });
+      mounts.push({ kind: "mount", type: "cgroup", target, flags: strict | MS_RDONLY, data: controllers });
+    }
+    mounts.push({ kind: "remount", target: "sys/fs/cgroup", flags: strict | MS_RDONLY });
+  }
+  for (const { fd, target } of options.attached) mounts.push({ kind: "attach", fd, target });
+  return mounts;
+}
+
+/** Docker's masked paths (moby daemon/pkg/oci/defaults.go) that this kernel has. */
+export function findMaskedPaths(): { path: string; directory: boolean }[] {
+  const paths = [
+    "proc/acpi",
+    "proc/asound",
+    "proc/interrupts",
+    "proc/kcore",
+    "proc/keys",
+    "proc/latency_stats",
+    "proc/sched_debug",
+    "proc/scsi",
+    "proc/timer_list",
+    "proc/timer_stats",
+    "sys/devices/virtual/powercap",
+    "sys/firmware",
+  ];
+  return paths.flatMap((path) => {
+    const stat = lstatSync(`/${path}`, { throwIfNoEntry: false });
+    return stat === undefined ? [] : [{ path, directory: stat.isDirectory() }];
+  });
+}
+
+/** Docker's read-only paths that this kernel has. */
+export function findReadonlyPaths(): string[] {
+  const paths = ["proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger"];
+  return paths.filter((path) => lstatSync(`/${path}`, { throwIfNoEntry: false }) !== undefined);
+}
+
+/** The layers of an image from base to top, with ours on top: directories to mount on and /etc files of every container. */
+export function layersOf(image: Image, skeleton: string): string[] {
+  return [...image.layers, skeleton];
+}
