@@ -45,6 +45,8 @@ export interface JobSpec {
 }
 
 export interface Pipeline {
+  /** What the file calls itself; lists show it where a repository has one. */
+  readonly name?: string;
   readonly on: Triggers;
   /** In file order. */
   readonly jobs: readonly JobSpec[];
@@ -62,6 +64,8 @@ export interface PipelineEvent {
   readonly branch?: string;
   readonly tag?: string;
   readonly pullRequest?: { readonly number: number; readonly fromFork: boolean };
+  /** The head commit's message; `[skip ci]` in it keeps a push or a pull request from building. */
+  readonly message?: string;
 }
 
 /** `failure` = the user's step failed; `error` = our machinery failed. */
@@ -77,8 +81,10 @@ export interface Diagnostic {
   readonly column: number;
   /** Exclusive, on the same line. */
   readonly endColumn: number;
-  /** The offending line, at most 200 characters of it. */
+  /** The offending line, at most 200 characters of it. It holds what the file holds: escape it before showing it. */
   readonly snippet: string;
+  /** The column of the snippet's first character, where a long line was cut in front. @default 1 */
+  readonly snippetColumn?: number;
   /** How to mend it: `did you mean "steps"?` */
   readonly suggestion?: string;
 }

@@ -1,0 +1,270 @@
+/** The language: every key of a pipeline, what it may hold, what it means. The parser and the JSON schema come from here. */
+import { dictionary, list } from "./collection.ts";
+import { environment } from "./environment.ts";
+import { DEFAULTS, LIMITS } from "./limits.ts";
+import { formatDuration } from "./quantity.ts";
+import { choice, type FieldValues, flag, mapping, mismatch, type Shape } from "./shape.ts";
+import { quote } from "./suggestion.ts";
+import { triggers } from "./trigger.ts";
+import {
+  checkIdentifier,
+  cores,
+  duration,
+  identifier,
+  image,
+  jobReference,
+  label,
+  NAME_PATTERN,
+  processes,
+  script,
+  size,
+} from "./value.ts";
+
+const resourcesTable = {
+  noun: "resources",
+  fields: {
+    cpu: {
+      shape: cores,
+      summary: "CPU cores the step may use, for example 0.5.",
+      default: DEFAULTS.resources.cpu,
+    },
+    memory: {
+      shape: size,
+      summary: "Memory the step may use; what uses more is killed. 512MiB, 2GiB, 512M (= MiB), 500MB (decimal).",
+      default: `${DEFAULTS.resources.memoryBytes / 1024 ** 3}GiB`,
+    },
+    pids: {
+      shape: processes,
+      summary: "Processes and threads the step may have at once.",
+      default: DEFAULTS.resources.pids,
+    },
+  },
+  synonyms: { cpus: "cpu", cores: "cpu", mem: "memory", ram: "memory", processes: "pids", pid: "pids" },
+} as const;
+
+/** What pipeline, job and step have in common. The nearest one holds. */
+const sharedFields = {
+  image: {
+    shape: image,
+    summary: '"host" (the agent\'s programs, read-only) or "./path" to a root directory or archive in the repository.',
+    default: DEFAULTS.image,
+  },
+  env: { shape: environment, summary: "Environment variables, merged from pipeline, job and step; the nearest holds." },
+  resources: { shape: mapping(resourcesTable), summary: "Limits of every step below, key by key." },
+} as const;
+
+const stepTable = {
+  noun: "a step",
+  fields: {
+    name: { shape: label, summary: "What logs call the step; the first line of the script if left out." },
+    run: {
+      shape: script,
+      summary: "A POSIX shell script, run as sh -e in the workspace.",
+      required: 'write "run: command"',
+    },
+    ...sharedFields,
+    timeout: {
+      shape: duration,
+      summary: `After this the step is stopped and fails. Default: the job's timeout if one is written, else ${formatDuration(DEFAULTS.stepTimeoutMs)}.`,
+    },
+    allow_failure: { shape: flag, summary: "Goes on after a failure of this step.", default: false },
+    network: {
+      shape: choice(["none", "host"], { bridge: "host", default: "host", false: "none", true: "host" }),
+      summary: "none is an own network with loopback only, host the agent's.",
+      default: DEFAULTS.network,
+    },
+  },
+  synonyms: {
+    script: "run",
+    scripts: "run",
+    command: "run",
+    commands: "run",
+    cmd: "run",
+    sh: "run",
+    bash: "run",
+    exec: "run",
+    environment: "env",
+    variables: "env",
+    container: "image",
+    "timeout-minutes": "timeout",
+    "continue-on-error": "allow_failure",
+    failure: "allow_failure",
+    soft_fail: "allow_failure",
+    limits: "resources",
+    title: "name",
+    label: "name",
+    networks: "network",
+  },
+  hints: {
+    uses: "actions are not supported: write the commands as run",
+    if: "conditions are not supported yet",
+    when: "conditions are not supported yet",
+    needs: "steps run in file order; needs belongs to a job",
+    depends_on: "steps run in file order; needs belongs to a job",
+    secrets: "secrets are not supported yet",
+    settings: "plugins are not supported: write the commands as run",
+    "working-directory": 'write "cd directory" in the script',
+    workdir: 'write "cd directory" in the script',
+    shell: "scripts run as sh -e; call another shell from it",
+    retry: "retries are not supported yet",
+    cpu: "write it below resources",
+    memory: "write it below resources",
+    pids: "write it below resources",
+  },
+} as const;
+
+const stepMapping = mapping(stepTable);
+export type StepFields = FieldValues<typeof stepTable.fields>;
+
+/** A step is a mapping, or its script alone. */
+const step: Shape<StepFields> = {
+  expected: "a step",
+  schema: { anyOf: [script.schema, stepMapping.schema] },
+  read(node, place) {
+    if (node.kind === "map") return stepMapping.read(node, place);
+    if (node.kind !== "scalar" || node.value === null) return mismatch(node, place, 'a script or a mapping with "run"');
+    const value = script.read(node, { ...place, path: "run" });
+    return value === undefined ? undefined : { run: { value, span: node.span } };
+  },
+};
+
+const jobTable = {
+  noun: "a job",
+  fields: {
+    needs: {
+      shape: list({
+        expected: "the name of a job or a list of them",
+        plural: "needs",
+        item: jobReference,
+        single: true,
+        max: LIMITS.jobs,
+      }),
+      summary: "Jobs that must succeed before this one starts.",
+    },
+    steps: {
+      shape: list({
+        expected: "a list of steps",
+        plural: "steps",
+        item: step,
+        owner: (index) => `step ${index + 1}`,
+        min: 1,
+        max: LIMITS.stepsPerJob,
+        suggestion: 'write "steps:" and below it one "- run: command" for each step',
+        emptySuggestion: 'write at least one "- run: command"',
+      }),
+      summary: "Run one after the other in one workspace, each in a fresh container.",
+      required: 'write "steps:" and below it one "- run: command" for each step',
+    },
+    ...sharedFields,
+    timeout: {
+      shape: duration,
+      summary: "After this the job is stopped and fails.",
+      default: formatDuration(DEFAULTS.jobTimeoutMs),
+    },
+    pool: { shape: identifier, summary: "The pool whose agents run this job.", default: DEFAULTS.pool },
+  },
+  synonyms: {
+    depends_on: "needs",
+    dependencies: "needs",
+    need: "needs",
+    after: "needs",
+    requires: "needs",
+    environment: "env",
+    variables: "env",
+    container: "image",
+    "timeout-minutes": "timeout",
+    "runs-on": "pool",
+    runs_on: "pool",
+    agents: "pool",
+    tags: "pool",
+    labels: "pool",
+    queue: "pool",
+    limits: "resources",
+    tasks: "steps",
+  },
+  hints: {
+    run: 'write "steps:" and below it "- run: command"',
+    script: 'write "steps:" and below it "- run: command"',
+    commands: 'write "steps:" and below it "- run: command"',
+    name: "a job's name is its key below jobs",
+    stage: "stages are not supported: order jobs by needs",
+    if: "conditions are not supported yet",
+    when: "conditions are not supported yet",
+    matrix: "a matrix is not supported yet: write a job for each leg, sharing steps by a YAML anchor",
+    strategy: "a matrix is not supported yet: write a job for each leg, sharing steps by a YAML anchor",
+    services: "services are not supported yet",
+    secrets: "secrets are not supported yet",
+    artifacts: "artifacts are not supported yet",
+    cache: "caches are not supported yet",
+    outputs: "outputs are not supported yet",
+    retry: "retries are not supported yet",
+    network: "write it on the steps that need it",
+    allow_failure: "write it on the steps that may fail",
+    "continue-on-error": "write allow_failure on the steps that may fail",
+    cpu: "write it below resources",
+    memory: "write it below resources",
+    pids: "write it below resources",
+  },
+} as const;
+
+const job = mapping(jobTable);
+export type JobFields = FieldValues<typeof jobTable.fields>;
+
+const pipelineTable = {
+  noun: "a pipeline",
+  fields: {
+    name: { shape: label, summary: "What lists call the pipeline." },
+    on: { shape: triggers, summary: "What starts the pipeline: every push, tag and pull request if left out." },
+    jobs: {
+      shape: dictionary({
+        expected: "a mapping from names to jobs, with at least one",
+        plural: "jobs",
+        value: job,
+        namePattern: NAME_PATTERN,
+        checkName(name, span, place) {
+          const fault = checkIdentifier(name);
+          if (fault === undefined) return true;
+          place.problems.error(span, `the name ${quote(name)} cannot be used: ${fault.problem}`, fault.suggestion);
+          return false;
+        },
+        owner: (name) => `job ${quote(name)}`,
+        min: 1,
+        max: LIMITS.jobs,
+      }),
+      summary: "Name → job. Jobs run side by side unless one needs another.",
+      required: 'write "jobs:", below it a name, and below that "steps:"',
+    },
+    ...sharedFields,
+    timeout: { shape: duration, summary: "The timeout of every job that writes none." },
+  },
+  synonyms: {
+    stages: "jobs",
+    workflows: "jobs",
+    pipeline: "jobs",
+    environment: "env",
+    variables: "env",
+    when: "on",
+    trigger: "on",
+    triggers: "on",
+    events: "on",
+  },
+  hints: {
+    steps: "steps belong to a job: jobs: { build: { steps: […] } }",
+    branches: 'write it below "on"',
+    push: 'write it below "on"',
+    tag: 'write it below "on"',
+    pull_request: 'write it below "on"',
+    version: "the language has no versions: remove it",
+    defaults: "write image, env, timeout and resources at the top level",
+    include: "includes are not supported yet",
+    secrets: "secrets are not supported yet",
+    concurrency: "concurrency groups are not supported yet",
+    permissions: "remove it: steps are given no credentials",
+    network: "write it on the steps that need it",
+    pool: "write it on the jobs",
+    needs: "write it on the jobs",
+  },
+} as const;
+
+export const pipelineShape = mapping(pipelineTable);
+export type PipelineFields = FieldValues<typeof pipelineTable.fields>;

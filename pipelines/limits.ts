@@ -1,0 +1,66 @@
+/** The defaults and limits of the language; docs/pipeline.md lists them. */
+import type { Resources, StepNetwork } from "./pipeline.ts";
+
+const KiB = 1024;
+const MiB = 1024 * KiB;
+const GiB = 1024 * MiB;
+const TiB = 1024 * GiB;
+const minuteMs = 60_000;
+const hourMs = 60 * minuteMs;
+
+/** What holds where a pipeline says nothing. */
+export const DEFAULTS = {
+  file: ".slipway.yml",
+  image: "host",
+  network: "none",
+  pool: "default",
+  /** Of a step whose job and pipeline write no timeout either. */
+  stepTimeoutMs: hourMs,
+  jobTimeoutMs: 2 * hourMs,
+  resources: { cpu: 2, memoryBytes: 4 * GiB, pids: 2048 },
+} as const satisfies {
+  file: string;
+  image: string;
+  network: StepNetwork;
+  pool: string;
+  stepTimeoutMs: number;
+  jobTimeoutMs: number;
+  resources: Resources;
+};
+
+/** What a pipeline may not exceed. Each is an error that names the limit and what was found. */
+export const LIMITS = {
+  /** Of the file; a larger one is refused unread. */
+  fileBytes: MiB,
+  /** Lexical tokens of YAML; bounds the time a file of 1 MiB can cost. */
+  yamlTokens: 200_000,
+  /** Collections within collections; bounds the YAML parser's recursion. */
+  nesting: 50,
+  /** Values after every alias and merge key is expanded. */
+  expandedValues: 250_000,
+  /** Scripts and environments of all steps together, after inheritance and aliases. */
+  pipelineBytes: 32 * MiB,
+  jobs: 500,
+  stepsPerJob: 100,
+  /** A script is one argument of `sh -e -c`; the kernel ends an argument at 128 KiB (MAX_ARG_STRLEN, execve(2)). */
+  runBytes: 100 * KiB,
+  /** A variable is one string of the environment, under the same limit of the kernel. */
+  envValueBytes: 100 * KiB,
+  /** Of one step, merged. */
+  envBytes: 256 * KiB,
+  envVariables: 1000,
+  nameLength: 100,
+  imageLength: 1024,
+  patterns: 100,
+  patternLength: 255,
+  timeoutMinMs: 1000,
+  timeoutMaxMs: 7 * 24 * hourMs,
+  cpuMin: 0.01,
+  cpuMax: 256,
+  memoryMinBytes: 4 * MiB,
+  memoryMaxBytes: 16 * TiB,
+  pidsMin: 1,
+  /** The kernel's own limit, PID_MAX_LIMIT. */
+  pidsMax: 4_194_304,
+  diagnostics: 50,
+} as const;

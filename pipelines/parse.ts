@@ -1,0 +1,163 @@
+/** From the file's bytes to a checked pipeline with every default filled in. */
+import { DEFAULTS, LIMITS } from "./limits.ts";
+import { type JobFields, type PipelineFields, pipelineShape, type StepFields } from "./language.ts";
+import { checkNeeds } from "./needs.ts";
+import type { Diagnostic, JobSpec, Pipeline, Resources, StepSpec } from "./pipeline.ts";
+import { Problems } from "./problems.ts";
+import { formatBytes, formatDuration } from "./quantity.ts";
+import type { DictionaryEntry } from "./collection.ts";
+import { mergeEnvironments } from "./environment.ts";
+import { type Located, readNode } from "./shape.ts";
+import { readSource, type Source, type Span } from "./source.ts";
+import { nameSteps } from "./step-name.ts";
+import { parseSyntax } from "./syntax.ts";
+import { buildTree } from "./tree.ts";
+import { everyEvent } from "./trigger.ts";
+
+export interface ParsedPipeline {
+  /** Absent if there is an error among the diagnostics. */
+  readonly pipeline?: Pipeline;
+  /** In file order. At most 50 and one that says how many more there are. */
+  readonly diagnostics: readonly Diagnostic[];
+}
+
+/**
+ * Parses a pipeline file and reports all that is wrong with it at once.
+ *
+ * Never throws, and takes bounded time and memory on any input: bytes that are not text, 10 MB of it, nesting without
+ * end, aliases that explode.
+ *
+ * @param options.file What diagnostics call the file. @default ".slipway.yml"
+ */
+export function parsePipeline(source: string | Uint8Array, options: { readonly file?: string } = {}): ParsedPipeline {
+  const file = options.file ?? DEFAULTS.file;
+  const { source: text, fault } = readSource(source);
+  const problems = new Problems(text);
+  if (fault !== undefined) problems.error(fault.span, fault.message, fault.suggestion);
+  const pipeline = fault === undefined ? readPipeline(text, problems) : undefined;
+  const diagnostics = problems.toDiagnostics(file);
+  return pipeline === undefined || problems.failed ? { diagnostics } : { pipeline, diagnostics };
+}
+
+function readPipeline(source: Source, problems: Problems): Pipeline | undefined {
+  const document = parseSyntax(source, problems);
+  if (document === undefined) return undefined;
+  const root = buildTree(document, source, problems);
+  if (root === undefined) return undefined;
+  const start = { start: root.span.start, end: root.span.start + 1 };
+  const fields = readNode(pipelineShape, root, { problems, owner: "", path: "", span: start });
+  if (fields === undefined) return undefined;
+  const jobs = fields.jobs?.value ?? [];
+  if (problems.whole) checkNeeds(jobs, problems);
+  const builder = new PipelineBuilder(fields, source, problems);
+  const built = jobs.flatMap((job) => builder.buildJob(job));
+  return {
+    ...(fields.name !== undefined && { name: fields.name.value }),
+    on: fields.on?.value ?? everyEvent,
+    jobs: built,
+  };
+}
+
+/** Hands values down from pipeline to job to step and checks what only shows then. */
+class PipelineBuilder {
+  readonly #pipeline: PipelineFields;
+  readonly #source: Source;
+  readonly #problems: Problems;
+  #bytes = 0;
+  #tooLarge = false;
+
+  constructor(pipeline: PipelineFields, source: Source, problems: Problems) {
+    this.#pipeline = pipeline;
+    this.#source = source;
+    this.#problems = problems;
+  }
+
+  buildJob(entry: DictionaryEntry<JobFields>): JobSpec[] {
+    const job = entry.value;
+    if (job === undefined || this.#tooLarge) return [];
+    const written = job.timeout ?? this.#pipeline.timeout;
+    const timeoutMs = written?.value ?? DEFAULTS.jobTimeoutMs;
+    const steps = job.steps?.value ?? [];
+    const names = nameSteps(entry.name, steps, this.#source, this.#problems);
+    const inherited = mergeEnvironments(this.#pipeline.env?.value, job.env?.value);
+    const specs: StepSpec[] = [];
+    for (const [index, step] of steps.entries()) {
+      this.#checkTimeout(step.value, timeoutMs);
+      specs.push(this.#buildStep(step, names[index] ?? `step ${index + 1}`, job, inherited, written));
+      // The pipeline is refused; going on would only cost memory.
+      if (this.#tooLarge) break;
+    }
+    const needs = [...new Set((job.needs?.value ?? []).map((need) => need.value))];
+    return [{ name: entry.name, needs, timeoutMs, pool: job.pool?.value ?? DEFAULTS.pool, steps: specs }];
+  }
+
+  #buildStep(
+    { value: step, span }: Located<StepFields>,
+    name: string,
+    job: JobFields,
+    inherited: Readonly<Record<string, string>>,
+    jobTimeout: Located<number> | undefined,
+  ): StepSpec {
+    const env = step.env === undefined ? inherited : mergeEnvironments(inherited, step.env.value);
+    const run = step.run?.value ?? "";
+    this.#spend(run, env, step.env?.span ?? span);
+    return {
+      name,
+      run,
+      image: step.image?.value ?? job.image?.value ?? this.#pipeline.image?.value ?? DEFAULTS.image,
+      env,
+      timeoutMs: step.timeout?.value ?? jobTimeout?.value ?? DEFAULTS.stepTimeoutMs,
+      resources: resolveResources([step.resources, job.resources, this.#pipeline.resources]),
+      network: step.network?.value ?? DEFAULTS.network,
+      allowFailure: step.allow_failure?.value ?? false,
+    };
+  }
+
+  #checkTimeout(step: StepFields, jobTimeoutMs: number): void {
+    if (step.timeout === undefined || step.timeout.value <= jobTimeoutMs) return;
+    const [own, whole] = [formatDuration(step.timeout.value), formatDuration(jobTimeoutMs)];
+    this.#problems.warning(
+      step.timeout.span,
+      `this step may run for ${own}, but its job ends after ${whole}`,
+      `write "timeout: ${own}" or more on the job`,
+    );
+  }
+
+  /** Counts what the step adds to the plan: it is stored and sent, and few lines can multiply into gigabytes. */
+  #spend(run: string, env: Readonly<Record<string, string>>, span: Span): void {
+    let variables = 0;
+    let envBytes = 0;
+    for (const name in env) {
+      variables += 1;
+      // "NAME=value", a NUL and a pointer, as the kernel counts them.
+      envBytes += name.length + Buffer.byteLength(env[name] ?? "") + 10;
+    }
+    if (variables > LIMITS.envVariables) {
+      this.#problems.error(span, `this step has ${variables} variables; at most ${LIMITS.envVariables} are allowed`);
+    }
+    if (envBytes > LIMITS.envBytes) {
+      const message = `the variables of this step have ${formatBytes(envBytes)}; at most ${formatBytes(LIMITS.envBytes)} are allowed`;
+      this.#problems.error(span, message, "keep large values in files of the repository");
+    }
+    this.#bytes += envBytes + Buffer.byteLength(run);
+    if (this.#bytes <= LIMITS.pipelineBytes) return;
+    this.#tooLarge = true;
+    const most = formatBytes(LIMITS.pipelineBytes);
+    this.#problems.error(
+      span,
+      `the scripts and variables of all steps have more than ${most}`,
+      "repeat less by aliases",
+    );
+  }
+}
+
+/** The nearest one that names a resource sets it. */
+function resolveResources(levels: readonly JobFields["resources"][]): Resources {
+  const find = (key: "cpu" | "memory" | "pids") =>
+    levels.find((level) => level?.value[key] !== undefined)?.value[key]?.value;
+  return {
+    cpu: find("cpu") ?? DEFAULTS.resources.cpu,
+    memoryBytes: find("memory") ?? DEFAULTS.resources.memoryBytes,
+    pids: find("pids") ?? DEFAULTS.resources.pids,
+  };
+}

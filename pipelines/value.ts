@@ -1,0 +1,222 @@
+/** The shapes of single values: scripts, names, images, durations, sizes, numbers. */
+import { LIMITS } from "./limits.ts";
+import { DURATION_PATTERN, formatBytes, parseDuration, parseSize, type Quantity, SIZE_PATTERN } from "./quantity.ts";
+import { exceed, type JsonSchema, mismatch, refuse, type Shape, subject } from "./shape.ts";
+import { quote } from "./suggestion.ts";
+import type { YamlNode } from "./tree.ts";
+
+/** Begins with a letter, digit or underscore, so that no name is `..`, hidden, or an option of a command. */
+export const NAME_PATTERN = "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$";
+const name = new RegExp(NAME_PATTERN);
+
+/** Why a text is no name of a job or pool, if so. */
+export function checkIdentifier(text: string): { problem: string; suggestion: string } | undefined {
+  if (name.test(text)) return undefined;
+  if (text.length > LIMITS.nameLength) {
+    return {
+      problem: `it has ${text.length} characters; at most ${LIMITS.nameLength} are allowed`,
+      suggestion: "shorten it",
+    };
+  }
+  const mended = text.replaceAll(/[^A-Za-z0-9_.-]+/g, "-").replaceAll(/^[.-]+|-+$/g, "");
+  return {
+    problem: "a name has letters, digits, _, . and -, and begins with a letter, digit or _",
+    suggestion: name.test(mended) ? `write ${mended}` : "write a name like build-linux",
+  };
+}
+
+/** Scalars that are text, or were meant to be: YAML turns `run: true` and `needs: 1` into something else. */
+function scalarText(node: YamlNode): string | undefined {
+  return node.kind === "scalar" && node.value !== null ? node.text : undefined;
+}
+
+const anyScalar: JsonSchema = { type: ["string", "number", "boolean"] };
+
+/** The name of a job or pool, as a value. */
+export const identifier: Shape<string> = {
+  expected: "a name",
+  schema: { type: "string", pattern: NAME_PATTERN },
+  read(node, place) {
+    const text = scalarText(node);
+    if (text === undefined) return mismatch(node, place, "a name");
+    const fault = checkIdentifier(text);
+    if (fault === undefined) return text;
+    return refuse(node, place, fault.problem, fault.suggestion);
+  },
+};
+
+/** A job's name where another job needs it: whether it exists is found out when all jobs are read. */
+export const jobReference: Shape<string> = {
+  expected: "the name of a job",
+  schema: { type: "string" },
+  read(node, place) {
+    return scalarText(node) ?? mismatch(node, place, "the name of a job");
+  },
+};
+
+/** One line for people. */
+export const label: Shape<string> = {
+  expected: "one line of text",
+  schema: { ...anyScalar, maxLength: LIMITS.nameLength },
+  read(node, place) {
+    const text = scalarText(node)?.trim();
+    if (text === undefined || text === "") return mismatch(node, place, "one line of text");
+    // oxlint-disable-next-line no-control-regex
+    if (/[\0-\x1f\x7f-\x9f\u2028\u2029]/.test(text)) {
+      return refuse(node, place, "it must be one line without control characters");
+    }
+    if (text.length <= LIMITS.nameLength) return text;
+    return exceed(node, place, `${text.length} characters`, LIMITS.nameLength, "shorten it");
+  },
+};
+
+const blockHelp = 'write "run: |" and the commands on indented lines below, one command a line';
+
+/** A POSIX shell script. */
+export const script: Shape<string> = {
+  expected: "a shell script",
+  schema: { ...anyScalar, minLength: 1 },
+  read(node, place) {
+    const text = scalarText(node);
+    if (text === undefined || text.trim() === "") {
+      return mismatch(
+        node,
+        place,
+        "a shell script",
+        node.kind === "list" || node.kind === "scalar"
+          ? blockHelp
+          : 'put the script in quotes, or write it below "run: |"',
+      );
+    }
+    const bytes = Buffer.byteLength(text);
+    if (bytes <= LIMITS.runBytes) return text;
+    return exceed(
+      node,
+      place,
+      formatBytes(bytes),
+      formatBytes(LIMITS.runBytes),
+      "move the script into a file of the repository and run that",
+    );
+  },
+};
+
+const imageHelp =
+  'write "host" for the agent\'s own programs, or "./path" for a root directory, root tar, OCI layout or docker save archive in the repository';
+
+/** `host`, or a path in the repository. Whether something is there is found out when the step runs. */
+export const image: Shape<string> = {
+  expected: '"host" or "./path"',
+  schema: { type: "string", pattern: "^(host|\\./.+)$", maxLength: LIMITS.imageLength },
+  read(node, place) {
+    const text = scalarText(node);
+    if (text === undefined || text === "") return mismatch(node, place, '"host" or "./path"', imageHelp);
+    if (text.length > LIMITS.imageLength) {
+      return exceed(node, place, `${text.length} characters`, LIMITS.imageLength);
+    }
+    if (text === "host") return text;
+    const fault = checkImage(text);
+    if (fault === undefined) return text;
+    return refuse(node, place, fault.problem, fault.suggestion);
+  },
+};
+
+function checkImage(text: string): { problem: string; suggestion: string } | undefined {
+  // oxlint-disable-next-line no-control-regex
+  if (/[\0-\x1f\x7f]/.test(text)) return { problem: "a path has no control characters", suggestion: imageHelp };
+  if (/^\.\.?(?:\/|$)/.test(text)) {
+    const segments = text.split("/");
+    if (segments.includes(".."))
+      return { problem: "it leaves the repository", suggestion: 'write a path without ".."' };
+    if (segments.some((segment) => segment !== "." && segment !== "")) return undefined;
+    return { problem: "it is the repository itself", suggestion: "name a directory or archive in it" };
+  }
+  if (/^[/~]/.test(text)) return { problem: "steps cannot use paths of the agent", suggestion: imageHelp };
+  if (text.toLowerCase() === "host")
+    return { problem: "it is written differently", suggestion: 'did you mean "host"?' };
+  if (/\.(?:tar|tar\.gz|tgz|tar\.zst|oci)$|\/$/i.test(text)) {
+    return { problem: 'a path begins with "./"', suggestion: `did you mean ${quote(`./${text}`)}?` };
+  }
+  return { problem: "images from registries are not supported yet", suggestion: imageHelp };
+}
+
+function quantity(expected: string, pattern: string, parse: (text: string) => Quantity): Shape<number> {
+  return {
+    expected,
+    schema: { type: "string", pattern },
+    read(node, place) {
+      const text = scalarText(node);
+      if (text === undefined || text === "") return mismatch(node, place, expected);
+      const parsed = parse(text);
+      if (parsed.ok) return parsed.value;
+      return refuse(node, place, parsed.problem, parsed.suggestion);
+    },
+  };
+}
+
+export const duration = quantity("a duration like 90s, 5m or 1h30m", DURATION_PATTERN, parseDuration);
+export const size = quantity("a size like 512MiB or 2GiB", SIZE_PATTERN, parseSize);
+
+/** CPU cores; `500m` of Kubernetes is half of one. */
+export const cores: Shape<number> = {
+  expected: "a number of CPU cores like 0.5 or 2",
+  schema: { type: "number", minimum: LIMITS.cpuMin, maximum: LIMITS.cpuMax },
+  read(node, place) {
+    if (node.kind !== "scalar" || typeof node.value !== "number") {
+      return mismatch(node, place, "a number of CPU cores like 0.5 or 2", suggestNumber(node));
+    }
+    // Not a number, infinities and hexadecimal are numbers of YAML too.
+    if (node.value >= LIMITS.cpuMin && node.value <= LIMITS.cpuMax) return node.value;
+    const message = `${subject(place)} must be from ${LIMITS.cpuMin} to ${LIMITS.cpuMax} CPU cores, not ${node.text}`;
+    place.problems.error(node.span, message);
+    return undefined;
+  },
+};
+
+function suggestNumber(node: YamlNode): string | undefined {
+  const text = scalarText(node) ?? "";
+  const [, digits, milli] = /^(\d{1,6}(?:\.\d{1,3})?)(m?)$/.exec(text) ?? [];
+  if (digits === undefined) return undefined;
+  return milli === "m" ? `write ${Number(digits) / 1000}` : `write ${digits}, without quotes`;
+}
+
+/** How many processes and threads may live at once. */
+export const processes: Shape<number> = {
+  expected: "a whole number of processes",
+  schema: { type: "integer", minimum: LIMITS.pidsMin, maximum: LIMITS.pidsMax },
+  read(node, place) {
+    if (node.kind !== "scalar" || typeof node.value !== "number") {
+      const digits = /^\d{1,7}$/.exec(scalarText(node) ?? "")?.[0];
+      const help = digits === undefined ? undefined : `write ${digits}, without quotes`;
+      return mismatch(node, place, "a whole number of processes", help);
+    }
+    if (Number.isInteger(node.value) && node.value >= LIMITS.pidsMin && node.value <= LIMITS.pidsMax) return node.value;
+    const range = `a whole number from ${LIMITS.pidsMin} to ${LIMITS.pidsMax}`;
+    place.problems.error(node.span, `${subject(place)} must be ${range}, not ${node.text}`);
+    return undefined;
+  },
+};
+
+/** The value of an environment variable, exactly as the file writes it: 1.10 stays "1.10". */
+export const variable: Shape<string> = {
+  expected: "text, a number, true or false",
+  schema: anyScalar,
+  read(node, place) {
+    const text = scalarText(node);
+    if (text === undefined) {
+      const help =
+        node.kind === "scalar"
+          ? 'write "" for an empty value, or remove the variable'
+          : "write the value as text in quotes";
+      return mismatch(node, place, "text, a number, true or false", help);
+    }
+    const bytes = Buffer.byteLength(text);
+    if (bytes <= LIMITS.envValueBytes) return text;
+    return exceed(
+      node,
+      place,
+      formatBytes(bytes),
+      formatBytes(LIMITS.envValueBytes),
+      "keep it in a file of the repository",
+    );
+  },
+};
