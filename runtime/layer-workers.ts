@@ -1,0 +1,152 @@
+/** Threads that read archives and write layers. */
+import { availableParallelism } from "node:os";
+import { Worker } from "node:worker_threads";
+import { ImageError } from "./image-error.ts";
+import type { LayerLimits, LayerSummary } from "./layer.ts";
+import type { ArchiveKind, ByteRange, TreeRequest, UnpackRequest } from "./unpack.ts";
+
+/** What a thread can be asked for; plain data and file descriptors, which threads of a process share. */
+export type LayerTask =
+  | { readonly kind: "unpack"; readonly request: UnpackRequest }
+  | { readonly kind: "hash"; readonly source: ByteRange }
+  | { readonly kind: "detect"; readonly source: ByteRange; readonly limits: LayerLimits }
+  | { readonly kind: "decompress"; readonly source: ByteRange; readonly target: number; readonly limits: LayerLimits }
+  | { readonly kind: "tree"; readonly request: TreeRequest }
+  | { readonly kind: "remove"; readonly path: string };
+
+interface LayerTaskResults {
+  unpack: LayerSummary;
+  hash: string;
+  detect: ArchiveKind;
+  decompress: number;
+  tree: { readonly hash: string; readonly summary?: LayerSummary };
+  remove: undefined;
+}
+
+export type LayerTaskReply =
+  | { readonly result: unknown }
+  | { readonly error: { readonly name: string; readonly message: string; readonly code?: string } };
+
+interface Queued {
+  readonly task: LayerTask;
+  readonly resolve: (result: unknown) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+interface Thread {
+  readonly worker: Worker;
+  current: Queued | undefined;
+}
+
+/**
+ * A few threads for the duration of resolving one image, started when there is work for them.
+ *
+ * An unpacked layer depends on no other one (a whiteout is a file in its own layer), so the layers of an image are
+ * unpacked side by side.
+ */
+export class LayerWorkers implements AsyncDisposable {
+  readonly #max: number;
+  readonly #threads: Thread[] = [];
+  readonly #queue: Queued[] = [];
+  /** One flag for all: set once, and every thread leaves its task at the next chunk. */
+  readonly #canceled = new Int32Array(new SharedArrayBuffer(4));
+  #reason: unknown;
+
+  /** @param options.max Threads at most. @default the machine's processors, at most 4 */
+  constructor(options: { readonly max?: number } = {}) {
+    this.#max = options.max ?? Math.min(4, availableParallelism());
+  }
+
+  /**
+   * Runs a task on a free thread.
+   *
+   * @throws {ImageError} If the image is at fault. After `cancel`, its reason.
+   */
+  run<Task extends LayerTask>(task: Task): Promise<LayerTaskResults[Task["kind"]]> {
+    return new Promise((resolve, reject) => {
+      if (this.#isCanceled) {
+        reject(this.#reason);
+        return;
+      }
+      this.#queue.push({ task, resolve: resolve as (result: unknown) => void, reject });
+      this.#next();
+    });
+  }
+
+  /**
+   * Lets every task fail with `reason`, those under way at their next chunk. A thread is not stopped from outside: it
+   * closes its descriptors itself.
+   */
+  cancel(reason: unknown): void {
+    if (this.#isCanceled) return;
+    this.#reason = reason;
+    Atomics.store(this.#canceled, 0, 1);
+    for (const queued of this.#queue.splice(0)) queued.reject(reason);
+  }
+
+  get #isCanceled(): boolean {
+    return Atomics.load(this.#canceled, 0) !== 0;
+  }
+
+  #next(): void {
+    while (this.#queue.length > 0) {
+      const thread = this.#threads.find(({ current }) => current === undefined) ?? this.#start();
+      if (thread === undefined) return;
+      thread.current = this.#queue.shift() as Queued;
+      thread.worker.postMessage(thread.current.task);
+    }
+  }
+
+  #start(): Thread | undefined {
+    if (this.#threads.length >= this.#max) return undefined;
+    const worker = new Worker(new URL("./layer-worker.ts", import.meta.url), {
+      workerData: { canceled: this.#canceled.buffer },
+      // Neither the agent's environment (it may hold tokens) nor its loader options are this thread's business.
+      env: {},
+      execArgv: [],
+    });
+    const thread: Thread = { worker, current: undefined };
+    this.#threads.push(thread);
+    worker.on("message", (reply: LayerTaskReply) => {
+      const queued = thread.current;
+      thread.current = undefined;
+      if (queued !== undefined) this.#settle(queued, reply);
+      this.#next();
+    });
+    worker.on("error", (error) => {
+      this.#threads.splice(this.#threads.indexOf(thread), 1);
+      thread.current?.reject(error);
+      this.#next();
+    });
+    return thread;
+  }
+
+  #settle(queued: Queued, reply: LayerTaskReply): void {
+    if ("result" in reply) {
+      queued.resolve(reply.result);
+    } else if (this.#isCanceled) {
+      queued.reject(this.#reason);
+    } else if (reply.error.name === "ImageError") {
+      queued.reject(new ImageError(reply.error.message));
+    } else {
+      const error = new Error(reply.error.message);
+      queued.reject(reply.error.code === undefined ? error : Object.assign(error, { code: reply.error.code }));
+    }
+  }
+
+  /** Cancels what is under way, waits until it has cleaned up after itself, and ends the threads. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.cancel(new Error("Work on the image was given up because another part of it failed"));
+    await Promise.all(this.#threads.map((thread) => this.#end(thread)));
+  }
+
+  async #end(thread: Thread): Promise<void> {
+    if (thread.current !== undefined) {
+      const { promise, resolve } = Promise.withResolvers<void>();
+      thread.worker.once("message", () => resolve());
+      thread.worker.once("exit", () => resolve());
+      await promise;
+    }
+    await thread.worker.terminate();
+  }
+}

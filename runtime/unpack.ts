@@ -1,0 +1,343 @@
+/**
+ * The work on archives and directories that takes long: reading, decompressing, hashing, unpacking. Runs in a worker
+ * thread (layer-worker.ts), so that the system calls, all synchronous, do not hold up the agent's event loop.
+ */
+import { createHash, type Hash } from "node:crypto";
+import { closeSync, constants, mkdirSync, openSync, readSync, statfsSync, writeSync } from "node:fs";
+import { pipeline } from "node:stream/promises";
+import { createGunzip, createZstdDecompress } from "node:zlib";
+import { formatBytes, ImageError } from "./image-error.ts";
+import { type LayerLimits, type LayerSummary, LayerWriter } from "./layer.ts";
+import { type TarEntry, TarReader, type TarSink } from "./tar-reader.ts";
+import { walkTree } from "./tree.ts";
+
+/** Part of an open file. The descriptor is borrowed. */
+export interface ByteRange {
+  readonly fd: number;
+  readonly offset: number;
+  readonly length: number;
+}
+
+export interface UnpackRequest {
+  readonly source: ByteRange;
+  /** Made by `unpackLayer`; must not exist. */
+  readonly directory: string;
+  /** Verified while unpacking: nobody else may take the directory for good before `unpackLayer` has returned. */
+  readonly digest?: string;
+  /** Digest of the decompressed archive. */
+  readonly diffId?: string;
+  readonly endMarker: "required" | "optional";
+  /** Refuse what has none of bin, usr and etc. */
+  readonly mustBeRoot: boolean;
+  readonly limits: LayerLimits;
+}
+
+/** Throws the reason when the work is canceled; called every few hundred microseconds. */
+export type CheckCanceled = () => void;
+
+const CHUNK_BYTES = 1 << 20;
+const COMPRESSED_CHUNK_BYTES = 1 << 18;
+const RATIO_FROM_BYTES = 256 * 2 ** 20;
+
+/**
+ * Unpacks one layer into `request.directory`.
+ *
+ * @throws {ImageError} If the archive is broken, hostile, too large or not what its digests say. The directory is then
+ *   incomplete; deleting it is the caller's.
+ */
+export async function unpackLayer(request: UnpackRequest, checkCanceled: CheckCanceled): Promise<LayerSummary> {
+  mkdirSync(request.directory, { mode: 0o700 });
+  const root = openSync(request.directory, constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW);
+  try {
+    const { limits, freeLimited } = limitToFreeSpace(request.limits, request.directory);
+    try {
+      using writer = new LayerWriter(root, { limits, whiteouts: true });
+      const reader = new TarReader(writer, { endMarker: request.endMarker, maxHeaders: limits.maxEntries * 4 });
+      await readArchive(request, limits, checkCanceled, (chunk) => reader.write(chunk));
+      reader.end();
+      const summary = writer.finish();
+      if (request.mustBeRoot && summary.rootNames.length === 0) {
+        throw new ImageError("it is a tar archive but not of a root file system: it has no bin, usr or etc at its top");
+      }
+      return summary;
+    } catch (error) {
+      if (freeLimited && error instanceof ImageError && error.message.includes("unpacks to more than")) {
+        throw new Error(`${error.message}, nine tenths of what is free for the image store`, { cause: error });
+      }
+      throw error;
+    }
+  } finally {
+    closeSync(root);
+  }
+}
+
+/** Reads a range to its end through decompression, checking size ratio and digests. */
+async function readArchive(
+  request: Pick<UnpackRequest, "source" | "digest" | "diffId">,
+  limits: LayerLimits,
+  checkCanceled: CheckCanceled,
+  consume: (chunk: Buffer) => void,
+): Promise<void> {
+  const compression = detectCompression(request.source);
+  const digest = new DigestCheck(request.digest, "digest");
+  const diffId = new DigestCheck(
+    request.diffId,
+    compression === "none" ? "digest" : "digest of the decompressed layer",
+  );
+  let compressedBytes = 0;
+  let bytes = 0;
+  const counted = (chunk: Buffer) => {
+    checkCanceled();
+    bytes += chunk.length;
+    if (bytes > limits.maxBytes) throw new ImageError(`it unpacks to more than ${formatBytes(limits.maxBytes)}`);
+    if (bytes > RATIO_FROM_BYTES && bytes > compressedBytes * limits.maxRatio) {
+      throw new ImageError(
+        `it is a decompression bomb: ${formatBytes(compressedBytes)} unpack to more than ${formatBytes(bytes)}, over ${limits.maxRatio} times as much`,
+      );
+    }
+    diffId.update(chunk);
+    consume(chunk);
+  };
+  const compressed = (chunk: Buffer) => {
+    compressedBytes += chunk.length;
+    digest.update(chunk);
+  };
+
+  if (compression === "none") {
+    for (const chunk of readRange(request.source, Buffer.allocUnsafeSlow(CHUNK_BYTES))) {
+      compressed(chunk);
+      counted(chunk);
+    }
+  } else {
+    // Every chunk in a buffer of its own: zlib still reads it, on a thread of libuv's pool, while the next one is made.
+    const chunks = function* () {
+      for (const chunk of readRange(request.source)) {
+        checkCanceled();
+        compressed(chunk);
+        yield chunk;
+      }
+    };
+    const options = { chunkSize: COMPRESSED_CHUNK_BYTES };
+    const decompressor = compression === "gzip" ? createGunzip(options) : createZstdDecompress(options);
+    try {
+      await pipeline(chunks, decompressor, async (source: AsyncIterable<Buffer>) => {
+        for await (const chunk of source) counted(chunk);
+      });
+    } catch (error) {
+      throw decompressionError(error, compression);
+    }
+  }
+  digest.check();
+  diffId.check();
+}
+
+/** Reads a range in order; yields views of `buffer` if one is given, else new buffers. */
+function* readRange(range: ByteRange, buffer?: Buffer): Generator<Buffer, void> {
+  let position = range.offset;
+  const end = range.offset + range.length;
+  while (position < end) {
+    const into = buffer ?? Buffer.allocUnsafeSlow(COMPRESSED_CHUNK_BYTES);
+    const length = readSync(range.fd, into, 0, Math.min(into.length, end - position), position);
+    if (length === 0) {
+      throw new ImageError(`it is truncated: ${position - range.offset} of ${range.length} bytes are there`);
+    }
+    position += length;
+    yield into.subarray(0, length);
+  }
+}
+
+type Compression = "none" | "gzip" | "zstd";
+
+/** @throws {ImageError} If it is compressed in a way that is not supported. */
+export function detectCompression(range: ByteRange): Compression {
+  const magic = Buffer.alloc(6);
+  readSync(range.fd, magic, 0, Math.min(6, range.length), range.offset);
+  if (magic[0] === 0x1f && magic[1] === 0x8b) return "gzip";
+  const word = magic.readUInt32LE(0);
+  // A zstd frame, or one that is skipped, as stargz-like archives begin with.
+  if (word === 0xfd2fb528 || (word >= 0x184d2a50 && word <= 0x184d2a5f)) return "zstd";
+  const unsupported =
+    magic.toString("latin1") === "\xfd7zXZ\0"
+      ? "xz"
+      : magic.toString("latin1", 0, 3) === "BZh"
+        ? "bzip2"
+        : word === 0x184d2204
+          ? "lz4"
+          : magic.toString("latin1", 0, 4) === "PK\x03\x04"
+            ? "zip"
+            : undefined;
+  if (unsupported !== undefined) {
+    throw new ImageError(`it is compressed with ${unsupported}; use gzip, zstd or no compression`);
+  }
+  return "none";
+}
+
+function decompressionError(error: unknown, compression: Compression): unknown {
+  if (!(error instanceof Error) || !("code" in error) || typeof error.code !== "string") return error;
+  if (!/^(Z_|ZSTD_|ERR_ZLIB|ERR_ZSTD)/.test(error.code)) return error;
+  const truncated = error.code === "Z_BUF_ERROR";
+  return new ImageError(
+    truncated
+      ? `it is truncated: the ${compression} data ends too early`
+      : `its ${compression} data is broken: ${error.message}`,
+    { cause: error },
+  );
+}
+
+/** Hashes what passes and compares at the end; does nothing without an expectation. */
+class DigestCheck {
+  readonly #expected: string | undefined;
+  readonly #what: string;
+  readonly #hash: Hash | undefined;
+
+  constructor(expected: string | undefined, what: string) {
+    this.#expected = expected;
+    this.#what = what;
+    this.#hash = expected === undefined ? undefined : createHash(expected.slice(0, expected.indexOf(":")));
+  }
+
+  update(chunk: Buffer): void {
+    this.#hash?.update(chunk);
+  }
+
+  check(): void {
+    if (this.#hash === undefined || this.#expected === undefined) return;
+    const algorithm = this.#expected.slice(0, this.#expected.indexOf(":"));
+    const computed = `${algorithm}:${this.#hash.digest("hex")}`;
+    if (computed !== this.#expected) {
+      throw new ImageError(`its ${this.#what} is ${computed}, expected is ${this.#expected}`);
+    }
+  }
+}
+
+function limitToFreeSpace(limits: LayerLimits, directory: string): { limits: LayerLimits; freeLimited: boolean } {
+  const { bavail, bsize } = statfsSync(directory);
+  const free = Math.floor(bavail * bsize * 0.9);
+  return free < limits.maxBytes
+    ? { limits: { ...limits, maxBytes: free }, freeLimited: true }
+    : { limits, freeLimited: false };
+}
+
+/** The sha256 of a file's bytes in hexadecimal. */
+export function hashFile(source: ByteRange, checkCanceled: CheckCanceled): string {
+  const hash = createHash("sha256");
+  for (const chunk of readRange(source, Buffer.allocUnsafeSlow(CHUNK_BYTES))) {
+    checkCanceled();
+    hash.update(chunk);
+  }
+  return hash.digest("hex");
+}
+
+/** What a tar archive's names say it is. */
+export type ArchiveKind = "root" | "image" | "neither";
+
+const ROOT_NAMES: ReadonlySet<string> = new Set(
+  "bin boot dev etc home lib lib64 mnt opt proc root run sbin srv sys tmp usr var".split(" "),
+);
+
+/** What one name tells about its archive: a member of an image, of a root file system, or nothing yet. */
+export function kindOfName(name: string): ArchiveKind | undefined {
+  const path = name.replace(/^(\.?\/)+/, "");
+  if (/^(manifest\.json|oci-layout|index\.json)$/.test(path) || path.startsWith("blobs/")) return "image";
+  const top = path.slice(0, path.indexOf("/") === -1 ? path.length : path.indexOf("/"));
+  return ROOT_NAMES.has(top) ? "root" : undefined;
+}
+
+/** Reads a compressed archive as far as needed to tell an image from a root file system. */
+export async function detectKind(
+  source: ByteRange,
+  limits: LayerLimits,
+  checkCanceled: CheckCanceled,
+): Promise<ArchiveKind> {
+  let kind: ArchiveKind | undefined;
+  const found = new Error("found");
+  const sink: TarSink = {
+    entry: (entry: TarEntry) => {
+      kind ??= kindOfName(entry.name);
+    },
+    data: () => {},
+    end: () => {},
+  };
+  const reader = new TarReader(sink, { endMarker: "optional", maxHeaders: limits.maxEntries * 4 });
+  try {
+    await readArchive({ source }, limits, checkCanceled, (chunk) => {
+      reader.write(chunk);
+      if (kind !== undefined || reader.ended) throw found;
+    });
+  } catch (error) {
+    if (error !== found) throw error;
+  }
+  return kind ?? "neither";
+}
+
+/** Decompresses a file into another, which is empty and open for writing. @returns The bytes written. */
+export async function decompressFile(
+  source: ByteRange,
+  target: number,
+  limits: LayerLimits,
+  checkCanceled: CheckCanceled,
+): Promise<number> {
+  let bytes = 0;
+  await readArchive({ source }, limits, checkCanceled, (chunk) => {
+    for (let done = 0; done < chunk.length; ) done += writeSync(target, chunk, done, chunk.length - done, bytes + done);
+    bytes += chunk.length;
+  });
+  return bytes;
+}
+
+export interface TreeRequest {
+  /** Descriptor of the directory to read. */
+  readonly fd: number;
+  /** Where to copy it; only hashed if absent. Made by `readTree`; must not exist. */
+  readonly directory?: string;
+  readonly limits: LayerLimits;
+}
+
+/**
+ * Hashes, and copies, a directory tree: names, types, modes, owners, link targets and content; not times, so that
+ * checking out the same commit again gives the same hash.
+ */
+export function readTree(request: TreeRequest, checkCanceled: CheckCanceled): { hash: string; summary?: LayerSummary } {
+  const hash = createHash("sha256");
+  const hasher: TarSink = {
+    entry: (entry) => {
+      checkCanceled();
+      const { type, name, linkName, mode, uid, gid, size } = entry;
+      hash.update(JSON.stringify([type, name, linkName, mode, uid, gid, size]));
+    },
+    data: (chunk) => {
+      checkCanceled();
+      hash.update(chunk);
+    },
+    end: () => {},
+  };
+  const { directory } = request;
+  if (directory === undefined) {
+    walkTree(request.fd, hasher, request);
+    return { hash: hash.digest("hex") };
+  }
+  mkdirSync(directory, { mode: 0o700 });
+  const root = openSync(directory, constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW);
+  try {
+    const { limits } = limitToFreeSpace(request.limits, directory);
+    using writer = new LayerWriter(root, { limits, whiteouts: false });
+    walkTree(
+      request.fd,
+      {
+        entry: (entry) => {
+          hasher.entry(entry);
+          writer.entry(entry);
+        },
+        data: (chunk, position) => {
+          hasher.data(chunk, position);
+          writer.data(chunk, position);
+        },
+        end: () => writer.end(),
+      },
+      request,
+    );
+    return { summary: writer.finish(), hash: hash.digest("hex") };
+  } finally {
+    closeSync(root);
+  }
+}
