@@ -40,7 +40,7 @@ export class CancelChannel {
     }
   }
 
-  /** Listens until disposed of, over a client of its own; subscribes again after every reconnect. */
+  /** Listens until disposed of (from then on the listener is not called any more), over a client of its own; subscribes again after every reconnect. */
   subscribe(listener: CancelListener): CancelSubscription {
     const connection = this.#connection;
     const client = openClient(connection, { name: "slipway-cancel", patient: true });
@@ -57,6 +57,8 @@ export class CancelChannel {
       ready,
       [Symbol.asyncDispose]: async () => {
         resolve();
+        // What Redis has sent already would still arrive.
+        client.removeAllListeners("message");
         closeClient(connection, client);
       },
     };

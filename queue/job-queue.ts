@@ -92,7 +92,7 @@ export class JobQueue implements AsyncDisposable {
   }
 
   /**
-   * Lists the ids of all attempts that are waiting, delayed or with a live agent.
+   * Lists, in no order, the ids of all attempts that are waiting or with a live agent.
    *
    * Attempts whose agent is gone are cleared first ({@link clearStalled}), so to reconcile is to enqueue what the store
    * holds as queued and this list lacks.

@@ -85,6 +85,8 @@ export class JobWorker implements AsyncDisposable {
   #fetching: Promise<unknown> = Promise.resolve();
   #slotFreed = Promise.withResolvers<void>();
   #away = false;
+  /** What was reported last, while it goes on. */
+  #trouble: string | undefined;
 
   /**
    * @param redis An address (the worker then closes the connection it opens) or a connection, which stays the caller's.
@@ -114,7 +116,7 @@ export class JobWorker implements AsyncDisposable {
     this.#loop = this.#takeJobs();
   }
 
-  /** The attempts whose handlers run now. */
+  /** The attempts that take a slot now: their handler runs, or Redis does not know yet that it has ended. */
   get running(): readonly string[] {
     return [...this.#running.keys()];
   }
@@ -126,7 +128,7 @@ export class JobWorker implements AsyncDisposable {
     return running !== undefined;
   }
 
-  /** Takes no more attempts, for good (drain); resolves once no handler runs. */
+  /** Takes no more attempts, for good (drain); resolves once no handler runs any more. */
   async pause(): Promise<void> {
     this.#stopTaking();
     await this.#loop;
@@ -153,8 +155,8 @@ export class JobWorker implements AsyncDisposable {
   async #close(): Promise<void> {
     const finished = [...this.#running.values()].map((running) => running.finished);
     await this.pause();
-    // Bounded: an agent must be able to end while Redis is away. What it missed, JobQueue.clearStalled tidies up.
-    await atMost(noteMs, Promise.all([...finished, this.#fetching]));
+    // An agent must be able to end while Redis is away: what Redis then misses, JobQueue.clearStalled tidies up.
+    if (this.#commands.status === "ready") await atMost(noteMs, Promise.all([...finished, this.#fetching]));
     await Promise.all(this.#pools.map(({ worker }) => worker.close(true)));
     closeClient(this.#connection, this.#waiter);
     closeClient(this.#connection, this.#commands);
@@ -169,9 +171,12 @@ export class JobWorker implements AsyncDisposable {
         } else if (!(await this.#takeOne())) {
           await this.#waitForWork();
         }
+        this.#trouble = undefined;
       } catch (error) {
         if (this.#stopping) return;
-        this.#options.onError(plainError("take jobs", error, this.#connection));
+        const trouble = plainError("take jobs", error, this.#connection);
+        if (trouble.message !== this.#trouble) this.#options.onError(trouble);
+        this.#trouble = trouble.message;
         await Promise.race([delay(retryMs, undefined, { ref: false }), this.#stopped.promise]);
       }
     }
@@ -246,7 +251,7 @@ export class JobWorker implements AsyncDisposable {
     const silentMs = sentAtMs - lock.renewedAtMs;
     const lost = (why: string) => abort.abort(new Error(`attempt "${attemptId}" lost its lock in Redis: ${why}`));
     if (silentMs >= this.#lockMs * 0.9) {
-      lost(`Redis at "${this.#connection.address}" has not answered for ${Math.round(silentMs / 1_000)} s`);
+      lost(`Redis at "${this.#connection.address}" has not answered for ${Math.round(silentMs)} ms`);
     } else if (silentMs >= this.#lockMs * 0.3 && !lock.renewing) {
       lock.renewing = true;
       try {

@@ -18,25 +18,18 @@ export const maxSocketPathBytes = 107;
 const forms = "redis://host:6379, rediss://host:6379, unix:///path/to/socket or /path/to/socket";
 
 /**
- * Parses `redis://[user:password@]host[:port][/db]`, `rediss://…` (TLS), `unix:///path[?db=n]` or an absolute path.
+ * Parses `redis://[user:password@]host[:port][/db]`, `rediss://…` (TLS), `unix://[user:password@]/path[?db=n]` or an
+ * absolute path.
  *
  * @throws {Error} If it is none of these; the text never holds what stands before an `@`.
  */
 export function parseRedisAddress(address: string): RedisAddress {
   if (address.startsWith("/")) return socketAddress(address, address, 0, {});
-  const url = URL.parse(address);
   const shown = withoutCredentials(address);
+  if (/^unix:/i.test(address)) return parseSocketUrl(address, shown);
+  const url = URL.parse(address);
   if (url === null) throw invalid(shown, "it is not a URL");
-  const credentials = {
-    ...(url.username === "" ? {} : { username: decode(url.username, shown) }),
-    ...(url.password === "" ? {} : { password: decode(url.password, shown) }),
-  };
   switch (url.protocol) {
-    case "unix:":
-      if (url.host !== "") throw invalid(shown, "a socket path is absolute, so there are three slashes after unix:");
-      return socketAddress(decode(url.pathname, shown), shown, database(url.searchParams.get("db") ?? "", shown), {
-        ...credentials,
-      });
     case "redis:":
     case "rediss:": {
       if (url.hostname === "") throw invalid(shown, "it names no host");
@@ -47,13 +40,33 @@ export function parseRedisAddress(address: string): RedisAddress {
         host: url.hostname.replace(/^\[(.*)\]$/, "$1"),
         port,
         tls: url.protocol === "rediss:",
-        ...credentials,
+        ...credentials(url.username, url.password, shown),
         db,
       };
     }
     default:
       throw invalid(shown, `"${url.protocol}" is not a known scheme`);
   }
+}
+
+/** By hand: to a URL parser credentials without a host are an error. */
+function parseSocketUrl(address: string, shown: string): RedisAddress {
+  const parts = /^unix:\/\/(?:(?<user>[^:@/]*)(?::(?<password>[^@/]*))?@)?(?<path>\/[^?]*)(?:\?(?<query>.*))?$/i.exec(
+    address,
+  );
+  if (parts?.groups === undefined) {
+    throw invalid(shown, "a socket path is absolute, so there are three slashes after unix:");
+  }
+  const { user = "", password = "", path = "", query = "" } = parts.groups;
+  const db = database(new URLSearchParams(query).get("db") ?? "", shown);
+  return socketAddress(decode(path, shown), shown, db, credentials(user, password, shown));
+}
+
+function credentials(username: string, password: string, shown: string): { username?: string; password?: string } {
+  return {
+    ...(username === "" ? {} : { username: decode(username, shown) }),
+    ...(password === "" ? {} : { password: decode(password, shown) }),
+  };
 }
 
 /** Replaces everything between `//` and the last `@` of its authority, also in text that is no valid URL. */
@@ -66,13 +79,13 @@ function socketAddress(
   path: string,
   shown: string,
   db: number,
-  credentials: { username?: string; password?: string },
+  login: { username?: string; password?: string },
 ): RedisAddress {
   const bytes = Buffer.byteLength(path);
   if (bytes > maxSocketPathBytes) {
     throw invalid(shown, `a Unix socket's path has at most ${maxSocketPathBytes} bytes, this one has ${bytes}`);
   }
-  return { display: `unix://${path}`, path, tls: false, ...credentials, db };
+  return { display: `unix://${path}`, path, tls: false, ...login, db };
 }
 
 function database(text: string, shown: string): number {

@@ -1,7 +1,7 @@
 import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { access, constants } from "node:fs/promises";
-import { delimiter, isAbsolute, join } from "node:path";
+import { isAbsolute, join } from "node:path";
 import { promisify } from "node:util";
 
 export interface RedisServer {
@@ -20,15 +20,20 @@ const usualPlaces = ["/usr/bin", "/usr/local/bin", "/usr/sbin", "/usr/local/sbin
  * @returns `undefined` if there is none; {@link installHint} says how to get one.
  */
 export async function findRedisServer(): Promise<RedisServer | undefined> {
-  const directories = (process.env["PATH"] ?? "").split(delimiter).filter(isAbsolute);
-  for (const directory of new Set([...directories, ...usualPlaces])) {
-    for (const name of names) {
-      const path = join(directory, name);
-      const version = await serverVersion(path);
-      if (version !== undefined) return { path, version };
-    }
+  const candidates = [...(await inPath()), ...usualPlaces.flatMap((place) => names.map((name) => join(place, name)))];
+  for (const path of new Set(candidates)) {
+    const version = await serverVersion(path);
+    if (version !== undefined) return { path, version };
   }
   return undefined;
+}
+
+/** The shell searches PATH: the environment is read in cli/ only. */
+async function inPath(): Promise<readonly string[]> {
+  const script = names.map((name) => `command -v ${name}`).join("; ");
+  // The status is that of the last name and says nothing.
+  const { stdout } = await promisify(execFile)("/bin/sh", ["-c", `${script}; true`]);
+  return stdout.split("\n").filter(isAbsolute);
 }
 
 /** Asks a server program for its version; `undefined` if it is missing, does not run or is something else. */
