@@ -209,6 +209,11 @@ const logSchema = z.object({
   limit: z.coerce.number().int().positive().optional(),
 });
 
+const eventsSchema = z.object({
+  job: z.union([z.literal("none"), z.coerce.number().int().nonnegative()]).optional(),
+  tail: z.coerce.number().int().nonnegative().optional(),
+});
+
 function serveFollowing(app: FastifyInstance, { store, logs, watch }: ApiOptions): void {
   app.get<ById>("/api/builds/:id/log", async (request, reply) => {
     const query = parse(logSchema, request.query);
@@ -226,10 +231,11 @@ function serveFollowing(app: FastifyInstance, { store, logs, watch }: ApiOptions
 
   app.get<ById>("/api/builds/:id/events", async (request, reply) => {
     const { id } = buildOf(store, request.params.id);
-    const lastEventId = lastEventIdOf(request);
+    const { job, tail: tailBytes } = parse(eventsSchema, request.query);
+    const events = { store, logs, watch, lastEventId: lastEventIdOf(request), job, tailBytes };
     // 204 is the one answer that keeps an EventSource from connecting again.
-    if (hasAll(store, id, lastEventId)) return reply.code(204).send();
-    return streamBuild(reply, id, { store, logs, watch, lastEventId });
+    if (hasAll(id, events)) return reply.code(204).send();
+    return streamBuild(reply, id, events);
   });
 }
 

@@ -10,11 +10,6 @@ export class BuildWatch {
     for (const resolve of waiting) resolve();
   }
 
-  /** Wakes everybody, for the server's end. */
-  wakeAll(): void {
-    for (const buildId of [...this.#waiting.keys()]) this.wake(buildId);
-  }
-
   /**
    * Resolves at the next `wake`, or after `timeoutMs`. Ask for it before looking, so that no change falls in between.
    */

@@ -23,7 +23,7 @@ export function parseCloneUrl(cloneUrl: string): CloneSource {
   const refuse = (reason: string) =>
     new CloneUrlError(`Cannot use clone URL "${redactUrl(cloneUrl).slice(0, 200)}": ${reason}`);
   if (cloneUrl.length === 0 || cloneUrl.length > 2000) throw refuse("it must have 1 to 2000 characters");
-  if (/[\u0000-\u0020\u007f]/.test(cloneUrl)) throw refuse("it holds a space or a control character");
+  if (/[\s\p{Cc}]/u.test(cloneUrl)) throw refuse("it holds a space or a control character");
   if (cloneUrl.startsWith("-")) throw refuse("git would read it as an option");
   if (cloneUrl.startsWith("/")) return { url: cloneUrl, config: {}, secrets: [] };
   if (/^[\w.+-]+::/.test(cloneUrl)) throw refuse("remote helpers (`name::address`) are not allowed");

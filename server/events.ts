@@ -6,7 +6,7 @@ import type { BuildWatch } from "./build-watch.ts";
 import { buildJobs } from "./builds.ts";
 import { LogCursor } from "./log-cursor.ts";
 import { decodeRecords } from "./log-chunk.ts";
-import type { LogReader, LogStore } from "./log-store.ts";
+import type { LogKey, LogReader, LogStore } from "./log-store.ts";
 import type { Store } from "./store.ts";
 import { viewBuild, viewJobs, viewSummary } from "./view.ts";
 
@@ -20,6 +20,10 @@ export interface EventOptions {
   readonly watch: BuildWatch;
   /** What the client had when its connection broke. */
   readonly lastEventId: string | undefined;
+  /** The position of the one job whose logs are wanted, or "none". @default all jobs */
+  readonly job?: number | "none" | undefined;
+  /** Of a longer log only the last so many bytes are sent. @default everything */
+  readonly tailBytes?: number | undefined;
 }
 
 /** One log that is being followed. */
@@ -58,11 +62,13 @@ export async function streamBuild(reply: FastifyReply, buildId: string, options:
 }
 
 /** Tells whether a client that shows this id has all of a build that is over: then it need not connect again. */
-export function hasAll(store: Store, buildId: string, lastEventId: string | undefined): boolean {
+export function hasAll(buildId: string, { store, lastEventId, job: wanted }: EventOptions): boolean {
   const cursor = LogCursor.parse(lastEventId);
   const build = viewSummary(store, buildId);
   if (build?.finishedAtMs === undefined || build.version !== cursor.version) return false;
-  return buildAttempts(store, buildId).every(({ ordinal }) => cursor.isDone(ordinal));
+  const jobs = buildJobs(store, buildId).filter(({ position }) => wanted === undefined || wanted === position);
+  const jobIds = new Set(jobs.map(({ id }) => id));
+  return buildAttempts(store, buildId).every(({ jobId, ordinal }) => !jobIds.has(jobId) || cursor.isDone(ordinal));
 }
 
 /** Finds out what a client lacks and sends it, a bounded amount at a time. */
@@ -107,7 +113,7 @@ class BuildFollower implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await Promise.all(this.#followed.map(({ reader }) => reader?.[Symbol.asyncDispose]()));
+    for (const { reader } of this.#followed) await reader?.[Symbol.asyncDispose]();
   }
 
   /** Takes up attempts that are new since the last time. */
@@ -118,7 +124,8 @@ class BuildFollower implements AsyncDisposable {
     const jobs = new Map(buildJobs(store, this.#buildId).map((job) => [job.id, job]));
     for (const attempt of attempts.slice(this.#known)) {
       const job = jobs.get(attempt.jobId);
-      if (!job) continue;
+      const { job: wanted } = this.#options;
+      if (!job || (wanted !== undefined && wanted !== job.position)) continue;
       for (const step of (JSON.parse(job.spec) as JobSpec).steps.keys()) {
         if (this.#cursor.isDone(attempt.ordinal)) continue;
         this.#followed.push({
@@ -165,7 +172,7 @@ class BuildFollower implements AsyncDisposable {
   async #sendLog(client: EventClient, log: Followed, isOver: boolean): Promise<boolean> {
     const { job, attempt, ordinal, step } = log;
     const key = { buildId: this.#buildId, job, attempt, step };
-    log.reader ??= await this.#options.logs.reader(key, this.#cursor.offset(ordinal, step));
+    log.reader ??= await this.#options.logs.reader(key, await this.#start(log, key));
     const offset = log.reader?.offset ?? 0;
     const piece = await log.reader?.peek(maxEventBytes);
     if (!log.reader || !piece) return false;
@@ -176,6 +183,14 @@ class BuildFollower implements AsyncDisposable {
     this.#cursor.set(ordinal, step, offset + usedBytes);
     await client.send("log", { job, step, attempt, offset, bytes: usedBytes, records, text }, this.#cursor.id());
     return true;
+  }
+
+  /** Where to begin: behind what the client has, or so far from the end as it wants. */
+  async #start({ ordinal, step }: Followed, key: LogKey): Promise<number> {
+    const had = this.#cursor.offset(ordinal, step);
+    const { tailBytes, logs } = this.#options;
+    if (had > 0 || tailBytes === undefined) return had;
+    return Math.max(0, (await logs.lengthBytes(key)) - tailBytes);
   }
 }
 

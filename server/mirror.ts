@@ -111,7 +111,7 @@ export class Mirror implements Disposable {
     await this.#git(temporary).raw(["init", "--bare", `--object-format=${objectFormat}`, "."]);
     await rm(join(temporary, "hooks"), { recursive: true, force: true });
     // Nothing may repack under a reader, and a mirror of single commits never grows enough to need it.
-    await writeFile(join(temporary, "config"), `${configText(objectFormat)}`);
+    await writeFile(join(temporary, "config"), configText(objectFormat));
     await rm(this.#dir, { recursive: true, force: true });
     await rename(temporary, this.#dir);
   }
@@ -206,7 +206,7 @@ export class Mirror implements Disposable {
 export function isRefName(ref: string): boolean {
   if (ref === "HEAD") return true;
   if (!ref.startsWith("refs/") || ref.length > 1000 || ref.endsWith(".") || ref.endsWith("/")) return false;
-  if (/[\u0000-\u0020\u007f~^:?*[\\]|\.\.|@\{|\/\//.test(ref)) return false;
+  if (/[\p{Cc} ~^:?*[\\]|\.\.|@\{|\/\//u.test(ref)) return false;
   const parts = ref.split("/");
   return parts.length > 2 && parts.every((part) => !part.startsWith(".") && !part.endsWith(".lock"));
 }
@@ -285,7 +285,7 @@ function shorten(message: string): string {
     .filter((line) => /^(?:fatal|error|remote|ssh|.*denied|.*refused)\b/i.test(line.trim()));
   const text = (lines.length > 0 ? lines : message.split("\n")).join("; ");
   return text
-    .replaceAll(/[\u0000-\u001f\u007f-\u009f]/g, " ")
+    .replaceAll(/\p{Cc}/gu, " ")
     .trim()
     .slice(0, 600);
 }
