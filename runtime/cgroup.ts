@@ -142,17 +142,15 @@ export class Cgroups {
     return this.#hierarchies.map(({ controllers }) => [...controllers].join(","));
   }
 
-  /** Makes a container's cgroup with its limits. @throws {Error} */
-  create(id: string, limits: CgroupLimits): Cgroup {
+  /** Makes a container's cgroup, without limits yet. @throws {Error} */
+  create(id: string): Cgroup {
     const made: Hierarchy[] = [];
     try {
       for (const { directory, controllers } of this.#hierarchies) {
         makeDirectory(`${directory}/${id}`);
         made.push({ directory: `${directory}/${id}`, controllers });
       }
-      const cgroup = new Cgroup(this.version, made);
-      cgroup.limit(limits);
-      return cgroup;
+      return new Cgroup(this.version, made);
     } catch (error) {
       for (const { directory } of made) tryRemove(directory);
       throw error;
@@ -175,6 +173,7 @@ export class Cgroup {
     this.#hierarchies = hierarchies;
   }
 
+  /** Sets its limits; before the first process joins, for memory that is used already may be over the limit. @throws {Error} */
   limit({ memoryBytes, cpu, pids }: CgroupLimits): void {
     const quotaUs = Math.max(1000, Math.round(cpu * cpuPeriodUs));
     if (this.version === 2) {

@@ -1,5 +1,4 @@
 import { constants } from "node:os";
-import { mkdirSync } from "node:fs";
 import type { Cgroup } from "./cgroup.ts";
 import type { Host } from "./host.ts";
 import type { Image } from "./image.ts";
@@ -8,11 +7,12 @@ import { type CapabilityName, MFD_CLOEXEC, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, 
 import { cloneMount } from "./mount.ts";
 import { PipeReader } from "./output.ts";
 import { processBlock } from "./process-block.ts";
-import { compileProgram, failMessage, messageBytes, type Operation, type Program } from "./program.ts";
+import { failMessage, messageBytes, type Operation, type Program } from "./program.ts";
 import { decodeWaitStatus, kill, killIf, type Reaped, reap } from "./reaper.ts";
-import { cloneForContainer, layersOf, mountDev, mountOverlay, standardMounts } from "./rootfs.ts";
-import { placeDescriptors, startProgram } from "./start-program.ts";
-import { architecture, close, cString, errnoName, pipe, syscall } from "./syscall.ts";
+import { cloneForContainer, layersOf, standardMounts } from "./rootfs.ts";
+import type { Parts } from "./spare-parts.ts";
+import { placeDescriptors } from "./start-program.ts";
+import { close, cString, errnoName, pipe, syscall, trySyscall } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
 
 /**
@@ -21,15 +21,20 @@ import type { UidRange } from "./uid-range.ts";
  */
 export type OutputSink = (stream: "stdout" | "stderr", chunk: Uint8Array) => boolean | void;
 
-export interface ContainerConfig {
-  /** Names the cgroup and directories; [A-Za-z0-9_.-], unique on this host while it runs. */
-  readonly id: string;
-  readonly image: Image;
-  readonly uidRange: UidRange;
+/** What runs in a container; may be known only when it starts. */
+export interface ProcessConfig {
   /** argv; argv[0] is looked up in PATH of `env` when it has no slash. */
   readonly args: readonly string[];
   /** The whole environment; nothing is added. */
   readonly env: Readonly<Record<string, string>>;
+}
+
+/** What must be known when a container is created. */
+export interface PreparedConfig {
+  /** Names it in messages; [A-Za-z0-9_.-]. */
+  readonly id: string;
+  readonly image: Image;
+  readonly uidRange: UidRange;
   /** @default "/workspace" if there is a workspace, else "/" */
   readonly cwd?: string;
   /** @default "slipway" */
@@ -45,6 +50,8 @@ export interface ContainerConfig {
   /** Canceling; the reason is a string or an Error whose message says why. */
   readonly signal?: AbortSignal;
 }
+
+export type ContainerConfig = PreparedConfig & ProcessConfig;
 
 /** Why the container ended. */
 export type EndReason = "exited" | "signaled" | "oom" | "timeout" | "canceled";
@@ -121,8 +128,8 @@ export class Container implements AsyncDisposable {
   /** Resolves when the program has been executed. Rejects with `ExecError` or, for our failures, `Error`. */
   readonly started: Promise<void>;
   readonly #host: Host;
-  readonly #config: ContainerConfig;
-  readonly #directory: string;
+  readonly #config: PreparedConfig;
+  readonly #parts: Parts;
   readonly #cgroup: Cgroup | undefined;
   readonly #program: Program;
   readonly #outputs: readonly PipeReader[];
@@ -134,43 +141,81 @@ export class Container implements AsyncDisposable {
   #payloadStatus: number | undefined;
   #startedAtMs = 0;
   #stopReason: { readonly reason: "timeout" | "canceled"; readonly message: string } | undefined;
+  #process: ProcessConfig | undefined;
+  #start: { readonly fd: number; readonly processFd: number; readonly block: bigint } | undefined;
+  #timer: NodeJS.Timeout | undefined;
   #killTimer: NodeJS.Timeout | undefined;
   #cleaned: Promise<void> | undefined;
 
   /** @internal Takes ownership of everything in `parts`. */
   constructor(
     host: Host,
-    config: ContainerConfig,
-    parts: {
-      readonly directory: string;
-      readonly cgroup: Cgroup | undefined;
+    config: PreparedConfig,
+    made: {
+      readonly parts: Parts;
       readonly program: Program;
       readonly stageZero: number;
       readonly stdout: number;
       readonly stderr: number;
       readonly status: number;
+      readonly process: ProcessConfig | undefined;
+      /** The write end of the start pipe, and the memory for the process block at address `block`. */
+      readonly start: { readonly fd: number; readonly processFd: number; readonly block: bigint } | undefined;
     },
   ) {
     this.#host = host;
     this.#config = config;
-    this.#directory = parts.directory;
-    this.#cgroup = parts.cgroup;
-    this.#program = parts.program;
+    this.#parts = made.parts;
+    this.#cgroup = made.parts.cgroup;
+    this.#program = made.program;
+    this.#process = made.process;
+    this.#start = made.start;
     this.started = this.#started.promise;
     this.#outputs = [
-      new PipeReader(parts.stdout, (chunk) => config.output("stdout", chunk)),
-      new PipeReader(parts.stderr, (chunk) => config.output("stderr", chunk)),
+      new PipeReader(made.stdout, (chunk) => config.output("stdout", chunk)),
+      new PipeReader(made.stderr, (chunk) => config.output("stderr", chunk)),
     ];
     let rest = Buffer.alloc(0);
-    this.#status = new PipeReader(parts.status, (chunk) => {
+    this.#status = new PipeReader(made.status, (chunk) => {
       rest = Buffer.concat([rest, chunk]);
       for (; rest.length >= messageBytes; rest = rest.subarray(messageBytes)) this.#receive(rest);
     });
-    this.#stageZero = reap(parts.stageZero);
+    this.#stageZero = reap(made.stageZero);
     this.result = this.#finish();
     this.result.catch(() => undefined); // `started` rejects with the same; nobody has to look at both
     this.started.catch(() => undefined);
+    if (this.#process !== undefined) this.#watch();
   }
+
+  /** Starts the program of a prepared container. Its end, and why it could not be executed, are told by `started` and `result`. */
+  async start(process: ProcessConfig): Promise<void> {
+    const start = this.#start;
+    if (start === undefined) throw new Error(`Cannot start container ${this.#config.id}: it has been started`);
+    this.#start = undefined;
+    this.#process = process;
+    try {
+      writeProcess(start.processFd, start.block, process);
+      // EPIPE: it has failed already, and `started` says why.
+      trySyscall("write", start.fd, Buffer.from("s"), 1);
+    } finally {
+      close(start.processFd);
+      close(start.fd);
+    }
+    this.#watch();
+    await this.started;
+  }
+
+  /** Time limit and cancellation, from the start on. */
+  #watch(): void {
+    const { signal, timeoutMs } = this.#config;
+    if (signal?.aborted) this.#onAbort();
+    else signal?.addEventListener("abort", this.#onAbort, { once: true });
+    if (timeoutMs === undefined) return;
+    const message = `it ran for longer than ${timeoutMs / 1000} s`;
+    this.#timer = setTimeout(() => this.stop("timeout", message), timeoutMs);
+  }
+
+  readonly #onAbort = () => this.stop("canceled", reasonOf(this.#config.signal?.reason));
 
   /** Goes on reading output after the sink returned `false`. */
   resumeOutput(): void {
@@ -190,11 +235,21 @@ export class Container implements AsyncDisposable {
     if (this.pid !== 0) kill(this.pid, SIGKILL);
   }
 
+  /** Takes a container that was never started down: its init ends when the start pipe does. */
+  #abandon(): void {
+    const start = this.#start;
+    this.#start = undefined;
+    if (start === undefined) return;
+    close(start.processFd);
+    close(start.fd);
+  }
+
   #processes(): number[] {
     return this.#cgroup?.processes().filter((pid) => pid !== this.pid) ?? [];
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    this.#abandon();
     this.#kill();
     await this.result.catch(() => undefined);
     await this.#cleaned;
@@ -223,18 +278,11 @@ export class Container implements AsyncDisposable {
   #explain(operation: Operation | undefined, errno: number): Error {
     const code = errnoName(errno);
     const name = operation !== undefined && "name" in operation ? operation.name : "run the program";
-    if (name === executeProgram) return new ExecError(code, this.#config.args[0] ?? "");
+    if (name === executeProgram) return new ExecError(code, this.#process?.args[0] ?? "");
     return Object.assign(new Error(`Cannot start container ${this.#config.id}: ${name}: ${code}`), { code, errno });
   }
 
   async #finish(): Promise<ContainerResult> {
-    const { signal, timeoutMs } = this.#config;
-    const onAbort = () => this.stop("canceled", reasonOf(signal?.reason));
-    signal?.addEventListener("abort", onAbort, { once: true });
-    const timer =
-      timeoutMs === undefined
-        ? undefined
-        : setTimeout(() => this.stop("timeout", `it ran for longer than ${timeoutMs / 1000} s`), timeoutMs);
     try {
       const stageZero = await this.#stageZero;
       // Stage 0 has written init's id, if there is an init, before it ended; the pipe may still hold it.
@@ -250,8 +298,8 @@ export class Container implements AsyncDisposable {
       this.#started.reject(error);
       throw error;
     } finally {
-      signal?.removeEventListener("abort", onAbort);
-      clearTimeout(timer);
+      this.#config.signal?.removeEventListener("abort", this.#onAbort);
+      clearTimeout(this.#timer);
       clearTimeout(this.#killTimer);
       this.#cleaned = this.#clean();
     }
@@ -310,7 +358,8 @@ export class Container implements AsyncDisposable {
   }
 
   async #clean(): Promise<void> {
-    const removal = this.#host.removeTree(this.#directory);
+    this.#abandon();
+    const removal = this.#host.removeTree(this.#parts.directory);
     await this.#cgroup?.remove();
     await removal;
   }
@@ -327,7 +376,7 @@ const executeProgram = "execute the program";
  */
 export async function runContainer(host: Host, config: ContainerConfig): Promise<Container> {
   config.signal?.throwIfAborted();
-  const container = createContainer(host, config);
+  const container = createContainer(host, config, config);
   try {
     await container.started;
     return container;
@@ -337,65 +386,89 @@ export async function runContainer(host: Host, config: ContainerConfig): Promise
   }
 }
 
-function createContainer(host: Host, config: ContainerConfig): Container {
+/**
+ * Creates a container ahead: everything up to the execution of its program, which waits for `Container.start`.
+ *
+ * Meant for the time in which the step before it runs; one that is not needed is disposed unused. Time limit and
+ * cancellation count from the start.
+ *
+ * @throws {Error} If it cannot be created: our failure. What fails later rejects `started`.
+ */
+export function prepareContainer(host: Host, config: PreparedConfig): Container {
+  return createContainer(host, config, undefined);
+}
+
+function createContainer(host: Host, config: PreparedConfig, process: ProcessConfig | undefined): Container {
   if (!/^[A-Za-z0-9_.-]{1,200}$/.test(config.id) || config.id.startsWith(".")) {
     throw new Error(`Cannot create container: its id ${JSON.stringify(config.id)} is not a plain name`);
   }
+  const layers = layersOf(config.image, host.skeletonDir);
+  const parts = host.parts.take(layers, config.uidRange);
   const descriptors = new Descriptors();
-  const directory = `${host.stateDir}/containers/${config.id}`;
-  let cgroup: Cgroup | undefined;
-  mkdirSync(directory, { mode: 0o700 });
   try {
-    cgroup = host.cgroups?.create(config.id, config.resources);
+    parts.cgroup?.limit(config.resources);
     const stdout = descriptors.pipe();
     const stderr = descriptors.pipe();
     const status = descriptors.pipe();
+    const start = process === undefined ? descriptors.pipe() : undefined;
+    const processFd = descriptors.own(syscall("memfd_create", cString("slipway-process"), MFD_CLOEXEC));
     // A step may open /dev/stdout again; a pipe asks its owner.
     for (const { write } of [stdout, stderr]) syscall("fchown", write, config.uidRange.base, config.uidRange.base);
-    const launch = prepareLaunch(host, config, { descriptors, directory, cgroup, statusFd: status.write });
-    const program = compileProgram(planLaunch(launch.plan), { architecture, statusFd: launch.plan.statusFd });
-    const block = processBlock(program.addressOf("process"), config);
-    syscall("pwrite64", launch.processFd, block, block.length, 0);
-    const stageZero = startProgram(program.file, "slipway-init", [
-      [stdout.write, 1],
-      [stderr.write, 2],
-      ...launch.pairs,
-    ]);
+    const { plan, pairs } = prepareLaunch(host, config, {
+      descriptors,
+      parts,
+      statusFd: status.write,
+      processFd,
+      startFd: start?.read,
+    });
+    const key = JSON.stringify(plan, (_, value) => (typeof value === "bigint" ? `${value}` : value));
+    const program = host.programs.get(key, "slipway-init", plan.statusFd, () => planLaunch(plan));
+    const block = program.program.addressOf("process");
+    if (process !== undefined) writeProcess(processFd, block, process);
+    const stageZero = host.programs.start(program, "slipway-init", [[stdout.write, 1], [stderr.write, 2], ...pairs]);
     for (const fd of [stdout.read, stderr.read, status.read]) descriptors.release(fd);
+    if (start !== undefined) for (const fd of [start.write, processFd]) descriptors.release(fd);
     return new Container(host, config, {
-      directory,
-      cgroup,
-      program,
+      parts,
+      program: program.program,
       stageZero,
       stdout: stdout.read,
       stderr: stderr.read,
       status: status.read,
+      process,
+      start: start === undefined ? undefined : { fd: start.write, processFd, block },
     });
   } catch (error) {
-    void host.removeTree(directory);
-    void cgroup?.remove();
+    void parts.cgroup?.remove();
+    void host.removeTree(parts.directory);
     throw error;
   } finally {
+    close(parts.rootfs);
+    close(parts.dev);
     descriptors.close();
+    host.parts.replenish(layers, config.uidRange);
   }
 }
 
-/** Makes the detached mounts and gives every descriptor its place in the program. */
+function writeProcess(processFd: number, address: bigint, process: ProcessConfig): void {
+  const block = processBlock(address, process);
+  syscall("pwrite64", processFd, block, block.length, 0);
+}
+
+/** Makes what is the container's own and gives every descriptor its place in the program. */
 function prepareLaunch(
   host: Host,
-  config: ContainerConfig,
-  parts: {
+  config: PreparedConfig,
+  made: {
     readonly descriptors: Descriptors;
-    readonly directory: string;
-    readonly cgroup: Cgroup | undefined;
+    readonly parts: Parts;
     readonly statusFd: number;
+    readonly processFd: number;
+    readonly startFd: number | undefined;
   },
-): { plan: LaunchPlan; processFd: number; pairs: readonly (readonly [number, number])[] } {
-  const { descriptors } = parts;
+): { plan: LaunchPlan; pairs: readonly (readonly [number, number])[] } {
+  const { descriptors, parts } = made;
   const { image, uidRange: range } = config;
-  const layers = layersOf(image, host.skeletonDir).map((layer) => host.layerMounts.get(layer, range));
-  const rootfs = descriptors.own(mountOverlay(parts.directory, layers, range));
-  const dev = descriptors.own(mountDev(range));
   const hostSys = config.network === "host" ? descriptors.own(cloneHostSys()) : undefined;
   const attached = image.binds.map(({ source, target }) => ({
     fd: descriptors.own(cloneForContainer(source, range, { readonly: true })),
@@ -404,27 +477,32 @@ function prepareLaunch(
   if (config.workspace !== undefined) {
     attached.push({ fd: descriptors.own(workspaceMount(host, config.workspace, range)), target: "workspace" });
   }
-  const processFd = descriptors.own(syscall("memfd_create", cString("slipway-process"), MFD_CLOEXEC));
   const joining = parts.cgroup?.openForJoining();
   const joiningFds = joining === undefined ? [] : "procsFds" in joining ? joining.procsFds : [joining.directoryFd];
   for (const fd of joiningFds) descriptors.own(fd);
 
-  const sources = [parts.statusFd, rootfs, processFd, dev, ...(hostSys === undefined ? [] : [hostSys])];
-  const { pairs } = placeDescriptors([...sources, ...attached.map(({ fd }) => fd), ...joiningFds]);
+  const optional = [hostSys, made.startFd].filter((fd) => fd !== undefined);
+  const { pairs } = placeDescriptors<readonly number[]>([
+    ...[made.statusFd, parts.rootfs, made.processFd, parts.dev],
+    ...optional,
+    ...attached.map(({ fd }) => fd),
+    ...joiningFds,
+  ]);
   const targets = new Map(pairs);
   const at = (fd: number) => targets.get(fd) ?? -1;
   const mounts: PlannedMount[] = standardMounts({
-    dev: at(dev),
+    dev: at(parts.dev),
     ...(hostSys === undefined ? {} : { hostSys: at(hostSys) }),
     cgroupControllers: host.cgroupControllers,
     attached: attached.map(({ fd, target }) => ({ fd: at(fd), target })),
   });
   const plan: LaunchPlan = {
-    statusFd: at(parts.statusFd),
-    rootfsFd: at(rootfs),
-    processFd: at(processFd),
+    statusFd: at(made.statusFd),
+    rootfsFd: at(parts.rootfs),
+    processFd: at(made.processFd),
+    ...(made.startFd === undefined ? {} : { startFd: at(made.startFd) }),
     attachPath: host.attachDir,
-    idMap: range,
+    idMap: { base: range.base, size: range.size },
     ...(joining === undefined
       ? {}
       : {
@@ -442,7 +520,7 @@ function prepareLaunch(
     user: { uid: 0, gid: 0, additionalGids: [] },
     cwd: config.cwd ?? (config.workspace === undefined ? "/" : "/workspace"),
   };
-  return { plan, processFd, pairs };
+  return { plan, pairs };
 }
 
 function workspaceMount(host: Host, workspace: { dir: string; copyOnWrite?: boolean }, range: UidRange): number {

@@ -15,7 +15,9 @@ import { rm } from "node:fs/promises";
 import { checkHost } from "./check.ts";
 import { Cgroups, findCgroups, removeCgroupTree } from "./cgroup.ts";
 import { EAGAIN, LOCK_EX, LOCK_NB, O_CREAT, O_RDWR, RLIMIT } from "./linux.ts";
+import { ProgramCache } from "./program-cache.ts";
 import { findMaskedPaths, findReadonlyPaths, LayerMounts, mountOverlay } from "./rootfs.ts";
+import { SpareParts } from "./spare-parts.ts";
 import { close, open, SyscallError, syscall, trySyscall } from "./syscall.ts";
 import { type UidRange, UidRanges } from "./uid-range.ts";
 
@@ -35,6 +37,8 @@ export class Host implements AsyncDisposable {
   /** Absent only where its absence was allowed explicitly. */
   readonly cgroups: Cgroups | undefined;
   readonly layerMounts = new LayerMounts();
+  readonly programs = new ProgramCache();
+  readonly parts: SpareParts;
   readonly maskedPaths = findMaskedPaths();
   readonly readonlyPaths = findReadonlyPaths();
   readonly lastCapability = Number(readFileSync("/proc/sys/kernel/cap_last_cap", "utf8"));
@@ -56,6 +60,7 @@ export class Host implements AsyncDisposable {
     this.cgroups = cgroups;
     this.cgroupControllers = cgroups === undefined ? undefined : controllersToShow(cgroups);
     this.#uidRanges = new UidRanges("/run/slipway/uid-ranges");
+    this.parts = new SpareParts(this);
   }
 
   /**
@@ -97,6 +102,7 @@ export class Host implements AsyncDisposable {
       size: range.size,
       userNamespaceFd: range.userNamespaceFd,
       [Symbol.dispose]: () => {
+        this.parts.drop(range);
         for (const [key, { mount, directory }] of this.#workspaces) {
           if (!key.startsWith(`${range.base} `)) continue;
           this.#workspaces.delete(key);
@@ -163,6 +169,8 @@ export class Host implements AsyncDisposable {
       void this.removeTree(directory);
     }
     this.#workspaces.clear();
+    await this.parts.close();
+    this.programs.close();
     this.layerMounts.close();
     this.#uidRanges.close();
     await Promise.all(this.#removals);

@@ -7,8 +7,15 @@
  */
 export type { UidRange } from "./uid-range.ts";
 export type { Image, ImageConfig } from "./image.ts";
-export type { ContainerConfig, ContainerResult, EndReason, OutputSink } from "./container.ts";
-export { Container, ExecError, runContainer } from "./container.ts";
+export type {
+  ContainerConfig,
+  ContainerResult,
+  EndReason,
+  OutputSink,
+  PreparedConfig,
+  ProcessConfig,
+} from "./container.ts";
+export { Container, ExecError, prepareContainer, runContainer } from "./container.ts";
 export { Host } from "./host.ts";
 export type { HostCheck } from "./check.ts";
 export { checkHost } from "./check.ts";
