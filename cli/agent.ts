@@ -19,7 +19,10 @@ CAP_SYS_ADMIN and what slipway doctor lists); refuses to start where it would ha
 The first SIGINT or SIGTERM drains: running jobs finish, no new one is taken. The second stops: running jobs are canceled,
 and the server gives them to another agent.`,
   options: {
-    server: { value: "URL", help: "The server (SLIPWAY_SERVER)\n[default: the one running with this data directory, else http://127.0.0.1:8080]" },
+    server: {
+      value: "URL",
+      help: "The server (SLIPWAY_SERVER)\n[default: the one running with this data directory, else http://127.0.0.1:7433]",
+    },
     redis: { value: "URL", help: "The server's Redis (SLIPWAY_REDIS_URL) [default: redis://127.0.0.1:6379]" },
     "token-file": {
       value: "FILE",
@@ -28,13 +31,20 @@ and the server gives them to another agent.`,
     pool: { value: "NAME", multiple: true, help: "Pool to take jobs from, may be repeated [default: default]" },
     jobs: { short: "j", value: "N", help: "Jobs to run at the same time [default: one per core]" },
     name: { value: "NAME", help: "What the server calls this agent [default: this host's name]" },
-    allow: { value: "WEAKNESS", multiple: true, help: "Start although this is missing: no-cgroups (no memory, cpu and pids limits)" },
+    allow: {
+      value: "WEAKNESS",
+      multiple: true,
+      help: "Start although this is missing: no-cgroups (no memory, cpu and pids limits)",
+    },
     "data-dir": dataDirOption,
     "log-level": logLevelOption,
   },
   examples: [
     ["slipway agent", "beside slipway server, same data directory"],
-    ["SLIPWAY_AGENT_TOKEN=… slipway agent --server https://ci.example.org --redis rediss://ci.example.org:6380", "elsewhere"],
+    [
+      "SLIPWAY_AGENT_TOKEN=… slipway agent --server https://ci.example.org --redis rediss://ci.example.org:6380",
+      "elsewhere",
+    ],
     ["slipway agent --pool default --pool big --jobs 4", "two pools, four jobs at once"],
   ],
 } as const satisfies Usage;
@@ -48,18 +58,31 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const allow = parseAllowed(values.allow);
   const pools = values.pool.length > 0 ? values.pool : ["default"];
   const serverUrl =
-    values.server ?? environment["SLIPWAY_SERVER"] ?? recallServerUrl(dataDir) ?? "http://127.0.0.1:8080";
+    values.server ?? environment["SLIPWAY_SERVER"] ?? recallServerUrl(dataDir) ?? "http://127.0.0.1:7433";
   const redisUrl = values.redis ?? environment["SLIPWAY_REDIS_URL"] ?? "redis://127.0.0.1:6379";
   const token = findAgentToken(values["token-file"], dataDir, context);
   using signals = new StopSignals();
   const [{ Agent }, { Host }] = await Promise.all([import("../agent/index.ts"), import("../runtime/index.ts")]);
   await using host = await Host.open({ stateDir: join(dataDir, "agent"), allow });
   const name = values.name ?? hostname();
-  const agent = new Agent({ serverUrl, token, redisUrl, host, dataDir: join(dataDir, "agent"), pools, jobs, name, logger });
+  const agent = new Agent({
+    serverUrl,
+    token,
+    redisUrl,
+    host,
+    dataDir: join(dataDir, "agent"),
+    pools,
+    jobs,
+    name,
+    logger,
+  });
   await agent.start();
   announce({});
   await aborted(signals.drain);
-  logger.info({ reason: (signals.drain.reason as Error).message }, "draining: running jobs finish, a second signal cancels them");
+  logger.info(
+    { reason: (signals.drain.reason as Error).message },
+    "draining: running jobs finish, a second signal cancels them",
+  );
   const drained = agent.drain().then(() => true);
   if (!(await Promise.race([drained, aborted(signals.stop).then(() => false)]))) {
     logger.info("stopping: running jobs are canceled");

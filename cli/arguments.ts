@@ -157,10 +157,15 @@ function optionRow([name, option]: readonly [string, Option]): readonly [string,
   return [`${short}--${name}${option.value === undefined ? "" : ` ${option.value}`}`, option.help];
 }
 
+/** Left columns wider than this get a line of their own. */
+const widestLeft = 56;
+
 /** Rows of two columns, indented by two, the second one aligned and its further lines too. */
 export function table(rows: readonly (readonly [string, string])[]): string[] {
-  const width = Math.max(...rows.map(([left]) => left.length));
-  return rows.map(([left, right]) =>
-    `  ${left.padEnd(width)}  ${right.replaceAll("\n", `\n${" ".repeat(width + 4)}`)}`.trimEnd(),
-  );
+  const width = Math.max(0, ...rows.map(([left]) => left.length).filter((length) => length <= widestLeft));
+  const indent = `\n${" ".repeat(width + 4)}`;
+  return rows.map(([left, right]) => {
+    const gap = left.length > width ? indent : " ".repeat(width - left.length + 2);
+    return `  ${left}${gap}${right.replaceAll("\n", indent)}`;
+  });
 }

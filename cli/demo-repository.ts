@@ -16,7 +16,11 @@ export interface DemoRepository {
 }
 
 /** Runs git with nothing of the user's configuration, so that a signing key or a template of theirs has no say. */
-export async function git(directory: string, environment: NodeJS.ProcessEnv, ...args: readonly string[]): Promise<string> {
+export async function git(
+  directory: string,
+  environment: NodeJS.ProcessEnv,
+  ...args: readonly string[]
+): Promise<string> {
   const env = {
     ...environment,
     GIT_CONFIG_GLOBAL: "/dev/null",

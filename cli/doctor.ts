@@ -1,7 +1,6 @@
 /** `slipway doctor`: what this host can do, and which setting mends the rest. */
 import { execFileSync } from "node:child_process";
-import { findRedisServer, installHint } from "../queue/index.ts";
-import { checkHost, type HostCheck } from "../runtime/index.ts";
+import type { HostCheck } from "../runtime/index.ts";
 import { parseArguments, type Usage } from "./arguments.ts";
 import { dataDirOption, exitCodes, findDataDir, type Context, type Verb } from "./verb.ts";
 
@@ -23,17 +22,19 @@ missing: it would have to isolate less. Exits with 125 if a required one is miss
 
 async function run(argv: readonly string[], context: Context): Promise<number> {
   const { values } = parseArguments(usage, argv);
+  const { checkHost } = await import("../runtime/index.ts");
   const checks = [...(await checkHost({ stateDir: findDataDir(values, context) })), await checkRedis(), checkGit()];
   context.print(values.json ? `${JSON.stringify(checks, undefined, 2)}\n` : render(checks, context));
   return checks.some(({ ok, required }) => required && !ok) ? exitCodes.ourError : exitCodes.success;
 }
 
 async function checkRedis(): Promise<HostCheck> {
+  const { findRedisServer, installHint } = await import("../queue/index.ts");
   const found = await findRedisServer();
   const check = { name: "Redis or Valkey (slipway up, demo, tests)", required: false };
   if (found === undefined)
     return { ...check, ok: false, found: "neither redis-server nor valkey-server", mend: installHint() };
-  return { ...check, ok: true, found: String(found) };
+  return { ...check, ok: true, found: `${found.path} ${found.version}` };
 }
 
 function checkGit(): HostCheck {

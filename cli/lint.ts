@@ -34,7 +34,8 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   if (values.json) {
     context.print(`${JSON.stringify(diagnostics, undefined, 2)}\n`);
   } else {
-    for (const diagnostic of diagnostics) context.print(`${formatDiagnostic(diagnostic)}\n\n`);
+    for (const diagnostic of diagnostics)
+      context.print(`${formatDiagnostic(diagnostic, { color: context.colours })}\n\n`);
     context.print(summary(files, errorCount, diagnostics.length - errorCount, context));
   }
   return errorCount > 0 ? exitCodes.buildFailed : exitCodes.success;

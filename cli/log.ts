@@ -45,7 +45,13 @@ export function readable(line: string, component: string, paint: Paint): string 
   const shown = fields.map(([key, value]) => paint("dim", `${plain(key)}=${plain(text(value))}`));
   const error = record["err"] as { message?: string } | undefined;
   if (error?.message !== undefined) shown.push(plain(error.message));
-  const words = [paint("dim", time), paint(style, name), paint("cyan", component.padEnd(6)), plain(record.msg ?? ""), ...shown];
+  const words = [
+    paint("dim", time),
+    paint(style, name),
+    paint("cyan", component.padEnd(6)),
+    plain(record.msg ?? ""),
+    ...shown,
+  ];
   return `${words.join(" ")}\n`;
 }
 

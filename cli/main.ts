@@ -162,6 +162,7 @@ function createContext(): Context {
     directory: process.cwd(),
     isRoot: process.geteuid?.() === 0,
     colours,
+    errorColours: wantsColours(process.env, process.stderr.isTTY === true),
     paint: painter(colours),
     print: (text) => void (closed.signal.aborted || process.stdout.write(text)),
     warn: (line) => void process.stderr.write(`${line}\n`),

@@ -13,7 +13,9 @@ const directory = git("rev-parse", "--absolute-git-dir");
 
 function payload([before, after, ref]) {
   const deleted = /^0+$/.test(after);
-  const [id, name, message] = deleted ? [] : git("show", "--no-patch", "--format=%H%x00%an%x00%B", `${after}^{commit}`).split("\0");
+  const [id, name, message] = deleted
+    ? []
+    : git("show", "--no-patch", "--format=%H%x00%an%x00%B", `${after}^{commit}`).split("\0");
   return {
     ref,
     before,

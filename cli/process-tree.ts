@@ -11,6 +11,7 @@ export interface TreeOptions {
   readonly dataDir: string;
   readonly host: string;
   readonly port: number;
+  readonly publicUrl?: string;
   /** Jobs at the same time. */
   readonly jobs: number;
   readonly allow: readonly string[];
@@ -55,6 +56,7 @@ export class ProcessTree {
     const redis = started.use(await startEmbeddedRedis({ dir: join(options.dataDir, "redis") }));
     const common = ["--data-dir", options.dataDir, "--redis", redis.url, "--log-level", options.logLevel];
     const listen = ["--host", options.host, "--port", String(options.port)];
+    if (options.publicUrl !== undefined) listen.push("--public-url", options.publicUrl);
     const server = started.adopt(new Supervised("server", [...listen, ...common], options), (child) => child.end());
     const { url } = await server.ready();
     if (url === undefined) throw new Error("Cannot start server: it did not say where it listens");
@@ -152,7 +154,8 @@ class Supervised {
     while (!this.#stopping.signal.aborted) {
       const startedAtMs = Date.now();
       const how = await this.#run();
-      if (!this.#wasReady) this.#ready.reject(new Error(`Cannot start ${this.#verb}: it ended with ${how}, see its log above`));
+      if (!this.#wasReady)
+        this.#ready.reject(new Error(`Cannot start ${this.#verb}: it ended with ${how}, see its log above`));
       if (this.#stopping.signal.aborted || !this.#wasReady) break;
       if (Date.now() - startedAtMs > lastRestartMs) pauseMs = firstRestartMs;
       logger.error({ how, pauseMs }, `${this.#verb} ended unexpectedly: starting it again`);

@@ -2,27 +2,21 @@
 import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
-import { basename, dirname, join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { promisify } from "node:util";
-import { buildVariables, executeJob, type StepResult } from "../agent/index.ts";
 import {
-  advance,
   formatDiagnostic,
   parsePipeline,
   planBuild,
   type JobSpec,
   type Pipeline,
   type PipelineEvent,
-  type Status,
 } from "../pipelines/index.ts";
-import { Host } from "../runtime/index.ts";
 import { parseAllowed } from "./agent.ts";
 import { parseArguments, parseChoice, parseCount, UsageError, type Usage, type Values } from "./arguments.ts";
 import { didYouMean } from "./did-you-mean.ts";
 import { findPipelineFile } from "./pipeline-file.ts";
 import { StopSignals } from "./signals.ts";
-import { duration, plain } from "./terminal.ts";
-import { Transcript } from "./transcript.ts";
 import { dataDirOption, exitCodes, findDataDir, type Context, type Verb } from "./verb.ts";
 
 const usage = {
@@ -40,7 +34,11 @@ The first Ctrl-C cancels the jobs and cleans up, the second stops at once.`,
     branch: { value: "NAME", help: "The branch (or with --event tag, the tag) [default: the one checked out]" },
     jobs: { short: "j", value: "N", help: "Jobs to run at the same time [default: one per core]" },
     file: { short: "f", value: "FILE", help: "The pipeline file [default: the nearest .slipway.yml]" },
-    allow: { value: "WEAKNESS", multiple: true, help: "Run although this is missing: no-cgroups (no memory, cpu and pids limits)" },
+    allow: {
+      value: "WEAKNESS",
+      multiple: true,
+      help: "Run although this is missing: no-cgroups (no memory, cpu and pids limits)",
+    },
     "data-dir": dataDirOption,
   },
   examples: [
@@ -63,11 +61,13 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const event = await describeEvent(root, values);
   const plan = planBuild(pipeline, event);
   if (!plan.matched) {
-    context.warn(`slipway: Nothing to run: ${plan.reason ?? "the event does not match"}`);
+    context.warn(`slipway: Nothing to run: ${plan.reason}`);
     return exitCodes.success;
   }
   const jobs = selectJobs(plan.jobs, values.job);
   using signals = new StopSignals();
+  // Only now: what needs the kernel is heavy, and a mistake in the pipeline should be told before.
+  const [{ Host }, { LocalBuild }] = await Promise.all([import("../runtime/index.ts"), import("./local-build.ts")]);
   await using host = await Host.open({ stateDir: join(findDataDir(values, context), "run"), allow });
   const build = new LocalBuild({ host, root, event, jobs, jobsAtOnce, context });
   const cancel = AbortSignal.any([signals.drain, context.outputClosed]);
@@ -84,13 +84,16 @@ function readPipeline(file: string, context: Context): Pipeline | undefined {
     throw new Error(`Cannot read pipeline ${JSON.stringify(file)}: ${(error as Error).message}`, { cause: error });
   }
   const { pipeline, diagnostics } = parsePipeline(source, { file });
-  for (const diagnostic of diagnostics) context.warn(`${formatDiagnostic(diagnostic)}\n`);
+  for (const diagnostic of diagnostics)
+    context.warn(`${formatDiagnostic(diagnostic, { color: context.errorColours })}\n`);
   return pipeline;
 }
 
 async function describeEvent(root: string, values: RunValues): Promise<PipelineEvent> {
-  const kind = values.event === undefined ? "manual" : parseChoice("--event", values.event, ["push", "tag", "pull_request"]);
-  if (kind === "tag" && values.branch === undefined) throw new UsageError("--event tag needs the tag's name: --branch NAME");
+  const kind =
+    values.event === undefined ? "manual" : parseChoice("--event", values.event, ["push", "tag", "pull_request"]);
+  if (kind === "tag" && values.branch === undefined)
+    throw new UsageError("--event tag needs the tag's name: --branch NAME");
   const ask = async (...args: readonly string[]) => {
     try {
       return (await promisify(execFile)("git", ["-C", root, ...args])).stdout.trim();
@@ -99,17 +102,19 @@ async function describeEvent(root: string, values: RunValues): Promise<PipelineE
       return "";
     }
   };
-  const [head, current] = await Promise.all([ask("rev-parse", "--quiet", "--verify", "HEAD"), ask("branch", "--show-current")]);
-  const commit = head === "" ? "0".repeat(40) : head;
+  const [head, current] = await Promise.all([ask("log", "-1", "--format=%H%n%B"), ask("branch", "--show-current")]);
+  const [hash = "", message] = head.split(/\n(.*)/s);
+  const commit = hash === "" ? "0".repeat(40) : hash;
+  const said = message === undefined ? {} : { message };
   const branch = values.branch ?? (current === "" ? "main" : current);
   switch (kind) {
     case "tag":
       return { kind, ref: `refs/tags/${branch}`, commit, tag: branch };
     case "pull_request":
-      return { kind, ref: "refs/pull/1/head", commit, branch, pullRequest: { number: 1, fromFork: false } };
+      return { kind, ref: "refs/pull/1/head", commit, branch, pullRequest: { number: 1, fromFork: false }, ...said };
     case "push":
     case "manual":
-      return { kind, ref: `refs/heads/${branch}`, commit, branch };
+      return { kind, ref: `refs/heads/${branch}`, commit, branch, ...said };
   }
 }
 
@@ -118,44 +123,13 @@ function selectJobs(jobs: readonly JobSpec[], names: readonly string[]): readonl
   if (names.length === 0) return jobs;
   const all = jobs.map(({ name }) => name);
   for (const name of names) {
-    if (!all.includes(name)) throw new UsageError(`There is no job ${JSON.stringify(name)}${didYouMean(name, all)}; there are ${all.join(", ")}`);
+    if (!all.includes(name))
+      throw new UsageError(
+        `There is no job ${JSON.stringify(name)}${didYouMean(name, all)}; there are ${all.join(", ")}`,
+      );
   }
   const selected = jobs.filter(({ name }) => names.includes(name));
   return selected.map((job) => ({ ...job, needs: job.needs.filter((need) => names.includes(need)) }));
-}
-
-interface LocalBuildOptions {
-  readonly host: Host;
-  readonly root: string;
-  readonly event: PipelineEvent;
-  readonly jobs: readonly JobSpec[];
-  readonly jobsAtOnce: number;
-  readonly context: Context;
-}
-
-/** One build in this process. */
-class LocalBuild {
-  readonly #options: LocalBuildOptions;
-  readonly #transcript: Transcript;
-  readonly #statuses = new Map<string, Status>();
-  readonly #running = new Map<string, Promise<void>>();
-
-  constructor(options: LocalBuildOptions) {
-    this.#options = options;
-    this.#transcript = new Transcript(options.jobs, options.context);
-    for (const { name } of options.jobs) this.#statuses.set(name, "queued");
-  }
-
-  /** Runs the jobs in the order of their needs and says how it went as an exit code. */
-  async run(signal: AbortSignal): Promise<number> {
-    const { jobs, jobsAtOnce, context } = this.#options;
-    const startedAtMs = performance.now();
-    for (;;) {
-      const next = advance(jobs, this.#statuses);
-      for (const name of next.skipped) this.#finish(name, "skipped");
-    }
-    return 0;
-  }
 }
 
 export const verbs: Readonly<Record<string, Verb>> = { run: { usage, run } };

@@ -1,6 +1,6 @@
 /** `slipway server`: webhooks, API, dashboard, scheduler. */
 import { mkdirSync } from "node:fs";
-import { parseArguments, parseChoice, parseCount, type Usage } from "./arguments.ts";
+import { parseArguments, parseChoice, parseCount, UsageError, type Usage } from "./arguments.ts";
 import { createLogger, logLevels } from "./log.ts";
 import { forgetServerUrl, rememberServerUrl } from "./server-url.ts";
 import { aborted, StopSignals } from "./signals.ts";
@@ -10,10 +10,19 @@ import { dataDirOption, exitCodes, findDataDir, type Context, type Verb } from "
 /** What listening verbs have in common. */
 export const listenOptions = {
   host: { value: "HOST", help: "Address to listen on [default: 127.0.0.1]" },
-  port: { value: "PORT", help: "Port to listen on, 0 for any free one [default: 8080]" },
+  port: { value: "PORT", help: "Port to listen on, 0 for any free one [default: 7433]" },
 } as const;
 
-export const logLevelOption = { value: "LEVEL", help: `How much to log: ${logLevels.join(", ")} [default: info]` } as const;
+/** Where others reach the server. */
+export const publicUrlOption = {
+  value: "URL",
+  help: "How others reach the server, if not by its own address",
+} as const;
+
+export const logLevelOption = {
+  value: "LEVEL",
+  help: `How much to log: ${logLevels.join(", ")} [default: info]`,
+} as const;
 
 const usage = {
   name: "server",
@@ -22,6 +31,8 @@ const usage = {
 Receives webhooks, plans builds, hands jobs to agents through Redis and keeps logs and results. Redis must keep what it is
 given: append-only file on, maxmemory-policy noeviction; the server refuses another policy. The first start makes two
 tokens in the data directory, readable by their owner only: admin-token for the API and the dashboard, agent-token for agents.
+SLIPWAY_WEBHOOK_SECRET signs webhooks to /hooks, which add their repository by themselves; without it every repository is
+added with slipway repo add and has its own address and secret.
 
 The first SIGINT or SIGTERM lets open requests finish and stops; the second stops at once.`,
   options: {
@@ -30,11 +41,12 @@ The first SIGINT or SIGTERM lets open requests finish and stops; the second stop
       value: "URL",
       help: "redis://HOST:PORT, rediss://HOST:PORT or a socket's path (SLIPWAY_REDIS_URL)\n[default: redis://127.0.0.1:6379]",
     },
+    "public-url": publicUrlOption,
     "data-dir": dataDirOption,
     "log-level": logLevelOption,
   },
   examples: [
-    ["slipway server", "on http://127.0.0.1:8080, with the Redis of this machine"],
+    ["slipway server", "on http://127.0.0.1:7433, with the Redis of this machine"],
     ["slipway server --host 0.0.0.0 --redis redis://redis:6379", "for agents and forges elsewhere"],
   ],
 } as const satisfies Usage;
@@ -42,20 +54,35 @@ The first SIGINT or SIGTERM lets open requests finish and stops; the second stop
 async function run(argv: readonly string[], context: Context): Promise<number> {
   const { values } = parseArguments(usage, argv);
   const dataDir = findDataDir(values, context);
-  const port = parseCount("--port", values.port ?? "8080", { least: 0, most: 65_535 });
+  const port = parseCount("--port", values.port ?? "7433", { least: 0, most: 65_535 });
   const logger = processLogger("server", values["log-level"], context);
   const redisUrl = values.redis ?? context.environment["SLIPWAY_REDIS_URL"] ?? "redis://127.0.0.1:6379";
   using signals = new StopSignals();
   const { Server } = await import("../server/index.ts");
   mkdirSync(dataDir, { recursive: true, mode: 0o700 });
-  const server = await Server.start({ dataDir, host: values.host ?? "127.0.0.1", port, redisUrl, logger });
-  rememberServerUrl(dataDir, server.url);
-  announce({ url: server.url });
+  const webhookSecret = context.environment["SLIPWAY_WEBHOOK_SECRET"];
+  const publicUrl = values["public-url"];
+  const server = await Server.start({
+    dataDir,
+    host: values.host ?? "127.0.0.1",
+    port,
+    redisUrl,
+    logger,
+    ...(webhookSecret && { webhookSecret }),
+    ...(publicUrl !== undefined && { publicUrl: parsePublicUrl(publicUrl) }),
+  });
+  rememberServerUrl(dataDir, server.address);
+  announce({ url: server.address });
   await aborted(signals.drain);
   logger.info({ reason: String((signals.drain.reason as Error).message) }, "stopping");
   forgetServerUrl(dataDir);
   await Promise.race([server[Symbol.asyncDispose](), aborted(signals.stop)]);
   return exitCodes.success;
+}
+
+function parsePublicUrl(text: string): string {
+  if (/^https?:$/.test(URL.parse(text)?.protocol ?? "")) return text;
+  throw new UsageError(`--public-url must begin with http:// or https://, not ${JSON.stringify(text)}`);
 }
 
 /** The logger of a long-running verb: on standard error, for people if that is a terminal. */

@@ -12,14 +12,28 @@ module_.enableCompileCache(path.join(root, "node_modules", ".cache", "slipway"))
 if (root.split(path.sep).includes("node_modules")) {
   const { readFileSync } = require("node:fs");
   const { fileURLToPath, pathToFileURL } = require("node:url");
+  // The function is experimental, what it does is what Node does by itself elsewhere.
+  const withoutWarnings = (work) => {
+    const { emitWarning } = process;
+    process.emitWarning = () => {};
+    try {
+      return work();
+    } finally {
+      process.emitWarning = emitWarning;
+    }
+  };
   const ours = `${pathToFileURL(root).href}/`;
   const isOurs = (url) =>
     url.startsWith(ours) && url.endsWith(".ts") && !url.slice(ours.length).includes("node_modules/");
   module_.registerHooks({
     load(url, context, nextLoad) {
       if (!isOurs(url)) return nextLoad(url, context);
-      const source = module_.stripTypeScriptTypes(readFileSync(fileURLToPath(url), "utf8"));
-      return { format: "module", source, shortCircuit: true };
+      const typed = readFileSync(fileURLToPath(url), "utf8");
+      return {
+        format: "module",
+        source: withoutWarnings(() => module_.stripTypeScriptTypes(typed)),
+        shortCircuit: true,
+      };
     },
   });
 }

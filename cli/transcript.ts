@@ -62,12 +62,14 @@ export class Transcript {
     this.#print(`${label} ${this.#paint("dim", "▶")} ${this.#paint("bold", plain(steps[step]?.name ?? ""))}\n`);
   }
 
-  /** Bytes of a step's output; shown line by line. */
-  output(job: string, step: number, stream: "stdout" | "stderr" | "slipway", bytes: Uint8Array): void {
+  /** A piece of a step's output; shown line by line. */
+  output(job: string, step: number, stream: "stdout" | "stderr" | "slipway", piece: Uint8Array | string): void {
     const key = JSON.stringify([job, step, stream]);
     let partial = this.#partial.get(key);
     if (partial === undefined) this.#partial.set(key, (partial = { decoder: new StringDecoder("utf8"), rest: "" }));
-    const lines = (partial.rest + partial.decoder.write(bytes as Buffer)).split("\n");
+    const lines = (partial.rest + (typeof piece === "string" ? piece : partial.decoder.write(piece as Buffer))).split(
+      "\n",
+    );
     partial.rest = lines.pop() ?? "";
     if (partial.rest.length > longestLine) {
       lines.push(partial.rest);
@@ -97,6 +99,11 @@ export class Transcript {
     this.#print(`${part.label} ${this.#mark(outcome)} ${outcome.status}${why}\n`);
   }
 
+  /** Slipway's own words about a job. */
+  note(job: string, text: string): void {
+    this.#print(`${this.#job(job).label} ${this.#paint("yellow", plain(text))}\n`);
+  }
+
   /** The table at the end: one row per job. */
   summary(): string {
     const rows = this.#jobs.map(({ name, label, steps, outcome }) => ({
@@ -108,7 +115,9 @@ export class Transcript {
       name,
     }));
     const width = Math.max(0, ...rows.map(({ time }) => time.length));
-    return rows.map((row) => `${row.mark} ${row.label}  ${row.status}  ${row.time.padStart(width)}  ${row.steps}\n`).join("");
+    return rows
+      .map((row) => `${row.mark} ${row.label}  ${row.status}  ${row.time.padStart(width)}  ${row.steps}\n`)
+      .join("");
   }
 
   #job(name: string): Job {

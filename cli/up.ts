@@ -3,8 +3,7 @@ import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { parseArguments, parseCount, type Usage } from "./arguments.ts";
 import { parseAllowed } from "./agent.ts";
-import { ProcessTree } from "./process-tree.ts";
-import { listenOptions, logLevelOption, processLogger } from "./server.ts";
+import { listenOptions, logLevelOption, processLogger, publicUrlOption } from "./server.ts";
 import { aborted, StopSignals } from "./signals.ts";
 import { dataDirOption, exitCodes, findDataDir, type Context, type Verb } from "./verb.ts";
 
@@ -18,13 +17,18 @@ A child that dies is started again. Builds queued when it stops run once it is b
 The first Ctrl-C (or SIGTERM) drains: running jobs finish. The second stops: they are canceled and run again next time.`,
   options: {
     ...listenOptions,
+    "public-url": publicUrlOption,
     jobs: { short: "j", value: "N", help: "Jobs to run at the same time [default: one per core]" },
-    allow: { value: "WEAKNESS", multiple: true, help: "Start although this is missing: no-cgroups (no memory, cpu and pids limits)" },
+    allow: {
+      value: "WEAKNESS",
+      multiple: true,
+      help: "Start although this is missing: no-cgroups (no memory, cpu and pids limits)",
+    },
     "data-dir": dataDirOption,
     "log-level": logLevelOption,
   },
   examples: [
-    ["slipway up", "on http://127.0.0.1:8080"],
+    ["slipway up", "on http://127.0.0.1:7433"],
     ["slipway up --host 0.0.0.0 --port 80 --jobs 4", "for forges elsewhere"],
   ],
 } as const satisfies Usage;
@@ -34,12 +38,14 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const dataDir = findDataDir(values, context);
   const logger = processLogger("up", values["log-level"], context);
   using signals = new StopSignals();
+  const { ProcessTree } = await import("./process-tree.ts");
   const tree = await ProcessTree.start({
     dataDir,
     host: values.host ?? "127.0.0.1",
-    port: parseCount("--port", values.port ?? "8080", { least: 0, most: 65_535 }),
+    port: parseCount("--port", values.port ?? "7433", { least: 0, most: 65_535 }),
     jobs: parseCount("--jobs", values.jobs ?? String(availableParallelism()), { least: 1, most: 1000 }),
     allow: parseAllowed(values.allow),
+    ...(values["public-url"] !== undefined && { publicUrl: values["public-url"] }),
     logLevel: values["log-level"] ?? "info",
     log: "inherit",
     environment: context.environment,
@@ -50,7 +56,10 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   context.print(`  sign in with the token in ${join(dataDir, "admin-token")}\n`);
   context.print("  add a repository: slipway repo add NAME URL\n");
   await aborted(signals.drain);
-  logger.info({ reason: (signals.drain.reason as Error).message }, "draining: running jobs finish, a second signal cancels them");
+  logger.info(
+    { reason: (signals.drain.reason as Error).message },
+    "draining: running jobs finish, a second signal cancels them",
+  );
   await tree.drain(signals.stop);
   return exitCodes.success;
 }

@@ -11,6 +11,8 @@ export interface Context {
   readonly isRoot: boolean;
   /** Whether standard output shows colours. */
   readonly colours: boolean;
+  /** Whether standard error does. */
+  readonly errorColours: boolean;
   readonly paint: Paint;
   /** Writes to standard output as it is; add the newline. */
   readonly print: (text: string) => void;

@@ -1,0 +1,115 @@
+/** Runs one build in this process: no server, no Redis. */
+import { basename } from "node:path";
+import { buildVariables, executeJob, type JobResult, type StepResult } from "../agent/index.ts";
+import { advance, type JobSpec, type PipelineEvent, type Status } from "../pipelines/index.ts";
+import type { Host } from "../runtime/index.ts";
+import { duration, plain } from "./terminal.ts";
+import { Transcript, type Outcome } from "./transcript.ts";
+import { exitCodes, type Context } from "./verb.ts";
+
+export interface LocalBuildOptions {
+  readonly host: Host;
+  readonly root: string;
+  readonly event: PipelineEvent;
+  readonly jobs: readonly JobSpec[];
+  readonly jobsAtOnce: number;
+  readonly context: Context;
+}
+
+/** One build in this process: the planner's jobs, run by the agent's executor as their needs allow. */
+export class LocalBuild {
+  readonly #options: LocalBuildOptions;
+  readonly #transcript: Transcript;
+  readonly #statuses = new Map<string, Status>();
+  readonly #running = new Map<string, Promise<void>>();
+
+  constructor(options: LocalBuildOptions) {
+    this.#options = options;
+    this.#transcript = new Transcript(options.jobs, options.context);
+    for (const { name } of options.jobs) this.#statuses.set(name, "queued");
+  }
+
+  /** Runs the jobs in the order of their needs and says how it went as an exit code. */
+  async run(signal: AbortSignal): Promise<number> {
+    const { jobs, jobsAtOnce, context } = this.#options;
+    const startedAtMs = performance.now();
+    for (;;) {
+      if (signal.aborted) this.#cancelQueued(signal);
+      const next = advance(jobs, this.#statuses);
+      for (const { name, reason } of next.skipped) this.#end(name, { status: "skipped", reason });
+      if (next.finished) {
+        context.print(`\n${this.#transcript.summary()}${this.#verdict(next.status, performance.now() - startedAtMs)}`);
+        return next.status === "success" || next.status === "skipped"
+          ? exitCodes.success
+          : this.#failureCode(next.status);
+      }
+      for (const name of next.ready.slice(0, jobsAtOnce - this.#running.size)) this.#start(name, signal);
+      await Promise.race(this.#running.values());
+    }
+  }
+
+  #start(name: string, signal: AbortSignal): void {
+    const job = this.#options.jobs.find((candidate) => candidate.name === name);
+    if (job === undefined) throw new Error(`No job ${JSON.stringify(name)} in the plan`);
+    this.#statuses.set(name, "running");
+    const startedAtMs = performance.now();
+    const ended = this.#execute(job, signal).then(({ status, reason }) => {
+      this.#running.delete(name);
+      this.#end(name, { status, durationMs: performance.now() - startedAtMs, ...(reason !== undefined && { reason }) });
+    });
+    this.#running.set(name, ended);
+  }
+
+  async #execute(job: JobSpec, signal: AbortSignal): Promise<Pick<JobResult, "status" | "reason">> {
+    const { host, root, event, jobs, context } = this.#options;
+    const repository = { name: basename(root) };
+    return await executeJob(job, {
+      host,
+      id: `run-${process.pid}-${jobs.indexOf(job)}`,
+      workspace: { dir: root, copyOnWrite: true },
+      variables: buildVariables(job, { ...event, number: 0, event: event.kind }, repository),
+      reporter: {
+        stepStarted: (index) => this.#transcript.stepStarted(job.name, index),
+        stepOutput: (index, stream, bytes) => this.#transcript.output(job.name, index, streams[stream], bytes),
+        stepFinished: (index, result) => this.#transcript.stepFinished(job.name, index, outcome(result)),
+        problem: (error) => context.warn(`slipway: ${error.message}`),
+      },
+      signal,
+    });
+  }
+
+  #cancelQueued(signal: AbortSignal): void {
+    const reason = (signal.reason as Error).message;
+    for (const [name, status] of this.#statuses)
+      if (status === "queued") this.#end(name, { status: "canceled", reason });
+  }
+
+  #end(name: string, end: Outcome): void {
+    this.#statuses.set(name, end.status);
+    this.#transcript.jobFinished(name, end);
+  }
+
+  #failureCode(status: Status): number {
+    return status === "error" ? exitCodes.ourError : exitCodes.buildFailed;
+  }
+
+  #verdict(status: Status, durationMs: number): string {
+    const { paint } = this.#options.context;
+    const text = `${plain(basename(this.#options.root))}: ${status} in ${duration(durationMs)}`;
+    return `${paint(status === "success" ? "green" : status === "skipped" ? "dim" : "red", text)}\n`;
+  }
+}
+
+const streams = { 0: "slipway", 1: "stdout", 2: "stderr" } as const;
+
+/** A step's result as the transcript shows it. */
+function outcome({ status, exitCode, reason, allowedFailure, startedAtMs, finishedAtMs }: StepResult): Outcome {
+  const durationMs = startedAtMs !== undefined && finishedAtMs !== undefined ? finishedAtMs - startedAtMs : undefined;
+  return {
+    status,
+    ...(durationMs !== undefined && { durationMs }),
+    ...(exitCode !== undefined && { exitCode }),
+    ...(reason !== undefined && { reason }),
+    ...(allowedFailure !== undefined && { allowedFailure }),
+  };
+}
