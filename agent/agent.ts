@@ -1,0 +1,148 @@
+/** Takes attempts from the queue and works on them. */
+import { rm } from "node:fs/promises";
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import type { Logger } from "pino";
+import {
+  CancelChannel,
+  type CancelSubscription,
+  connectRedis,
+  JobWorker,
+  type RedisConnection,
+} from "../queue/index.ts";
+import type { Host } from "../runtime/index.ts";
+import { containerName, runAttempt } from "./attempt.ts";
+import { asError } from "./cause.ts";
+import { FencedError, ServerClient } from "./server-client.ts";
+
+export interface AgentOptions {
+  readonly serverUrl: string;
+  /** The agent token. */
+  readonly token: string;
+  readonly redisUrl: string;
+  /** Stays the caller's; dispose of it after `stop`. */
+  readonly host: Host;
+  /** For mirrors, workspaces and logs; this agent's alone. */
+  readonly dataDir: string;
+  readonly pools: readonly string[];
+  /** How many jobs run at once. */
+  readonly jobs: number;
+  /** What the server calls this agent. */
+  readonly name: string;
+  readonly logger: Logger;
+}
+
+/** How long a stopping agent tries to tell the server how its jobs ended. */
+const lastReportsMs = 15_000;
+
+/**
+ * One agent: takes attempts out of its pools, claims them, runs them.
+ *
+ * What gives it the right to an attempt is the server's lease alone. The lock that BullMQ keeps in Redis saves needless
+ * deliveries, no more: a job goes on when Redis is away, and an attempt delivered twice is claimed once.
+ */
+export class Agent implements AsyncDisposable {
+  readonly #options: AgentOptions;
+  readonly #client: ServerClient;
+  readonly #running = new Map<string, AbortController>();
+  readonly #cleanups = new Set<Promise<void>>();
+  readonly #giveUp = new AbortController();
+  #redis: RedisConnection | undefined;
+  #worker: JobWorker | undefined;
+  #cancellations: CancelSubscription | undefined;
+  #stopping: Promise<void> | undefined;
+
+  /** @throws {Error} If the server's URL is none. */
+  constructor(options: AgentOptions) {
+    this.#options = options;
+    this.#client = new ServerClient(options);
+  }
+
+  /**
+   * Removes what a killed agent left behind, and begins to take attempts. Survives server and Redis being away.
+   *
+   * @throws {Error} If the data directory cannot be used, or a pool's name or the Redis URL is invalid.
+   */
+  async start(): Promise<void> {
+    const { dataDir, redisUrl, pools, jobs, name, logger } = this.#options;
+    await rm(join(dataDir, "attempts"), { recursive: true, force: true });
+    mkdirSync(join(dataDir, "attempts"), { recursive: true, mode: 0o700 });
+    this.#redis = connectRedis(redisUrl, { name: `slipway-agent-${name}`.replaceAll(/[^\w.-]/g, "_") });
+    this.#cancellations = new CancelChannel(this.#redis).subscribe((attemptId, reason) => {
+      this.#running.get(attemptId)?.abort(new Error(reason));
+    });
+    this.#worker = new JobWorker(this.#redis, {
+      pools,
+      slots: jobs,
+      handler: (attemptId) => this.#handle(attemptId),
+      onError: (error) => logger.warn({ err: error }, error.message),
+    });
+  }
+
+  /** The attempts it works on. */
+  get running(): readonly string[] {
+    return [...this.#running.keys()];
+  }
+
+  /** Takes no more attempts; resolves when the running ones are finished and reported. */
+  async drain(): Promise<void> {
+    await this.#worker?.pause();
+    await Promise.all(this.#cleanups);
+  }
+
+  /**
+   * Cancels what runs, reports it (the server gives it to another agent) and disconnects. Safe to call again, and while `drain`
+   * waits. When it resolves no container is left.
+   */
+  async stop(): Promise<void> {
+    this.#stopping ??= this.#stop();
+    await this.#stopping;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop();
+  }
+
+  async #stop(): Promise<void> {
+    const stopped = new Error(`agent "${this.#options.name}" was stopped`);
+    for (const job of this.#running.values()) job.abort(stopped);
+    const timer = setTimeout(() => this.#giveUp.abort(stopped), lastReportsMs);
+    await this.#worker?.close({ force: true });
+    clearTimeout(timer);
+    await this.#cancellations?.[Symbol.asyncDispose]();
+    await this.#redis?.[Symbol.asyncDispose]();
+    await Promise.all(this.#cleanups);
+    this.#client[Symbol.dispose]();
+  }
+
+  async #handle(attemptId: string): Promise<void> {
+    const { name, host, dataDir } = this.#options;
+    const logger = this.#options.logger.child({ attempt: attemptId });
+    const job = new AbortController();
+    // Before the claim: a cancellation that comes in between is not missed.
+    this.#running.set(attemptId, job);
+    try {
+      const claimedAtMs = performance.now();
+      const signal = AbortSignal.any([job.signal, this.#giveUp.signal]);
+      const claimed = await this.#client.claim({ attemptId, agent: name }, signal).catch((error: unknown) => {
+        if (error instanceof FencedError || signal.aborted) logger.info(asError(error).message);
+        else throw error;
+      });
+      if (claimed === undefined) return;
+      logger.info(
+        { repository: claimed.repository.name, build: claimed.build.number, job: claimed.job.name },
+        "attempt claimed",
+      );
+      const dir = join(dataDir, "attempts", containerName(attemptId));
+      const mirrorsDir = join(dataDir, "mirrors");
+      const { signal: giveUp } = this.#giveUp;
+      await runAttempt(claimed, { client: this.#client, host, mirrorsDir, dir, claimedAtMs, logger, job, giveUp });
+      // Beside the next attempt.
+      const cleanup = host.removeTree(dir).catch((error: unknown) => logger.warn({ err: error }, "cannot clean up"));
+      this.#cleanups.add(cleanup);
+      void cleanup.finally(() => this.#cleanups.delete(cleanup));
+    } finally {
+      this.#running.delete(attemptId);
+    }
+  }
+}

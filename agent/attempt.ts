@@ -1,0 +1,145 @@
+/** Works on one attempt from the claim to its last report. */
+import { createHash } from "node:crypto";
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import type { Logger } from "pino";
+import type { ClaimedJob } from "../queue/index.ts";
+import type { Host } from "../runtime/index.ts";
+import { abortReason } from "./abort.ts";
+import { AttemptReporter } from "./attempt-reporter.ts";
+import { asError } from "./cause.ts";
+import { checkout } from "./checkout.ts";
+import { CheckoutError } from "./checkout-error.ts";
+import { parseCloneUrl } from "./clone-url.ts";
+import { buildVariables } from "./environment.ts";
+import { executeJob } from "./job.ts";
+import { Lease } from "./lease.ts";
+import { maskText, SecretIndex } from "./masker.ts";
+import type { JobResult, StepResult } from "./report.ts";
+import { secretForms } from "./secret-forms.ts";
+import { FencedError, type ServerClient } from "./server-client.ts";
+import { StepLog } from "./step-log.ts";
+
+export interface AttemptOptions {
+  readonly client: ServerClient;
+  readonly host: Host;
+  readonly mirrorsDir: string;
+  /** For this attempt's workspace and logs; made here, removed by the caller. */
+  readonly dir: string;
+  /** When the claim was sent, by `performance.now()`. */
+  readonly claimedAtMs: number;
+  readonly logger: Logger;
+  /** Cancels the job; how it ended is still reported. */
+  readonly job: AbortController;
+  /** Gives up everything, reports included. */
+  readonly giveUp: AbortSignal;
+}
+
+/**
+ * Checks out, runs the steps and reports, until the server has accepted the end or says that the attempt is another's.
+ *
+ * Never throws. When it resolves no container of the attempt is left.
+ */
+export async function runAttempt(claimed: ClaimedJob, options: AttemptOptions): Promise<void> {
+  const { client, job, logger } = options;
+  const reporter = new AttemptReporter({
+    client,
+    attempt: claimed,
+    signal: options.giveUp,
+    onFenced: (error) => job.abort(error),
+    onProblem: (error) => logger.error({ err: error }, "a problem beside the job"),
+  });
+  using lease = new Lease({
+    client,
+    attempt: claimed,
+    leaseMs: claimed.leaseMs,
+    sinceMs: options.claimedAtMs,
+    onEnd: (reason) => (reason instanceof FencedError ? reporter.fence(reason) : job.abort(reason)),
+  });
+  const result = await execute(claimed, reporter, options);
+  const accepted = await reporter.finish(result);
+  lease[Symbol.dispose]();
+  const { status, reason } = result;
+  logger.info(
+    { status, reason, accepted },
+    accepted ? "attempt finished" : "attempt ended; the server no longer wants it",
+  );
+}
+
+async function execute(
+  claimed: ClaimedJob,
+  reporter: AttemptReporter,
+  options: AttemptOptions,
+): Promise<Pick<JobResult, "status" | "reason">> {
+  const { host, dir, job } = options;
+  const { build, repository } = claimed;
+  const maskedValues = [...claimed.maskedValues, ...urlSecrets(repository.cloneUrl)];
+  const logDir = join(dir, "log");
+  const workspaceDir = join(dir, "workspace");
+  try {
+    mkdirSync(logDir, { recursive: true, mode: 0o700 });
+    await checkout({
+      mirrorsDir: options.mirrorsDir,
+      repositoryId: repository.id,
+      cloneUrl: repository.cloneUrl,
+      commit: build.commit,
+      ref: build.ref,
+      workspaceDir,
+      signal: job.signal,
+    });
+  } catch (error) {
+    return await reportCheckoutFailure(asError(error), claimed, { reporter, logDir, maskedValues, signal: job.signal });
+  }
+  return await executeJob(claimed.job, {
+    host,
+    id: containerName(claimed.attemptId),
+    workspace: { dir: workspaceDir },
+    variables: buildVariables(claimed.job, build, repository),
+    maskedValues,
+    logDir,
+    reporter,
+    signal: job.signal,
+  });
+}
+
+interface CheckoutFailureContext {
+  readonly reporter: AttemptReporter;
+  readonly logDir: string;
+  readonly maskedValues: readonly string[];
+  readonly signal: AbortSignal;
+}
+
+/** No step of the job has run; the first one's log is where a person looks. */
+async function reportCheckoutFailure(
+  error: Error,
+  { job }: ClaimedJob,
+  { reporter, logDir, maskedValues, signal }: CheckoutFailureContext,
+): Promise<Pick<JobResult, "status" | "reason">> {
+  const forms = secretForms(maskedValues);
+  const secrets = forms.length === 0 ? undefined : new SecretIndex(forms);
+  const status = signal.aborted ? "canceled" : error instanceof CheckoutError ? error.status : "error";
+  const reason = maskText(signal.aborted ? abortReason(signal) : error.message, secrets);
+  const log = new StepLog({ path: join(logDir, "0.log"), secrets });
+  const startedAtMs = Date.now();
+  reporter.stepStarted(0, { startedAtMs, log });
+  log.note(reason);
+  await log.close().catch((thrown: unknown) => reporter.problem(asError(thrown)));
+  const first: StepResult = { status, reason, startedAtMs, finishedAtMs: Date.now() };
+  for (const index of job.steps.keys()) reporter.stepFinished(index, index === 0 ? first : { status: "skipped" });
+  return { status, reason };
+}
+
+/** The server has told them already; an agent does not rely on it. */
+function urlSecrets(cloneUrl: string): readonly string[] {
+  try {
+    return parseCloneUrl(cloneUrl).secrets;
+  } catch {
+    return [];
+  }
+}
+
+/** Attempt ids name directories, containers and cgroups, and come over the network. */
+export function containerName(attemptId: string): string {
+  if (/^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$/.test(attemptId)) return attemptId;
+  return createHash("sha256").update(attemptId).digest("hex").slice(0, 32);
+}
