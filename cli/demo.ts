@@ -102,7 +102,7 @@ class Demo {
     if (this.#options.keep) await this.#keep(api.url, tree.dataDir, repository.clone, signals);
     else
       this.#context.print(
-        `\nNothing is left of it; ${this.#context.paint("bold", "npm run demo -- --keep")} stays up.\n`,
+        `\nThat was it: all of it is removed now. ${this.#context.paint("bold", "npm run demo -- --keep")} stays up.\n`,
       );
     return code;
   }

@@ -1,5 +1,5 @@
 /** Follows a build on a server and shows it as it happens. */
-import type { BuildSummary, BuildView, JobView, StepView } from "../server/index.ts";
+import type { AttemptView, BuildSummary, BuildView, JobView, StepView } from "../server/index.ts";
 import type { Api } from "./api.ts";
 import { plain } from "./terminal.ts";
 import { Transcript, type Outcome } from "./transcript.ts";
@@ -14,16 +14,10 @@ interface LogEvent {
   readonly text: string;
 }
 
-/** Something to show once the output before it has been shown. */
-interface Transition {
-  readonly step: number;
-  readonly what: "start" | "finish";
-  readonly show: () => void;
-}
-
 /**
- * The server tells of a step's end before the last of its output has been sent. What is due waits until output of a later
- * step shows that there is none left, or until nothing more has come for this long.
+ * A step's end may be told before the last of its output has been sent, and a step's first output before its start. So what
+ * is known is shown in the order in which it happened, and an end waits until output of a later step shows that there is
+ * none left, or until nothing more has come for this long.
  */
 const quietMs = 100;
 
@@ -92,13 +86,25 @@ export class FollowedBuild {
 
 const streams = { 0: "slipway", 1: "stdout", 2: "stderr" } as const;
 
-/** One job of it: keeps status changes and output in the order in which they happened. */
+/** What is known of one step. */
+interface FollowedStep {
+  isStarted: boolean;
+  end?: Outcome;
+  /** Output that came before the step's turn. */
+  readonly early: LogEvent[];
+}
+
+/** One job of it: shows its steps one after the other, each with its start, its output and its end. */
 class FollowedJob {
   readonly #name: string;
   readonly #transcript: Transcript;
   #attempt = 0;
-  #seen = new Set<string>();
-  #due: Transition[] = [];
+  #steps: FollowedStep[] = [];
+  /** The step whose turn it is, and whether its start has been shown. */
+  #current = 0;
+  #isOpen = false;
+  #end: Outcome | undefined;
+  #hasEnded = false;
   #timer: NodeJS.Timeout | undefined;
 
   constructor(name: string, transcript: Transcript) {
@@ -108,64 +114,77 @@ class FollowedJob {
 
   update(view: JobView): void {
     const attempt = view.attempts.at(-1);
-    if (attempt !== undefined && attempt.n !== this.#attempt) {
-      this.flush();
-      if (this.#attempt > 0) this.#transcript.note(this.#name, `attempt ${attempt.n}`);
-      this.#attempt = attempt.n;
-      this.#seen = new Set();
-    }
-    for (const step of attempt?.steps ?? []) this.#step(step);
-    if (view.status !== "queued" && view.status !== "running") {
-      const { status } = view;
-      const end = outcome(status, view);
-      this.#add("end", { step: Infinity, what: "finish", show: () => this.#transcript.jobFinished(this.#name, end) });
-    }
-    this.#wait();
+    if (attempt !== undefined && attempt.n !== this.#attempt) this.#begin(attempt);
+    for (const [index, step] of (attempt?.steps ?? []).entries()) this.#know(index, step);
+    const { status } = view;
+    if (status !== "queued" && status !== "running") this.#end ??= outcome(status, view);
+    this.#show(false);
   }
 
-  log({ step, attempt, records, text }: LogEvent): void {
-    if (attempt !== this.#attempt) return;
-    this.#showDue((due) => due.step < step || (due.step === step && due.what === "start"));
+  log(event: LogEvent): void {
+    if (event.attempt !== this.#attempt) return;
+    if (event.step === this.#current && this.#isOpen) this.#print(event);
+    else this.#steps[event.step]?.early.push(event);
+    this.#show(false);
+  }
+
+  /** Shows everything that is known. */
+  flush(): void {
+    this.#show(true);
+  }
+
+  #begin(attempt: AttemptView): void {
+    this.flush();
+    if (this.#attempt > 0) this.#transcript.note(this.#name, `attempt ${attempt.n}`);
+    this.#attempt = attempt.n;
+    this.#steps = attempt.steps.map(() => ({ isStarted: false, early: [] }));
+    this.#current = 0;
+    this.#isOpen = false;
+  }
+
+  #know(index: number, view: StepView): void {
+    const step = this.#steps[index];
+    if (step === undefined || view.status === "queued") return;
+    step.isStarted = view.status !== "skipped";
+    if (view.status !== "running") step.end ??= outcome(view.status, view);
+  }
+
+  #show(isQuiet: boolean): void {
+    clearTimeout(this.#timer);
+    while (this.#showNext(isQuiet));
+    const isWaiting = this.#end !== undefined || this.#steps[this.#current]?.end !== undefined;
+    if (isWaiting && !isQuiet) this.#timer = setTimeout(() => this.flush(), quietMs);
+    if (this.#end === undefined || !isQuiet || this.#hasEnded) return;
+    this.#hasEnded = true;
+    this.#transcript.jobFinished(this.#name, this.#end);
+  }
+
+  /** Shows the next thing, if its turn has come. */
+  #showNext(isQuiet: boolean): boolean {
+    const step = this.#steps[this.#current];
+    if (step === undefined) return false;
+    if (step.isStarted && !this.#isOpen) {
+      this.#isOpen = true;
+      this.#transcript.stepStarted(this.#name, this.#current);
+      for (const event of step.early.splice(0)) this.#print(event);
+      return true;
+    }
+    if (step.end === undefined) return false;
+    const isComplete =
+      !step.isStarted || isQuiet || this.#steps.slice(this.#current + 1).some(({ early }) => early.length > 0);
+    if (!isComplete) return false;
+    this.#transcript.stepFinished(this.#name, this.#current, step.end);
+    this.#current++;
+    this.#isOpen = false;
+    return true;
+  }
+
+  #print({ step, records, text }: LogEvent): void {
     let at = 0;
     for (const [length, stream] of records) {
       this.#transcript.output(this.#name, step, streams[stream], text.slice(at, at + length));
       at += length;
     }
-    this.#wait();
-  }
-
-  /** Shows everything that is due. */
-  flush(): void {
-    clearTimeout(this.#timer);
-    this.#showDue(() => true);
-  }
-
-  #step(step: StepView): void {
-    const { position, status } = step;
-    if (status === "queued") return;
-    if (status !== "skipped") {
-      const show = () => this.#transcript.stepStarted(this.#name, position);
-      this.#add(`start ${position}`, { step: position, what: "start", show });
-    }
-    if (status === "running") return;
-    const end = outcome(status, step);
-    const show = () => this.#transcript.stepFinished(this.#name, position, end);
-    this.#add(`finish ${position}`, { step: position, what: "finish", show });
-  }
-
-  #add(key: string, transition: Transition): void {
-    if (this.#seen.has(key)) return;
-    this.#seen.add(key);
-    this.#due.push(transition);
-  }
-
-  #showDue(isNow: (due: Transition) => boolean): void {
-    while (this.#due[0] !== undefined && isNow(this.#due[0])) this.#due.shift()?.show();
-  }
-
-  #wait(): void {
-    clearTimeout(this.#timer);
-    if (this.#due.length > 0) this.#timer = setTimeout(() => this.flush(), quietMs);
   }
 }
 

@@ -12,6 +12,7 @@ import {
   type Pipeline,
   type PipelineEvent,
 } from "../pipelines/index.ts";
+import type { Host } from "../runtime/index.ts";
 import { parseAllowed } from "./agent.ts";
 import { parseArguments, parseChoice, parseCount, UsageError, type Usage, type Values } from "./arguments.ts";
 import { didYouMean } from "./did-you-mean.ts";
@@ -67,12 +68,24 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const jobs = selectJobs(plan.jobs, values.job);
   using signals = new StopSignals();
   // Only now: what needs the kernel is heavy, and a mistake in the pipeline should be told before.
-  const [{ Host }, { LocalBuild }] = await Promise.all([import("../runtime/index.ts"), import("./local-build.ts")]);
-  await using host = await Host.open({ stateDir: join(findDataDir(values, context), "run"), allow });
+  const { LocalBuild } = await import("./local-build.ts");
+  await using host = await openHost(join(findDataDir(values, context), "run"), allow);
   const build = new LocalBuild({ host, root, event, jobs, jobsAtOnce, context });
   const cancel = AbortSignal.any([signals.drain, context.outputClosed]);
   signals.stop.addEventListener("abort", () => process.exit(exitCodes.buildFailed));
   return await build.run(cancel);
+}
+
+/** Opens the first state directory that no other `slipway run` uses; images unpacked there are there the next time. */
+async function openHost(directory: string, allow: readonly "no-cgroups"[]): Promise<Host> {
+  const { Host: RuntimeHost } = await import("../runtime/index.ts");
+  for (let slot = 0; ; slot++) {
+    try {
+      return await RuntimeHost.open({ stateDir: join(directory, String(slot)), allow });
+    } catch (error) {
+      if (!(error as Error).message.includes("another agent uses it") || slot === 999) throw error;
+    }
+  }
 }
 
 /** Prints the problems; undefined if one is an error. */

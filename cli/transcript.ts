@@ -93,9 +93,11 @@ export class Transcript {
   jobFinished(job: string, outcome: Outcome): void {
     const part = this.#job(job);
     part.outcome = outcome;
-    if (outcome.status === "success") return;
+    const isTold = part.steps.some(
+      (step) => step.outcome?.status === outcome.status && step.outcome.allowedFailure !== true,
+    );
+    if (outcome.status === "success" || isTold) return;
     const why = outcome.reason === undefined ? "" : `: ${plain(outcome.reason)}`;
-    if (outcome.status === "failure" && part.steps.some((step) => step.outcome?.status === "failure")) return;
     this.#print(`${part.label} ${this.#mark(outcome)} ${outcome.status}${why}\n`);
   }
 
@@ -163,6 +165,6 @@ export class Transcript {
   #short({ name, outcome }: Part): string {
     if (outcome === undefined || outcome.status === "skipped") return this.#paint("dim", plain(name));
     const time = outcome.durationMs === undefined ? "" : ` ${this.#paint("dim", duration(outcome.durationMs))}`;
-    return `${this.#mark(outcome)} ${plain(name)}${time}`;
+    return `${this.#mark(outcome)} ${plain(name)}${outcome.allowedFailure === true ? " (allowed)" : ""}${time}`;
   }
 }

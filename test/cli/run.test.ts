@@ -1,0 +1,187 @@
+import { execFileSync } from "node:child_process";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { type CommandOptions, environment, type Outcome, slipway, TemporaryDirectory } from "./command.ts";
+
+/** Keeps what runs need on a disk of its own, not in the data directory of whoever runs the tests. */
+let data: TemporaryDirectory;
+beforeAll(async () => {
+  data = await TemporaryDirectory.create();
+});
+afterAll(async () => await data[Symbol.asyncDispose]());
+
+/** Runs `slipway run` in a checkout with this pipeline. */
+async function runPipeline(
+  pipeline: string,
+  args: readonly string[] = [],
+  options: CommandOptions = {},
+): Promise<Outcome> {
+  await using checkout = await createCheckout(pipeline);
+  return await slipwayRun(checkout, args, options);
+}
+
+function slipwayRun(
+  checkout: TemporaryDirectory,
+  args: readonly string[] = [],
+  options: CommandOptions = {},
+): Promise<Outcome> {
+  return slipway(["run", "--data-dir", data.path, ...args], { cwd: checkout.path, ...options });
+}
+
+async function createCheckout(
+  pipeline: string,
+  files: Readonly<Record<string, string>> = {},
+): Promise<TemporaryDirectory> {
+  const checkout = await TemporaryDirectory.create({ ".slipway.yml": pipeline, ...files });
+  const env = environment({ GIT_CONFIG_GLOBAL: "/dev/null", GIT_CONFIG_NOSYSTEM: "1" });
+  const git = (...args: readonly string[]) =>
+    execFileSync("git", ["-C", checkout.path, ...args], { env, stdio: "pipe" });
+  git("init", "--quiet", "--initial-branch=trunk");
+  git("add", "--all");
+  git("-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "--message=one");
+  return checkout;
+}
+
+const jobs = (text: string) => `jobs:\n${text.replace(/^/gm, "  ")}`;
+const step = (run: string, more = "") => `steps: [{ run: ${JSON.stringify(run)}${more} }]`;
+
+describe("slipway run", () => {
+  test("runs steps in a container and shows names, output, durations and a table", async () => {
+    const pipeline = jobs('hello:\n  steps:\n    - name: greet\n      run: echo "hello, $(id -u)"; echo oops >&2');
+    const { code, stdout, stderr } = await runPipeline(pipeline);
+    expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+    expect(stdout).toMatch(
+      /^hello ▶ greet\nhello │ (?:hello, 0\nhello │ oops|oops\nhello │ hello, 0)\nhello ✓ greet [\d.]+ m?s\n\n✓ hello {2}success .* ✓ greet [^\n]+\n[^\n]*: success in [^\n]+\n$/,
+    );
+    expect(stdout).not.toContain("\x1b");
+  });
+
+  test("exits with 1 if a step fails, skips what follows it and says why", async () => {
+    const pipeline = jobs(
+      `a:\n  steps:\n    - { name: bad, run: exit 3 }\n    - { name: never, run: echo no }\nb:\n  needs: [a]\n  ${step("echo no")}`,
+    );
+    const { code, stdout } = await runPipeline(pipeline);
+    expect(code).toBe(1);
+    expect(stdout).toMatch(/a ✗ bad .*exit code 3/);
+    expect(stdout).toContain('b − skipped: it needs "a", which failed');
+    expect(stdout).not.toContain("│ no\n");
+  });
+
+  test("goes on after a failure that is allowed", async () => {
+    const { code, stdout } = await runPipeline(jobs(`a:\n  ${step("exit 1", ", allow_failure: true")}`));
+    expect(code).toBe(0);
+    expect(stdout).toContain("exit code 1 (allowed to fail)");
+  });
+
+  test("shows the working tree as it is, uncommitted files too, and never changes it", async () => {
+    await using checkout = await createCheckout(
+      jobs(
+        `a:\n  steps:\n    - run: cat committed fresh; echo changed > committed; echo made > made; rm fresh\n    - run: cat committed made; test ! -e fresh`,
+      ),
+      { committed: "old\n" },
+    );
+    const fresh = join(checkout.path, "fresh");
+    execFileSync("sh", ["-c", 'echo new > "$0"', fresh]);
+    const { code, stdout } = await slipwayRun(checkout);
+    expect(stdout.split("\n").filter((line) => line.startsWith("a │"))).toEqual([
+      "a │ old",
+      "a │ new",
+      "a │ changed",
+      "a │ made",
+    ]);
+    expect(code).toBe(0);
+    expect(readFileSync(join(checkout.path, "committed"), "utf8")).toBe("old\n");
+    expect(readFileSync(fresh, "utf8")).toBe("new\n");
+    expect(existsSync(join(checkout.path, "made"))).toBe(false);
+  });
+
+  test("each job has a workspace of its own, side by side with the others", async () => {
+    // Each waits for the other's beginning; one after the other would never end.
+    const meet = (own: string) => step(`echo ${own} > mine; cat mine; ls | grep -c mine`);
+    const { code, stdout } = await runPipeline(jobs(`a:\n  ${meet("a")}\nb:\n  ${meet("b")}`), ["--jobs", "2"]);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/a │ a\n(.*\n)*?a │ 1\n/);
+    expect(stdout).toMatch(/b │ b\n(.*\n)*?b │ 1\n/);
+  });
+
+  test("--job runs that job alone, an unknown one is wrong usage", async () => {
+    const pipeline = jobs(`build:\n  ${step("echo build")}\ntest:\n  needs: [build]\n  ${step("echo test")}`);
+    await using checkout = await createCheckout(pipeline);
+    const { code, stdout } = await slipwayRun(checkout, ["--job", "test"]);
+    expect(code).toBe(0);
+    expect(stdout).toContain("test │ test\n");
+    expect(stdout).not.toContain("build");
+    const wrong = await slipwayRun(checkout, ["--job", "tset"]);
+    expect(wrong.code).toBe(2);
+    expect(wrong.stderr).toContain('There is no job "tset" (did you mean test?); there are build, test');
+  });
+
+  test("--event applies the pipeline's triggers; without it every job runs", async () => {
+    const pipeline = `on: { push: { branches: [main] } }\n${jobs(`a:\n  ${step("echo $SLIPWAY_EVENT $SLIPWAY_BRANCH")}`)}`;
+    await using checkout = await createCheckout(pipeline);
+    expect((await slipwayRun(checkout)).stdout).toContain("a │ manual trunk\n");
+    const not = await slipwayRun(checkout, ["--event", "push"]);
+    expect(not).toMatchObject({ code: 0, stdout: "" });
+    expect(not.stderr).toContain('Nothing to run: branch "trunk" matches none of main');
+    expect((await slipwayRun(checkout, ["--event", "push", "--branch", "main"])).stdout).toContain("a │ push main\n");
+    expect((await slipwayRun(checkout, ["--event", "tag"])).code).toBe(2);
+  });
+
+  test("a pipeline with errors is printed with its problems and exits with 1", async () => {
+    const { code, stdout, stderr } = await runPipeline("jobs: { a: { stepz: [] } }");
+    expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
+    expect(stderr).toContain(".slipway.yml:1:14: error:");
+  });
+
+  test("works without Git", async () => {
+    await using directory = await TemporaryDirectory.create({ ".slipway.yml": jobs(`a:\n  ${step("echo hi")}`) });
+    expect((await slipwayRun(directory)).stdout).toContain("a │ hi\n");
+  });
+
+  test("two at the same time do not disturb each other", async () => {
+    await using checkout = await createCheckout(jobs(`a:\n  ${step("echo hi; sleep 0.5")}`));
+    const outcomes = await Promise.all([slipwayRun(checkout), slipwayRun(checkout), slipwayRun(checkout)]);
+    expect(outcomes.map(({ code, stderr }) => ({ code, stderr }))).toEqual(Array(3).fill({ code: 0, stderr: "" }));
+  });
+
+  test("of the escape sequences in output only colours reach a terminal", async () => {
+    const run = String.raw`printf '\033]0;owned\007text\033[2J \033[31mred\n'`;
+    const pipeline = jobs(`a:\n  steps:\n    - name: escape\n      run: ${JSON.stringify(run)}`);
+    const coloured = await runPipeline(pipeline, [], { env: { FORCE_COLOR: "1" } });
+    expect(coloured.stdout).toContain("text \x1b[31mred\x1b[0m\n");
+    const plain = await runPipeline(pipeline);
+    expect(plain.stdout).toContain("│ text red\n");
+  });
+
+  test("SIGINT cancels the running step, skips the rest, cleans up and exits with 1", async () => {
+    const pipeline = jobs(
+      `a:\n  ${step("trap 'exit 0' TERM; echo begun; sleep 100 & wait")}\nb:\n  needs: [a]\n  ${step("echo no")}`,
+    );
+    let isSent = false;
+    const { code, stdout, stderr } = await runPipeline(pipeline, [], {
+      watch: (child, text) => {
+        if (isSent || !text.includes("│ begun")) return;
+        isSent = true;
+        child.kill("SIGINT");
+      },
+    });
+    expect({ code, stderr }).toEqual({ code: 1, stderr: "" });
+    expect(stdout).toMatch(/■ .*received SIGINT/);
+    expect(stdout).not.toContain("│ no\n");
+    expect(readFileSync("/proc/self/mounts", "utf8")).not.toContain(data.path);
+  });
+
+  test("output that nobody reads any more ends the run", async () => {
+    const script = `'${process.execPath}' '${new URL("../../cli/slipway.cjs", import.meta.url).pathname}' run --data-dir '${data.path}' | head -n 2; echo "code \${PIPESTATUS[0]}"`;
+    await using checkout = await createCheckout(jobs(`a:\n  ${step("while :; do echo y; done")}`));
+    const output = execFileSync("bash", ["-c", script], { cwd: checkout.path, encoding: "utf8", env: environment() });
+    expect(output).toMatch(/^a ▶ .*\na │ y\ncode 1\n$/);
+  });
+
+  test("leaves nothing but its image store", () => {
+    const left = readdirSync(join(data.path, "run/0"));
+    expect(left.filter((name) => !["images", "lock", "skeleton"].includes(name))).toEqual([]);
+    expect(readFileSync("/proc/self/mounts", "utf8")).not.toContain(data.path);
+  });
+});
