@@ -8,7 +8,7 @@ import { formatDuration } from "./duration.ts";
 import { maskText, SecretIndex } from "./masker.ts";
 import type { JobReporter, JobResult, StepResult } from "./report.ts";
 import { secretForms } from "./secret-forms.ts";
-import { runStep } from "./step.ts";
+import { StepRun } from "./step.ts";
 import { StepLog } from "./step-log.ts";
 
 export interface JobOptions {
@@ -66,28 +66,39 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
   await using images = new ImageCache(options, signal);
   for (const step of job.steps) images.prefetch(step.image);
 
+  const prepareStep = (index: number): StepRun | undefined => {
+    const step = job.steps[index];
+    if (step === undefined || uidRange === undefined) return undefined;
+    const log = openLog(index, options, secrets);
+    return new StepRun(step, { ...context, uidRange, index, log, image: (when) => images.get(step.image, when) });
+  };
+
   const steps: StepResult[] = [];
-  let end: Omit<JobResult, "steps"> | undefined;
+  let end: Omit<JobResult, "steps"> | undefined = setupError && { status: "error", reason: setupError.message };
+  let next = prepareStep(0);
   for (const [index, step] of job.steps.entries()) {
-    if (end !== undefined || signal.aborted) {
+    if (next === undefined || end !== undefined || signal.aborted) {
       end ??= judgeAbort(signal);
       steps.push({ status: "skipped" });
       options.reporter.stepFinished?.(index, { status: "skipped" }, undefined);
       continue;
     }
-    const log = openLog(index, options, secrets);
-    options.reporter.stepStarted?.(index, { startedAtMs: Date.now(), log });
-    const outcome =
-      uidRange === undefined
-        ? machineryError(log, setupError)
-        : await runStep(index, step, { ...context, uidRange, image: () => images.get(step.image), log });
+    const current: StepRun = next;
+    options.reporter.stepStarted?.(index, { startedAtMs: Date.now(), log: current.log });
+    const outcome = await current.run(() => {
+      next = prepareStep(index + 1);
+      next?.prepare();
+    });
+    // Its program never ran: the next one's container has not been prepared.
+    if (next === current) next = prepareStep(index + 1);
     const result = maskReason(judgeStep(step, outcome, signal), secrets);
     // Not waited for: the next step need not wait for this one's log to reach the disk.
-    context.later(log.close());
+    context.later(current.log.close());
     steps.push(result);
-    options.reporter.stepFinished?.(index, result, log);
+    options.reporter.stepFinished?.(index, result, current.log);
     end = judgeJob(step, result, signal);
   }
+  next?.discard();
   clearTimeout(timer);
   await Promise.all(cleanups);
   uidRange?.[Symbol.dispose]();
@@ -118,15 +129,18 @@ class ImageCache implements AsyncDisposable {
     image.catch(() => {});
   }
 
-  /** An image that was not there at the job's beginning may be what an earlier step has made: looked up once more. */
-  async get(reference: string): Promise<Image> {
+  /**
+   * @param when "now": an image that was not there at the job's beginning may be what an earlier step has made, and is looked up
+   *   once more. "ahead": an earlier step may still be making it.
+   */
+  async get(reference: string, when: "ahead" | "now"): Promise<Image> {
     try {
       return await (this.#found.get(reference) ?? this.#resolve(reference));
     } catch (error) {
-      if (!(error instanceof ImageError)) throw error;
+      if (when === "ahead" || !(error instanceof ImageError)) throw error;
       const again = this.#resolve(reference);
       this.#found.set(reference, again);
-      return again;
+      return await again;
     }
   }
 
@@ -152,12 +166,6 @@ function openLog(index: number, options: JobOptions, secrets: SecretIndex | unde
       tap: (stream, bytes, timeMs) => reporter.stepOutput?.(index, stream, bytes, timeMs),
     }),
   });
-}
-
-function machineryError(log: StepLog, error: Error | undefined): StepResult {
-  const reason = error?.message ?? "unknown error";
-  log.note(reason);
-  return { status: "error", reason };
 }
 
 /** A container that was stopped for the job's time limit was not canceled by anybody: that step failed. */

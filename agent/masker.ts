@@ -123,7 +123,8 @@ export class Masker {
       this.#afterMask = false;
     }
     this.#tailMasked = Math.max(0, done - held);
-    this.#tail = held < bytes.length ? bytes.slice(held) : new Uint8Array(0);
+    // A copy: the chunk is its owner's again after this call (and slice() of a Buffer would be a view).
+    this.#tail = held < bytes.length ? Uint8Array.from(bytes.subarray(held)) : new Uint8Array(0);
   }
 }
 

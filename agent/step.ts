@@ -2,10 +2,12 @@
 import type { StepSpec } from "../pipelines/index.ts";
 import {
   type Container,
-  type ContainerConfig,
   type ContainerResult,
   type Image,
   ImageError,
+  type PreparedConfig,
+  prepareContainer,
+  type ProcessConfig,
   runContainer,
 } from "../runtime/index.ts";
 import { abortReason } from "./abort.ts";
@@ -16,57 +18,91 @@ import type { StepResult } from "./report.ts";
 import type { StepLog } from "./step-log.ts";
 
 export interface StepContext extends JobContext {
-  /** @throws {ImageError} If the pipeline names an image that cannot be used. */
-  readonly image: () => Promise<Image>;
+  readonly index: number;
   readonly log: StepLog;
+  /** @throws {ImageError} If the pipeline names an image that cannot be used. */
+  readonly image: (when: "ahead" | "now") => Promise<Image>;
 }
 
 /**
- * Runs one step and says what became of it. Never throws.
+ * One run of one step, whose container may be created while the step before it still runs.
  *
  * The container's remains are removed beside the following steps (`later`), for the user waits for the job, not for them.
  */
-export async function runStep(index: number, step: StepSpec, context: StepContext): Promise<StepResult> {
-  const { log, signal } = context;
-  const startedAtMs = Date.now();
-  let container: Container | undefined;
-  try {
-    const image = await context.image();
-    signal.throwIfAborted();
-    const output: ContainerConfig["output"] = (stream, chunk) => log.write(stream === "stdout" ? 1 : 2, chunk);
-    log.onDrain = () => container?.resumeOutput();
-    container = await runContainer(context.host, containerConfig(index, step, image, context, output));
-    const result = await container.result;
-    return describe(result, log);
-  } catch (error) {
-    return { ...describeError(step, asError(error), context), startedAtMs, finishedAtMs: Date.now() };
-  } finally {
-    if (container !== undefined) context.later(container[Symbol.asyncDispose]());
-  }
-}
+export class StepRun {
+  readonly log: StepLog;
+  readonly #step: StepSpec;
+  readonly #context: StepContext;
+  #prepared: Promise<Container | undefined> = Promise.resolve(undefined);
+  #container: Container | undefined;
 
-/** All that does not depend on earlier steps, so that a container can be created while the step before it still runs. */
-function containerConfig(
-  index: number,
-  step: StepSpec,
-  image: Image,
-  context: StepContext,
-  output: ContainerConfig["output"],
-): ContainerConfig {
-  return {
-    id: `${context.id}-${index}`,
-    image,
-    uidRange: context.uidRange,
-    // `--` for a script that begins with a dash; the step's name is $0, so the shell's own complaints begin with it.
-    args: ["/bin/sh", "-e", "-c", "--", step.run, step.name],
-    env: stepEnvironment(step, image.config, context.variables),
-    workspace: context.workspace,
-    resources: step.resources,
-    network: step.network,
-    timeoutMs: step.timeoutMs,
-    signal: context.signal,
-    output,
-  };
+  constructor(step: StepSpec, context: StepContext) {
+    this.log = context.log;
+    this.#step = step;
+    this.#context = context;
+    this.log.onDrain = () => this.#container?.resumeOutput();
+  }
+
+  /** Creates the container up to the moment before its program is executed. What is not possible yet is left to `run`. */
+  prepare(): void {
+    const { host, image, signal } = this.#context;
+    const create = async () => {
+      const found = await image("ahead");
+      return signal.aborted ? undefined : prepareContainer(host, this.#prepareConfig(found));
+    };
+    this.#prepared = create().catch(() => undefined);
+  }
+
+  /** Removes what was prepared for a step that is not run. */
+  discard(): void {
+    const remove = async () => {
+      const container = await this.#prepared;
+      await container?.[Symbol.asyncDispose]();
+    };
+    this.#context.later(remove());
+  }
+
+  /**
+   * Runs the step and says what became of it. Never throws.
+   *
+   * @param onRunning Called when its program runs.
+   */
+  async run(onRunning: () => void): Promise<StepResult> {
+    const { host, image, signal } = this.#context;
+    const startedAtMs = Date.now();
+    try {
+      this.#container = await this.#prepared;
+      const found = await image("now");
+      signal.throwIfAborted();
+      const process = this.#processConfig(found);
+      if (this.#container === undefined) {
+        this.#container = await runContainer(host, { ...this.#prepareConfig(found), ...process });
+      } else {
+        await this.#container.start(process);
+      }
+      onRunning();
+      return describe(await this.#container.result, this.log);
+    } catch (error) {
+      return { ...describeError(this.#step, asError(error), this.#context), startedAtMs, finishedAtMs: Date.now() };
+    } finally {
+      if (this.#container !== undefined) this.#context.later(this.#container[Symbol.asyncDispose]());
+    }
+  }
+
+  #prepareConfig(image: Image): PreparedConfig {
+    const { id, index, uidRange, workspace, signal } = this.#context;
+    const { resources, network, timeoutMs } = this.#step;
+    const output: PreparedConfig["output"] = (stream, chunk) => this.log.write(stream === "stdout" ? 1 : 2, chunk);
+    return { id: `${id}-${index}`, image, uidRange, workspace, resources, network, timeoutMs, signal, output };
+  }
+
+  #processConfig(image: Image): ProcessConfig {
+    return {
+      // `--` for a script that begins with a dash; the step's name is $0, so the shell's own complaints begin with it.
+      args: ["/bin/sh", "-e", "-c", "--", this.#step.run, this.#step.name],
+      env: stepEnvironment(this.#step, image.config, this.#context.variables),
+    };
+  }
 }
 
 function describe(result: ContainerResult, log: StepLog): StepResult {
@@ -102,7 +138,7 @@ function describeError(step: StepSpec, error: ReturnType<typeof asError>, { log,
     return { status: "failure", exitCode: 127, reason: error.message };
   }
   if (error.name === "ExecError") {
-    const reason = `Cannot execute /bin/sh in image "${step.image}": ${error.message}`;
+    const reason = `image "${step.image}": ${error.message}`;
     log.note(reason);
     return { status: "failure", exitCode: error.code === "ENOENT" ? 127 : 126, reason };
   }

@@ -68,6 +68,17 @@ describe("Masker", () => {
     }
   });
 
+  test("keeps nothing of a chunk, whose owner uses it again", () => {
+    const masker = new Masker(new SecretIndex(secretForms(["hunter2-hunter2"])));
+    const chunk = Buffer.from("hunter2-");
+    const out: string[] = [];
+    masker.write(chunk, (bytes) => out.push(Buffer.from(bytes).toString()));
+    chunk.write("another!");
+    masker.write(chunk, (bytes) => out.push(Buffer.from(bytes).toString()));
+    masker.end((bytes) => out.push(Buffer.from(bytes).toString()));
+    expect(out.join("")).toBe("hunter2-another!");
+  });
+
   test("holds back only what may begin a secret", () => {
     const masker = new Masker(new SecretIndex(secretForms(["sesame-open"])));
     const out: string[] = [];
