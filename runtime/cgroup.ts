@@ -190,13 +190,16 @@ export class Cgroup {
     this.#write("pids", "pids.max", `${pids}`);
   }
 
-  /** Descriptors with which a process joins: cgroup.procs of every hierarchy (v1) or the directory (v2). The caller closes them. */
-  openForJoining(): { readonly procsFds: readonly number[] } | { readonly directoryFd: number } {
+  /** Descriptors with which a process joins by writing "0"; the caller closes them. None on v2: clone3 does it there. */
+  openForJoining(): readonly number[] {
+    if (this.version === 2) return [];
+    return this.#hierarchies.map(({ directory }) => open(`${directory}/cgroup.procs`, O_WRONLY));
+  }
+
+  /** v2: the directory for CLONE_INTO_CGROUP; the caller closes it. */
+  openDirectory(): number | undefined {
     const [first] = this.#hierarchies;
-    if (this.version === 2 && first !== undefined) {
-      return { directoryFd: open(first.directory, O_RDONLY | O_DIRECTORY) };
-    }
-    return { procsFds: this.#hierarchies.map(({ directory }) => open(`${directory}/cgroup.procs`, O_WRONLY)) };
+    return this.version === 2 && first !== undefined ? open(first.directory, O_RDONLY | O_DIRECTORY) : undefined;
   }
 
   /** The processes in it now, as host ids. */

@@ -2,6 +2,7 @@ import { constants } from "node:os";
 import type { Cgroup } from "./cgroup.ts";
 import type { Host } from "./host.ts";
 import type { Image } from "./image.ts";
+import { launchedDescriptors, type Launcher } from "./launcher.ts";
 import { type LaunchPlan, message, type PlannedMount, planLaunch } from "./launch-plan.ts";
 import { type CapabilityName, MFD_CLOEXEC, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, SIGKILL, SIGTERM } from "./linux.ts";
 import { cloneMount } from "./mount.ts";
@@ -11,7 +12,6 @@ import { failMessage, messageBytes, type Operation, type Program } from "./progr
 import { decodeWaitStatus, kill, killIf, type Reaped, reap } from "./reaper.ts";
 import { cloneForContainer, layersOf, standardMounts } from "./rootfs.ts";
 import type { Parts } from "./spare-parts.ts";
-import { placeDescriptors } from "./start-program.ts";
 import { close, cString, errnoName, pipe, syscall, trySyscall } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
 
@@ -125,6 +125,8 @@ export class Container implements AsyncDisposable {
    * after `started` has resolved.
    */
   readonly result: Promise<ContainerResult>;
+  /** Resolves when a prepared container waits for its start. Rejects as `started` does. */
+  readonly created: Promise<void>;
   /** Resolves when the program has been executed. Rejects with `ExecError` or, for our failures, `Error`. */
   readonly started: Promise<void>;
   readonly #host: Host;
@@ -136,6 +138,7 @@ export class Container implements AsyncDisposable {
   readonly #status: PipeReader;
   readonly #stageZero: Promise<Reaped>;
   readonly #gone = Promise.withResolvers<Reaped | undefined>();
+  readonly #created = Promise.withResolvers<void>();
   readonly #started = Promise.withResolvers<void>();
   #failure: Error | undefined;
   #payloadStatus: number | undefined;
@@ -153,8 +156,8 @@ export class Container implements AsyncDisposable {
     config: PreparedConfig,
     made: {
       readonly parts: Parts;
+      readonly launcher: Launcher;
       readonly program: Program;
-      readonly stageZero: number;
       readonly stdout: number;
       readonly stderr: number;
       readonly status: number;
@@ -166,10 +169,11 @@ export class Container implements AsyncDisposable {
     this.#host = host;
     this.#config = config;
     this.#parts = made.parts;
-    this.#cgroup = made.parts.cgroup;
+    this.#cgroup = made.launcher.cgroup;
     this.#program = made.program;
     this.#process = made.process;
     this.#start = made.start;
+    this.created = this.#created.promise;
     this.started = this.#started.promise;
     this.#outputs = [
       new PipeReader(made.stdout, (chunk) => config.output("stdout", chunk)),
@@ -180,10 +184,10 @@ export class Container implements AsyncDisposable {
       rest = Buffer.concat([rest, chunk]);
       for (; rest.length >= messageBytes; rest = rest.subarray(messageBytes)) this.#receive(rest);
     });
-    this.#stageZero = reap(made.stageZero);
+    this.#stageZero = made.launcher.ended;
     this.result = this.#finish();
     this.result.catch(() => undefined); // `started` rejects with the same; nobody has to look at both
-    this.started.catch(() => undefined);
+    for (const promise of [this.created, this.started]) promise.catch(() => undefined);
     if (this.#process !== undefined) this.#watch();
   }
 
@@ -262,7 +266,11 @@ export class Container implements AsyncDisposable {
         this.pid = value;
         void reap(value).then(this.#gone.resolve);
         break;
+      case message.created:
+        this.#created.resolve();
+        break;
       case message.executed:
+        this.#created.resolve();
         this.#startedAtMs = Date.now();
         if (this.#failure === undefined) this.#started.resolve();
         break;
@@ -295,6 +303,7 @@ export class Container implements AsyncDisposable {
       }
       return this.#describe(end, finishedAtMs);
     } catch (error) {
+      this.#created.reject(error);
       this.#started.reject(error);
       throw error;
     } finally {
@@ -405,8 +414,10 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
   const layers = layersOf(config.image, host.skeletonDir);
   const parts = host.parts.take(layers, config.uidRange);
   const descriptors = new Descriptors();
+  let launcher: Launcher | undefined;
   try {
-    parts.cgroup?.limit(config.resources);
+    launcher = host.launchers.take();
+    launcher.cgroup?.limit(config.resources);
     const stdout = descriptors.pipe();
     const stderr = descriptors.pipe();
     const status = descriptors.pipe();
@@ -414,24 +425,26 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
     const processFd = descriptors.own(syscall("memfd_create", cString("slipway-process"), MFD_CLOEXEC));
     // A step may open /dev/stdout again; a pipe asks its owner.
     for (const { write } of [stdout, stderr]) syscall("fchown", write, config.uidRange.base, config.uidRange.base);
-    const { plan, pairs } = prepareLaunch(host, config, {
+    const cgroupFd = launcher.cgroup?.openDirectory();
+    const { plan, sources } = prepareLaunch(host, config, {
       descriptors,
       parts,
       statusFd: status.write,
       processFd,
       startFd: start?.read,
+      cgroupFd: cgroupFd === undefined ? undefined : descriptors.own(cgroupFd),
     });
     const key = JSON.stringify(plan, (_, value) => (typeof value === "bigint" ? `${value}` : value));
-    const program = host.programs.get(key, "slipway-init", plan.statusFd, () => planLaunch(plan));
-    const block = program.program.addressOf("process");
+    const { program, memoryFd } = host.programs.get(key, "slipway-init", plan.statusFd, () => planLaunch(plan));
+    const block = program.addressOf("process");
     if (process !== undefined) writeProcess(processFd, block, process);
-    const stageZero = host.programs.start(program, "slipway-init", [[stdout.write, 1], [stderr.write, 2], ...pairs]);
+    host.launchers.launch(launcher, memoryFd, [stdout.write, stderr.write, ...sources]);
     for (const fd of [stdout.read, stderr.read, status.read]) descriptors.release(fd);
     if (start !== undefined) for (const fd of [start.write, processFd]) descriptors.release(fd);
     return new Container(host, config, {
       parts,
-      program: program.program,
-      stageZero,
+      launcher,
+      program,
       stdout: stdout.read,
       stderr: stderr.read,
       status: status.read,
@@ -439,7 +452,7 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
       start: start === undefined ? undefined : { fd: start.write, processFd, block },
     });
   } catch (error) {
-    void parts.cgroup?.remove();
+    if (launcher !== undefined) void host.launchers.discard(launcher);
     void host.removeTree(parts.directory);
     throw error;
   } finally {
@@ -447,6 +460,7 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
     close(parts.dev);
     descriptors.close();
     host.parts.replenish(layers, config.uidRange);
+    host.launchers.replenish();
   }
 }
 
@@ -465,50 +479,35 @@ function prepareLaunch(
     readonly statusFd: number;
     readonly processFd: number;
     readonly startFd: number | undefined;
+    readonly cgroupFd: number | undefined;
   },
-): { plan: LaunchPlan; pairs: readonly (readonly [number, number])[] } {
+): { plan: LaunchPlan; sources: readonly number[] } {
   const { descriptors, parts } = made;
   const { image, uidRange: range } = config;
-  const hostSys = config.network === "host" ? descriptors.own(cloneHostSys()) : undefined;
+  const sources: number[] = [];
+  const place = (fd: number) => launchedDescriptors.first + sources.push(fd) - 1;
   const attached = image.binds.map(({ source, target }) => ({
-    fd: descriptors.own(cloneForContainer(source, range, { readonly: true })),
+    fd: place(descriptors.own(cloneForContainer(source, range, { readonly: true }))),
     target,
   }));
   if (config.workspace !== undefined) {
-    attached.push({ fd: descriptors.own(workspaceMount(host, config.workspace, range)), target: "workspace" });
+    const workspace = descriptors.own(workspaceMount(host, config.workspace, range));
+    attached.push({ fd: place(workspace), target: "workspace" });
   }
-  const joining = parts.cgroup?.openForJoining();
-  const joiningFds = joining === undefined ? [] : "procsFds" in joining ? joining.procsFds : [joining.directoryFd];
-  for (const fd of joiningFds) descriptors.own(fd);
-
-  const optional = [hostSys, made.startFd].filter((fd) => fd !== undefined);
-  const { pairs } = placeDescriptors<readonly number[]>([
-    ...[made.statusFd, parts.rootfs, made.processFd, parts.dev],
-    ...optional,
-    ...attached.map(({ fd }) => fd),
-    ...joiningFds,
-  ]);
-  const targets = new Map(pairs);
-  const at = (fd: number) => targets.get(fd) ?? -1;
   const mounts: PlannedMount[] = standardMounts({
-    dev: at(parts.dev),
-    ...(hostSys === undefined ? {} : { hostSys: at(hostSys) }),
+    dev: place(parts.dev),
+    ...(config.network === "host" ? { hostSys: place(descriptors.own(cloneHostSys())) } : {}),
     cgroupControllers: host.cgroupControllers,
-    attached: attached.map(({ fd, target }) => ({ fd: at(fd), target })),
+    attached,
   });
   const plan: LaunchPlan = {
-    statusFd: at(made.statusFd),
-    rootfsFd: at(parts.rootfs),
-    processFd: at(made.processFd),
-    ...(made.startFd === undefined ? {} : { startFd: at(made.startFd) }),
+    statusFd: place(made.statusFd),
+    rootfsFd: place(parts.rootfs),
+    processFd: place(made.processFd),
+    ...(made.startFd === undefined ? {} : { startFd: place(made.startFd) }),
+    ...(made.cgroupFd === undefined ? {} : { cgroupFd: place(made.cgroupFd) }),
     attachPath: host.attachDir,
     idMap: { base: range.base, size: range.size },
-    ...(joining === undefined
-      ? {}
-      : {
-          cgroup:
-            "procsFds" in joining ? { procsFds: joining.procsFds.map(at) } : { directoryFd: at(joining.directoryFd) },
-        }),
     ownNetwork: config.network !== "host",
     hostname: config.hostname ?? "slipway",
     mounts,
@@ -520,7 +519,7 @@ function prepareLaunch(
     user: { uid: 0, gid: 0, additionalGids: [] },
     cwd: config.cwd ?? (config.workspace === undefined ? "/" : "/workspace"),
   };
-  return { plan, pairs };
+  return { plan, sources };
 }
 
 function workspaceMount(host: Host, workspace: { dir: string; copyOnWrite?: boolean }, range: UidRange): number {

@@ -14,6 +14,7 @@ import {
 import { rm } from "node:fs/promises";
 import { checkHost } from "./check.ts";
 import { Cgroups, findCgroups, removeCgroupTree } from "./cgroup.ts";
+import { Launchers } from "./launcher.ts";
 import { EAGAIN, LOCK_EX, LOCK_NB, O_CREAT, O_RDWR, RLIMIT } from "./linux.ts";
 import { ProgramCache } from "./program-cache.ts";
 import { findMaskedPaths, findReadonlyPaths, LayerMounts, mountOverlay } from "./rootfs.ts";
@@ -39,6 +40,7 @@ export class Host implements AsyncDisposable {
   readonly layerMounts = new LayerMounts();
   readonly programs = new ProgramCache();
   readonly parts: SpareParts;
+  readonly launchers: Launchers;
   readonly maskedPaths = findMaskedPaths();
   readonly readonlyPaths = findReadonlyPaths();
   readonly lastCapability = Number(readFileSync("/proc/sys/kernel/cap_last_cap", "utf8"));
@@ -61,6 +63,7 @@ export class Host implements AsyncDisposable {
     this.cgroupControllers = cgroups === undefined ? undefined : controllersToShow(cgroups);
     this.#uidRanges = new UidRanges("/run/slipway/uid-ranges");
     this.parts = new SpareParts(this);
+    this.launchers = new Launchers(this);
   }
 
   /**
@@ -161,6 +164,7 @@ export class Host implements AsyncDisposable {
     }
     for (const directory of this.cgroups?.directories ?? []) sweepCgroups(directory);
     writeSkeleton(this.skeletonDir);
+    this.launchers.replenish();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -169,7 +173,7 @@ export class Host implements AsyncDisposable {
       void this.removeTree(directory);
     }
     this.#workspaces.clear();
-    await this.parts.close();
+    await Promise.all([this.parts.close(), this.launchers.close()]);
     this.programs.close();
     this.layerMounts.close();
     this.#uidRanges.close();

@@ -1,8 +1,8 @@
 /**
  * The plan of one container's start: a list of named operations, from the agent's credentials to `execve`.
  *
- * The program runs in three processes. *Stage 0* starts as host root in the agent's namespaces, joins the cgroups and
- * clones *init* into new ones with the agent as its parent (so the agent reaps it); it writes init's id maps and exits.
+ * The program runs in three processes. *Stage 0* is a launcher, host root in the agent's namespaces; it clones *init* into
+ * new ones with the agent as its parent (so the agent reaps it), writes init's id maps and exits.
  * Init builds its file system, drops what it may not keep and waits for the start. Then it clones the *payload*, which
  * becomes the step's program, and reaps until the payload is gone; when init exits, the kernel kills whatever is left.
  */
@@ -91,8 +91,8 @@ export interface LaunchPlan {
   /** An empty directory of the host on which the root file system is attached, in init's own mount namespace. */
   readonly attachPath: string;
   readonly idMap: { readonly base: number; readonly size: number };
-  /** cgroup v1: an open cgroup.procs per hierarchy. v2: the open directory. */
-  readonly cgroup?: { readonly procsFds: readonly number[] } | { readonly directoryFd: number };
+  /** v2: the open cgroup directory. On v1 the launcher has joined already. */
+  readonly cgroupFd?: number;
   readonly ownNetwork: boolean;
   readonly hostname: string;
   readonly mounts: readonly PlannedMount[];
@@ -131,7 +131,7 @@ export function planLaunch(plan: LaunchPlan): Operation[] {
 
 function memory(plan: LaunchPlan): Operation[] {
   const clone = Buffer.alloc(88); // struct clone_args, CLONE_ARGS_SIZE_VER2
-  const cgroupFd = plan.cgroup !== undefined && "directoryFd" in plan.cgroup ? plan.cgroup.directoryFd : undefined;
+  const { cgroupFd } = plan;
   clone.writeBigUInt64LE(
     BigInt(CLONE_PARENT | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER) +
       BigInt(CLONE_NEWPID) +
@@ -163,11 +163,10 @@ function message_(kind: number): Buffer {
   return bytes;
 }
 
-/** Joins the cgroups, clones init and writes its id maps: all that needs the host's credentials. */
+/** Clones init and writes its id maps: all that needs the host's credentials. */
 function stageZero(plan: LaunchPlan): Operation[] {
   const { base, size } = plan.idMap;
   const map = `0 ${base} ${size}\n`;
-  const procsFds = plan.cgroup !== undefined && "procsFds" in plan.cgroup ? plan.cgroup.procsFds : [];
   const writeMap = (file: string): Operation[] => [
     {
       name: `open ${file}`,
@@ -178,7 +177,6 @@ function stageZero(plan: LaunchPlan): Operation[] {
     { name: `write ${file}`, call: "write", args: [{ load: "mapDescriptor" }, { text: map }, map.length] },
   ];
   return [
-    ...procsFds.map((fd): Operation => ({ name: "join the cgroup", call: "write", args: [fd, { text: "0" }, 1] })),
     { name: "make a pipe", call: "pipe2", args: [{ addressOf: "idMapPipe" }, O_CLOEXEC] },
     // The child's working directory follows it into its copy of the mount namespace, so attaching the root file system
     // on "." needs no path that the child, which owns nothing on the host, would have to be allowed to walk.
@@ -218,7 +216,7 @@ function stageZero(plan: LaunchPlan): Operation[] {
   ];
 }
 
-/** Waits until stage 0 has written the id maps; its end without that byte means that it failed and has said so. */
+/** Waits until stage 0 has written the id maps; its end without that byte means that it failed, and has said so. */
 function awaitIdMaps(): Operation[] {
   return [
     { name: "close the pipe", call: "close", args: [{ load: "idMapPipe", offset: 4 }] },

@@ -22,11 +22,19 @@ export type Value =
 export type Operation =
   | SyscallOperation
   | { readonly label: string }
-  /** Reserves named memory, zeroed, or with the given start. Memory without bytes costs nothing in the file. */
-  | { readonly memory: string; readonly size: number; readonly bytes?: Uint8Array }
+  | MemoryOperation
   | { readonly name: string; readonly decimal: Value; readonly endsAt: Value }
   | { readonly name: string; readonly unequal: readonly [Value, Value]; readonly goto: string }
   | { readonly name: string; readonly fail: number };
+
+/** Reserves named memory, zeroed, or with the given start. Memory without bytes costs nothing in the file. */
+export interface MemoryOperation {
+  readonly memory: string;
+  readonly size: number;
+  readonly bytes?: Uint8Array;
+  /** 64-bit addresses of other named memory, written over `bytes`. */
+  readonly pointers?: readonly { readonly at: number; readonly to: string }[];
+}
 
 export interface SyscallOperation {
   /** What a person reads when it fails: `mount proc on "/proc"`. */
@@ -77,6 +85,11 @@ export function compileProgram(
   const data = Buffer.alloc(layout.fileBytes);
   data.writeUInt32LE(failMessage, layout.failMessageAddress - dataAddress);
   for (const { address, bytes } of layout.constants) data.set(bytes, address - dataAddress);
+  for (const operation of operations) {
+    if (!("memory" in operation)) continue;
+    const start = layout.addressOf(operation.memory) - dataAddress;
+    for (const { at, to } of operation.pointers ?? []) data.writeBigUInt64LE(BigInt(layout.addressOf(to)), start + at);
+  }
   layout.records.forEach((operation, index) => {
     writeRecord(data, { operation, index, layout, architecture: options.architecture });
   });

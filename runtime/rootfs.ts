@@ -162,19 +162,33 @@ export function standardMounts(options: {
     { kind: "mount", type: "tmpfs", target: "dev/shm", flags: strict, data: "mode=1777,size=65536k" },
     { kind: "mount", type: "mqueue", target: "dev/mqueue", flags: strict },
   ];
-  if (options.cgroupControllers === "unified") {
-    mounts.push({ kind: "mount", type: "cgroup2", target: "sys/fs/cgroup", flags: strict | MS_RDONLY });
-  } else if (options.cgroupControllers !== undefined) {
-    mounts.push({ kind: "mount", type: "tmpfs", target: "sys/fs/cgroup", flags: strict, data: "mode=755,size=64k" });
-    for (const controllers of options.cgroupControllers) {
-      const target = `sys/fs/cgroup/${controllers}`;
-      mounts.push({ kind: "directory", target });
-      mounts.push({ kind: "mount", type: "cgroup", target, flags: strict | MS_RDONLY, data: controllers });
-    }
-    mounts.push({ kind: "remount", target: "sys/fs/cgroup", flags: strict | MS_RDONLY });
-  }
+  mounts.push(...cgroupMounts(options.cgroupControllers));
   for (const { fd, target } of options.attached) mounts.push({ kind: "attach", fd, target });
   return mounts;
+}
+
+/** What /sys/fs/cgroup shows: all of v2, or the v1 hierarchies that limit the container. */
+function cgroupMounts(controllers: readonly string[] | "unified" | undefined): PlannedMount[] {
+  const flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY;
+  if (controllers === undefined) return [];
+  if (controllers === "unified") return [{ kind: "mount", type: "cgroup2", target: "sys/fs/cgroup", flags }];
+  return [
+    {
+      kind: "mount",
+      type: "tmpfs",
+      target: "sys/fs/cgroup",
+      flags: flags & ~MS_RDONLY,
+      data: "mode=755,size=64k",
+    },
+    ...controllers.flatMap((data): PlannedMount[] => {
+      const target = `sys/fs/cgroup/${data}`;
+      return [
+        { kind: "directory", target },
+        { kind: "mount", type: "cgroup", target, flags, data },
+      ];
+    }),
+    { kind: "remount", target: "sys/fs/cgroup", flags },
+  ];
 }
 
 /** Docker's masked paths (moby daemon/pkg/oci/defaults.go) that this kernel has. */

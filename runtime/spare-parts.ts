@@ -1,22 +1,20 @@
 /**
  * What a container is made of, and one of each kept ready: the next container of a job most often looks like the last.
  *
- * Making overlay, /dev and cgroup takes as long as posix_spawn; made while a container runs, it costs nobody anything.
+ * Making overlay and /dev takes as long as starting a process; made while a container runs, it costs nobody anything.
  */
 import { mkdirSync } from "node:fs";
-import type { Cgroup } from "./cgroup.ts";
 import type { Host } from "./host.ts";
 import { mountDev, mountOverlay } from "./rootfs.ts";
 import { close } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
 
-/** A root file system and cgroup that no container has used; whoever takes it owns it. */
+/** A root file system that no container has used; whoever takes it owns it. */
 export interface Parts {
   readonly directory: string;
   /** Detached mounts. */
   readonly rootfs: number;
   readonly dev: number;
-  readonly cgroup: Cgroup | undefined;
 }
 
 export class SpareParts {
@@ -67,7 +65,6 @@ export class SpareParts {
   async discard(parts: Parts): Promise<void> {
     close(parts.rootfs);
     close(parts.dev);
-    await parts.cgroup?.remove();
     await this.#host.removeTree(parts.directory);
   }
 
@@ -89,7 +86,7 @@ export class SpareParts {
       opened.push(rootfs);
       const dev = mountDev(range);
       opened.push(dev);
-      return { directory, rootfs, dev, cgroup: this.#host.cgroups?.create(name) };
+      return { directory, rootfs, dev };
     } catch (error) {
       for (const fd of opened) close(fd);
       void this.#host.removeTree(directory);

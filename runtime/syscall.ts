@@ -1,7 +1,16 @@
 /** System calls from this process: the one file that loads koffi. */
 import { getSystemErrorName } from "node:util";
 import koffi from "koffi";
-import { AT_FDCWD, O_CLOEXEC } from "./linux.ts";
+import {
+  AF_UNIX,
+  AT_FDCWD,
+  MSG_NOSIGNAL,
+  O_CLOEXEC,
+  SCM_RIGHTS,
+  SOCK_CLOEXEC,
+  SOCK_SEQPACKET,
+  SOL_SOCKET,
+} from "./linux.ts";
 import { type Architecture, syscallNumbers } from "./syscall-table.ts";
 
 /** The architecture this process runs on. */
@@ -110,6 +119,36 @@ export function pipe(): { readonly read: number; readonly write: number } {
   return { read: fds.readInt32LE(0), write: fds.readInt32LE(4) };
 }
 
+/** A pair of connected sockets that keep message boundaries, O_CLOEXEC. */
+export function socketPair(): readonly [number, number] {
+  const fds = Buffer.alloc(8);
+  syscall("socketpair", AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds);
+  return [fds.readInt32LE(0), fds.readInt32LE(4)];
+}
+
+/** Sends copies of descriptors with one byte. @throws {SyscallError} @see unix(7), SCM_RIGHTS */
+export function sendDescriptors(socket: number, descriptors: readonly number[]): void {
+  const byte = Buffer.from("d");
+  const iovec = Buffer.alloc(16);
+  iovec.writeBigUInt64LE(BigInt(koffi.address(byte)), 0);
+  iovec.writeBigUInt64LE(1n, 8);
+  const control = Buffer.alloc(16 + 4 * descriptors.length + ((4 * descriptors.length) % 8)); // CMSG_SPACE
+  control.writeBigUInt64LE(BigInt(16 + 4 * descriptors.length), 0); // CMSG_LEN
+  control.writeUInt32LE(SOL_SOCKET, 8);
+  control.writeUInt32LE(SCM_RIGHTS, 12);
+  descriptors.forEach((fd, i) => control.writeInt32LE(fd, 16 + 4 * i));
+  const message = Buffer.alloc(56);
+  message.writeBigUInt64LE(BigInt(koffi.address(iovec)), 16);
+  message.writeBigUInt64LE(1n, 24);
+  message.writeBigUInt64LE(BigInt(koffi.address(control)), 32);
+  message.writeBigUInt64LE(BigInt(control.length), 40);
+  const result = trySyscall("sendmsg", socket, message, MSG_NOSIGNAL);
+  // The buffers must live until the call is over: the message holds only their addresses.
+  if (result !== byte.length || iovec.length + control.length === 0) {
+    throw new SyscallError("sendmsg", -result, `send ${descriptors.length} descriptors`);
+  }
+}
+
 const spawnAttributes = Buffer.alloc(512);
 const POSIX_SPAWN_SETSIGDEF = 4;
 const POSIX_SPAWN_SETSIGMASK = 8;
@@ -136,21 +175,43 @@ posix.setSigMask(spawnAttributes, Buffer.alloc(128, 0));
  *
  * @param descriptors Pairs of [descriptor here, descriptor there]; everything else here is O_CLOEXEC. A descriptor there
  *   must not be the source of a later pair.
- * @returns The process id.
+ * @returns The process id; the caller reaps it.
  * @throws {SyscallError}
  */
 export function spawn(path: string, argv0: string, descriptors: readonly (readonly [number, number])[]): number {
+  return posixSpawn(path, [argv0], descriptors);
+}
+
+/** Starts a program with arguments and this process's standard descriptors; for benchmarks, which time peers fairly so. */
+export function spawnProgram(path: string, args: readonly string[]): number {
+  // Node marks its standard descriptors close-on-exec; placing each on itself takes that mark off.
+  return posixSpawn(
+    path,
+    [path, ...args],
+    [
+      [0, 0],
+      [1, 1],
+      [2, 2],
+    ],
+  );
+}
+
+function posixSpawn(
+  path: string,
+  args: readonly string[],
+  descriptors: readonly (readonly [number, number])[],
+): number {
   const actions = Buffer.alloc(256);
   posix.actionsInit(actions);
   try {
     for (const [fd, target] of descriptors) posix.addDup2(actions, fd, target);
-    const name = cString(argv0);
-    const argv = Buffer.alloc(16);
-    argv.writeBigUInt64LE(BigInt(koffi.address(name)), 0);
+    const strings = args.map(cString);
+    const argv = Buffer.alloc(8 * (args.length + 1));
+    strings.forEach((string, i) => argv.writeBigUInt64LE(BigInt(koffi.address(string)), 8 * i));
     const pid: [number] = [0];
     const error = posix.spawn(pid, path, actions, spawnAttributes, argv, Buffer.alloc(8));
-    // `name` must live until the call is over: argv holds only its address.
-    if (error !== 0 || name.length === 0) throw new SyscallError("posix_spawn", error, `start "${path}"`);
+    // The strings must live until the call is over: argv holds only their addresses.
+    if (error !== 0 || strings.length === 0) throw new SyscallError("posix_spawn", error, `start "${path}"`);
     return pid[0];
   } finally {
     posix.actionsDestroy(actions);

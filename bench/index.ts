@@ -1,0 +1,18 @@
+/** `npm run bench -- NAME [--runs N] [--json]`: the measured claims of docs/benchmarks.md, each beside its peers. */
+import { parseArgs } from "node:util";
+
+const benchmarks: Record<string, (options: { readonly runs: number; readonly json: boolean }) => Promise<void>> = {
+  launcher: async (options) => (await import("./launcher.ts")).benchLauncher(options),
+};
+
+const { positionals, values } = parseArgs({
+  allowPositionals: true,
+  options: { runs: { type: "string", default: "100" }, json: { type: "boolean", default: false } },
+});
+const [name = "launcher"] = positionals;
+const benchmark = benchmarks[name];
+if (benchmark === undefined) {
+  console.error(`No benchmark "${name}"; there are ${Object.keys(benchmarks).join(", ")}`);
+  process.exit(2);
+}
+await benchmark({ runs: Number(values.runs), json: values.json });

@@ -1,0 +1,175 @@
+/**
+ * Launchers: processes that have joined a new cgroup and wait to become a container.
+ *
+ * On cgroup v1 joining takes a lock whose writer waits for an RCU grace period, ten to twenty milliseconds; a start of a
+ * process takes half a millisecond more. A few launchers wait ready, so that no container waits for either. One gets the
+ * container's program and descriptors over a socket and executes the program; when the agent dies, the socket ends and
+ * so does the launcher.
+ */
+import type { Cgroup } from "./cgroup.ts";
+import type { Host } from "./host.ts";
+import {
+  AT_EMPTY_PATH,
+  AT_FDCWD,
+  EPERM,
+  F_SETFD,
+  FD_CLOEXEC,
+  ENOSYS,
+  O_RDWR,
+  PR_SET_PDEATHSIG,
+  SIGKILL,
+} from "./linux.ts";
+import { compileProgram, type Operation } from "./program.ts";
+import { reap, type Reaped } from "./reaper.ts";
+import { placeDescriptors, sealedProgram, startSealedProgram } from "./start-program.ts";
+import { architecture, close, sendDescriptors, socketPair } from "./syscall.ts";
+
+/** Where a container's program finds its descriptors: standard output and error, then `first`, `first + 1`, … */
+export const launchedDescriptors = { programFd: 4, stdout: 5, stderr: 6, first: 7 } as const;
+
+const socketFd = 3;
+const readyLaunchers = 4;
+
+export interface Launcher {
+  readonly pid: number;
+  readonly ended: Promise<Reaped>;
+  readonly cgroup: Cgroup | undefined;
+  readonly socket: number;
+}
+
+export class Launchers {
+  readonly #host: Host;
+  readonly #ready: Launcher[] = [];
+  readonly #programs = new Map<string, number>();
+  #sequence = 0;
+  #closed = false;
+
+  constructor(host: Host) {
+    this.#host = host;
+  }
+
+  /** Has launchers started until enough are ready, each when the agent has nothing better to do. */
+  replenish(): void {
+    if (this.#closed || this.#ready.length >= readyLaunchers) return;
+    setImmediate(() => {
+      if (this.#closed || this.#ready.length >= readyLaunchers) return;
+      try {
+        this.#ready.push(this.#start());
+      } catch {
+        return; // whoever needs one starts it, and gets the error
+      }
+      this.replenish();
+    });
+  }
+
+  /** Takes a launcher; the caller owns its cgroup and awaits its end. @throws {Error} If none can be started. */
+  take(): Launcher {
+    return this.#ready.shift() ?? this.#start();
+  }
+
+  /**
+   * Turns a launcher into a container.
+   *
+   * @param descriptors Standard output, standard error, then those that the program expects from
+   *   `launchedDescriptors.first` on. Copies: the caller closes its own.
+   * @throws {SyscallError} `EPIPE` if the launcher is gone.
+   */
+  launch(launcher: Launcher, programFd: number, descriptors: readonly number[]): void {
+    try {
+      sendDescriptors(launcher.socket, [programFd, ...descriptors]);
+    } finally {
+      close(launcher.socket);
+    }
+  }
+
+  /** Ends a launcher that is not needed. */
+  async discard(launcher: Launcher): Promise<void> {
+    close(launcher.socket);
+    await launcher.ended;
+    await launcher.cgroup?.remove();
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    await Promise.all(this.#ready.splice(0).map((launcher) => this.discard(launcher)));
+    for (const fd of this.#programs.values()) close(fd);
+    this.#programs.clear();
+  }
+
+  #start(): Launcher {
+    const cgroup = this.#host.cgroups?.create(`c${++this.#sequence}`);
+    const joining = cgroup?.openForJoining() ?? [];
+    const [ours, theirs] = socketPair();
+    try {
+      const { targets, pairs } = placeDescriptors<readonly number[]>([theirs, ...joining]);
+      const [socket = -1, ...procsFds] = targets;
+      const key = targets.join();
+      const program = this.#programs.get(key) ?? sealedProgram(compileLauncher(socket, procsFds), "slipway-launcher");
+      this.#programs.set(key, program);
+      const pid = startSealedProgram(program, "slipway-launcher", pairs);
+      return { pid, ended: reap(pid), cgroup, socket: ours };
+    } catch (error) {
+      close(ours);
+      void cgroup?.remove();
+      throw error;
+    } finally {
+      close(theirs);
+      for (const fd of joining) close(fd);
+    }
+  }
+}
+
+function compileLauncher(socket: number, procsFds: readonly number[]): Uint8Array {
+  return compileProgram(planLauncher(socket, procsFds), { architecture, statusFd: socket }).file;
+}
+
+const maxDescriptors = 64;
+
+/** Joins, puts its descriptors where the container's program expects them, waits, executes. */
+export function planLauncher(socket: number, procsFds: readonly number[]): Operation[] {
+  const { programFd, stdout, stderr } = launchedDescriptors;
+  return [
+    // struct msghdr, with an iovec of one byte and room for control data; filled in below from addresses.
+    { memory: "byte", size: 8 },
+    { memory: "iovec", size: 16, pointers: [{ at: 0, to: "byte" }], bytes: u64s([0, 1]) },
+    { memory: "control", size: 16 + 4 * maxDescriptors },
+    {
+      memory: "message",
+      size: 56,
+      pointers: [
+        { at: 16, to: "iovec" },
+        { at: 32, to: "control" },
+      ],
+      bytes: u64s([0, 0, 0, 1, 0, 16 + 4 * maxDescriptors, 0]),
+    },
+    { memory: "count", size: 4 },
+    { memory: "argv", size: 16, pointers: [{ at: 0, to: "name" }], bytes: u64s([0, 0]) },
+    { memory: "name", size: 16, bytes: Buffer.from("slipway-init\0") },
+    { name: "die with the agent", call: "prctl", args: [PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0] },
+    ...procsFds.map((fd): Operation => ({ name: "join the cgroup", call: "write", args: [fd, { text: "0" }, 1] })),
+    { name: "open /dev/null", call: "openat", args: [AT_FDCWD, { text: "/dev/null" }, O_RDWR, 0] },
+    ...[1, 2].map((fd): Operation => ({ name: `place descriptor ${fd}`, call: "dup3", args: [0, fd, 0] })),
+    { name: "place the socket", call: "dup3", args: [socket, socketFd, 0] },
+    { name: "close the rest", call: "close_range", args: [socketFd + 1, 0xffff_ffff, 0], tolerate: [ENOSYS, EPERM] },
+    { name: "wait for a container", call: "recvmsg", args: [socketFd, { addressOf: "message" }, 0], store: "count" },
+    { name: "wait for a container", unequal: [{ load: "count" }, 1], goto: "not needed" },
+    { name: "place standard output", call: "dup3", args: [stdout, 1, 0] },
+    { name: "place standard error", call: "dup3", args: [stderr, 2, 0] },
+    ...[socketFd, programFd, stdout, stderr].map(
+      (fd): Operation => ({ name: `let go of descriptor ${fd}`, call: "fcntl", args: [fd, F_SETFD, FD_CLOEXEC] }),
+    ),
+    {
+      name: "execute the container's program",
+      call: "execveat",
+      args: [programFd, { text: "" }, { addressOf: "argv" }, { addressOf: "argv", offset: 8 }, AT_EMPTY_PATH],
+    },
+    { label: "not needed" },
+    { name: "end", call: "exit_group", args: [0] },
+  ];
+}
+
+function u64s(values: readonly number[]): Buffer {
+  const bytes = Buffer.alloc(values.length * 8);
+  values.forEach((value, i) => bytes.writeBigUInt64LE(BigInt(value), i * 8));
+  return bytes;
+}
