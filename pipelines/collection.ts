@@ -22,6 +22,8 @@ export function dictionary<T>(options: {
   readonly owner?: (name: string) => string;
   readonly min?: number;
   readonly max: number;
+  /** For a mapping with fewer than `min` entries. */
+  readonly emptySuggestion?: string;
 }): Shape<readonly DictionaryEntry<T>[]> {
   const { min = 0 } = options;
   return {
@@ -35,7 +37,10 @@ export function dictionary<T>(options: {
     },
     read(node, place) {
       if (node.kind !== "map") return mismatch(node, place, options.expected);
-      if (node.entries.size < min) return mismatch(node, place, options.expected);
+      if (node.entries.size < min) {
+        place.problems.error(node.span, `${subject(place)} is an empty mapping`, options.emptySuggestion);
+        return undefined;
+      }
       const found: DictionaryEntry<T>[] = [];
       for (const [name, entry] of node.entries) {
         if (found.length === options.max) {
@@ -83,7 +88,10 @@ export function list<T>(options: {
     schema: options.single === true ? { anyOf: [options.item.schema, many] } : many,
     read(node, place) {
       const single = options.single === true && node.kind === "scalar" && node.value !== null;
-      if (node.kind !== "list" && !single) return mismatch(node, place, options.expected, options.suggestion);
+      if (node.kind !== "list" && !single) {
+        const dashed = node.kind === "map" && [...node.entries.keys()].every((key) => key.startsWith("-"));
+        return mismatch(node, place, options.expected, dashed ? 'write a space after each "-"' : options.suggestion);
+      }
       const items = node.kind === "list" ? node.items : [node];
       if (items.length < min) {
         place.problems.error(node.span, `${subject(place)} is an empty list`, options.emptySuggestion);

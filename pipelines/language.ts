@@ -212,12 +212,13 @@ export type JobFields = FieldValues<typeof jobTable.fields>;
 
 const pipelineTable = {
   noun: "a pipeline",
+  extensible: true,
   fields: {
     name: { shape: label, summary: "What lists call the pipeline." },
     on: { shape: triggers, summary: "What starts the pipeline: every push, tag and pull request if left out." },
     jobs: {
       shape: dictionary({
-        expected: "a mapping from names to jobs, with at least one",
+        expected: "a mapping from names to jobs",
         plural: "jobs",
         value: job,
         namePattern: NAME_PATTERN,
@@ -230,6 +231,7 @@ const pipelineTable = {
         owner: (name) => `job ${quote(name)}`,
         min: 1,
         max: LIMITS.jobs,
+        emptySuggestion: 'write below it a name, and below that "steps:"',
       }),
       summary: "Name → job. Jobs run side by side unless one needs another.",
       required: 'write "jobs:", below it a name, and below that "steps:"',

@@ -35,7 +35,7 @@ export class Problems {
     return this.#trustedUntil === Infinity;
   }
 
-  /** Drops later reports from the line of `offset` on, because YAML's recovery behind a syntax error is guesswork. */
+  /** Drops later reports on what reaches the line of `offset` or stands behind it, because YAML's recovery behind a syntax error is guesswork. */
   trustUntil(offset: number): void {
     this.#trustedUntil = Math.min(this.#trustedUntil, this.#source.lineStart(offset));
   }
@@ -49,13 +49,13 @@ export class Problems {
   }
 
   #report(severity: Diagnostic["severity"], span: Span, message: string, suggestion: Suggestion): void {
-    if (span.start >= this.#trustedUntil) return;
+    if (span.start >= this.#trustedUntil || span.end > this.#trustedUntil) return;
     if (severity === "error") this.failed = true;
     if (this.#kept.length >= keptProblems) {
       this.#dropped += 1;
       return;
     }
-    // A mapping that aliases repeat is read once for every use.
+    // The second reader of an aliased value may find what the first one found.
     const key = `${span.start} ${message}`;
     if (this.#seen.has(key)) return;
     this.#seen.add(key);
@@ -84,7 +84,8 @@ export class Problems {
     const lineEnd = Math.max(text.length + 1, column + 1);
     const endColumn = Math.min(lineEnd, Math.max(column + 1, column + problem.span.end - problem.span.start));
     // A long line is cut so that the column stays in view, with some of what stands before it.
-    const cut = text.length <= snippetLength || column <= snippetLength * 0.75 ? 0 : column - 1 - snippetLength / 4;
+    const cut =
+      text.length <= snippetLength || column <= snippetLength * 0.75 ? 0 : Math.floor(column - 1 - snippetLength / 4);
     return {
       severity: problem.severity,
       message: problem.message,
@@ -92,7 +93,7 @@ export class Problems {
       line,
       column,
       endColumn,
-      snippet: text.slice(cut, cut + snippetLength),
+      snippet: text.slice(cut, cut + snippetLength).replaceAll(/^[\udc00-\udfff]|[\ud800-\udbff]$/g, "…"),
       ...(cut > 0 && { snippetColumn: cut + 1 }),
       ...(problem.suggestion !== undefined && { suggestion: problem.suggestion }),
     };

@@ -53,7 +53,9 @@ function suggestDuration(text: string): string | undefined {
     milliseconds += Number(amount) * unit;
   }
   const seconds = Math.round(milliseconds / 1000);
-  return seconds < 1 ? undefined : `did you mean ${formatDuration(seconds * 1000)}?`;
+  return seconds < 1 || seconds * 1000 > LIMITS.timeoutMaxMs
+    ? undefined
+    : `did you mean ${formatDuration(seconds * 1000)}?`;
 }
 
 /** Writes milliseconds the way `parseDuration` reads them, rounded to seconds: `1h30m`. */

@@ -5,7 +5,7 @@
 import type { Problems } from "./problems.ts";
 import type { Span } from "./source.ts";
 import { enumerate, nearest, quote } from "./suggestion.ts";
-import type { YamlNode } from "./tree.ts";
+import type { MapEntry, YamlNode } from "./tree.ts";
 
 export type JsonSchema = Readonly<Record<string, unknown>>;
 
@@ -49,6 +49,8 @@ export interface Table<F extends Readonly<Record<string, Field<unknown>>>> {
   /** "a step" */
   readonly noun: string;
   readonly fields: F;
+  /** Keys that begin with `x-` are nobody's business: a place for anchors. */
+  readonly extensible?: boolean;
   /** Keys of other CI systems and what they are called here. */
   readonly synonyms?: Readonly<Record<string, string>>;
   /** Keys that mean something elsewhere, and what to do here. */
@@ -76,7 +78,10 @@ export function describe(node: YamlNode): string {
 /** Reports that a node is not what it should be. */
 export function mismatch(node: YamlNode, place: Place, expected: string, suggestion?: string): undefined {
   // Nothing stands where an empty value is: point at its key.
-  const span = node.kind === "scalar" && node.span.end === node.span.start ? place.span : node.span;
+  const absent = node.span.end === node.span.start;
+  // Behind broken syntax it may only seem to be absent.
+  if (absent && !place.problems.whole) return;
+  const span = absent ? place.span : node.span;
   place.problems.error(span, `${subject(place)} must be ${expected}, not ${describe(node)}`, suggestion);
 }
 
@@ -97,9 +102,19 @@ export function exceed(
   place.problems.error(node.span, `${subject(place)} has ${found}; at most ${most} are allowed`, suggestion);
 }
 
+/** What each shape made of a node. Aliases show one node in many places; it is read, and what is wrong with it said, once. */
+const readings = new WeakMap<YamlNode, Map<Shape<unknown>, unknown>>();
+
 /** Reads a node unless it is broken, which was reported where it broke. */
 export function readNode<T>(shape: Shape<T>, node: YamlNode, place: Place): T | undefined {
-  return node.kind === "broken" ? undefined : shape.read(node, place);
+  if (node.kind === "broken") return undefined;
+  const known = readings.get(node);
+  // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- the shape is the key, and the same shape put it there
+  if (known?.has(shape) === true) return known.get(shape) as T | undefined;
+  const value = shape.read(node, place);
+  if (known === undefined) readings.set(node, new Map([[shape, value]]));
+  else known.set(shape, value);
+  return value;
 }
 
 /** A mapping with the keys of a table. Every unknown, missing and wrong one is reported. */
@@ -113,22 +128,22 @@ export function mapping<F extends Readonly<Record<string, Field<unknown>>>>(tabl
       type: "object",
       additionalProperties: false,
       properties: Object.fromEntries(Object.entries(table.fields).map(([key, field]) => [key, describeField(field)])),
+      ...(table.extensible === true && { patternProperties: { "^x-": {} } }),
       ...(required.length > 0 && { required }),
     },
     read(node, place) {
       if (node.kind !== "map") {
-        return mismatch(
-          node,
-          place,
-          node.kind === "scalar" ? `a mapping with ${enumerate(keys.map(quote), "or")}` : "a mapping",
-        );
+        const help =
+          node.kind === "scalar" && /^[\w-]+:\S/.test(node.text) ? "write a space after the colon" : undefined;
+        return mismatch(node, place, `a mapping with ${enumerate(keys.map(quote), "or")}`, help);
       }
       const values: Record<string, Located<unknown>> = {};
       const meant = new Set<string | undefined>();
       for (const [key, entry] of node.entries) {
         const field = Object.hasOwn(table.fields, key) ? table.fields[key] : undefined;
         if (field === undefined) {
-          meant.add(reportUnknownKey(key, entry.key, table, place));
+          if (table.extensible === true && key.startsWith("x-")) continue;
+          meant.add(reportUnknownKey(key, entry, table, place));
           continue;
         }
         const path = place.path === "" ? key : `${place.path}.${key}`;
@@ -153,21 +168,27 @@ function describeField(field: Field<unknown>): JsonSchema {
   };
 }
 
+/** Merge keys show one entry in many mappings. */
+const reportedKeys = new WeakSet<MapEntry>();
+
 /** Returns the key that was probably meant, which is then not missing. */
 function reportUnknownKey(
   key: string,
-  span: Span,
+  entry: MapEntry,
   table: Table<Readonly<Record<string, Field<unknown>>>>,
   place: Place,
 ): string | undefined {
   const { synonyms = {}, hints = {} } = table;
   const keys = Object.keys(table.fields);
-  const hint = Object.hasOwn(hints, key) ? hints[key] : undefined;
+  const hint = key.startsWith("-") ? 'write a space after "-"' : Object.hasOwn(hints, key) ? hints[key] : undefined;
   const meant =
     hint === undefined ? ((Object.hasOwn(synonyms, key) ? synonyms[key] : undefined) ?? nearest(key, keys)) : undefined;
   const help =
     meant === undefined ? `${table.noun} has ${enumerate(keys.map(quote))}` : `did you mean ${quote(meant)}?`;
-  place.problems.error(span, `unknown key ${quote(key)} in ${subject(place)}`, hint ?? help);
+  if (!reportedKeys.has(entry)) {
+    place.problems.error(entry.key, `unknown key ${quote(key)} in ${subject(place)}`, hint ?? help);
+  }
+  reportedKeys.add(entry);
   return meant;
 }
 

@@ -102,15 +102,13 @@ function checkEncoding(bytes: Uint8Array): SourceFault | undefined {
     if (decodePrefix(bytes, middle) === undefined) invalid = middle;
     else valid = middle;
   }
-  const byte = bytes[valid];
-  const before = (decodePrefix(bytes, valid) ?? "").replace(/^\ufeff/, "").replaceAll("\r\n", "\n");
-  const found =
-    byte === undefined
-      ? "it ends in the middle of a character"
-      : `byte 0x${byte.toString(16).padStart(2, "0")} at offset ${valid}`;
+  const decoded = decodePrefix(bytes, valid) ?? "";
+  const before = decoded.replace(/^\ufeff/, "").replaceAll("\r\n", "\n");
+  const offset = Buffer.byteLength(decoded);
+  const byte = bytes[offset] ?? 0;
   return {
     span: { start: before.length, end: before.length + 1 },
-    message: `the file is not UTF-8: ${found}`,
+    message: `the file is not UTF-8: byte 0x${byte.toString(16).padStart(2, "0")} at offset ${offset}`,
     suggestion: "save it as UTF-8",
   };
 }

@@ -25,12 +25,14 @@ export function parseSyntax(source: Source, problems: Problems): Document.Parsed
       "a second YAML document begins here; a pipeline file has one",
       "remove this line, or keep the other document in a file of its own",
     );
+    problems.trustUntil(second.offset);
     tokens.splice(tokens.indexOf(second));
   }
   if (first === undefined) {
     const trailing = tokens.find((token) => token.type === "error");
     if (trailing === undefined) problems.error({ start: 0, end: 0 }, "the file is empty", emptyHelp);
   }
+  for (const document of documents) reportOpenBrackets(document, problems);
   const composer = new Composer({
     version: "1.2",
     schema: "core",
@@ -97,6 +99,26 @@ function checkClosed(lexeme: string, offset: number, problems: Problems): void {
   problems.trustUntil(offset);
 }
 
+/** Reports an open bracket where it opens, for the same reason. Recursion is bounded by the limit on nesting. */
+function reportOpenBrackets(token: CST.Token | null | undefined, problems: Problems): void {
+  if (token?.type === "document") reportOpenBrackets(token.value, problems);
+  if (!CST.isCollection(token)) return;
+  if (
+    token.type === "flow-collection" &&
+    !token.end.some(({ type }) => type === "flow-seq-end" || type === "flow-map-end")
+  ) {
+    const [open, close] = token.start.type === "flow-map-start" ? ["{", "}"] : ["[", "]"];
+    const start = token.start.offset;
+    const help = `close it with "${close}", and indent the lines it continues on`;
+    problems.error({ start, end: start + 1 }, `this "${open}" is never closed`, help);
+    problems.trustUntil(start);
+  }
+  for (const item of token.items) {
+    reportOpenBrackets("key" in item ? item.key : undefined, problems);
+    reportOpenBrackets(item.value, problems);
+  }
+}
+
 function checkDirectives(tokens: readonly CST.Token[], problems: Problems): void {
   for (const token of tokens) {
     if (token.type !== "directive" || /^%YAML[ \t]+1\.2[ \t]*(?:#.*)?$/.test(token.source)) continue;
@@ -113,7 +135,7 @@ function reportErrors(document: Document.Parsed, source: Source, problems: Probl
   let lastLine = 0;
   for (const error of errors) {
     // Reported where it opens.
-    if (error.message.startsWith("Missing closing ")) continue;
+    if (/^Missing closing |^Flow (?:map|sequence) .*end with/i.test(error.message)) continue;
     const span = wordAt(source, error.pos[0]);
     const { line } = source.position(span.start);
     // The first error of a line is the cause, the others are the parser finding its way again.
@@ -123,7 +145,11 @@ function reportErrors(document: Document.Parsed, source: Source, problems: Probl
     problems.error(span, message, suggestion);
   }
   const [first] = errors;
-  if (first !== undefined) problems.trustUntil(first.pos[0]);
+  if (first !== undefined) {
+    // A recovered tree is never run, even if the place that should have reported the error did not know it.
+    if (!problems.failed) problems.error(wordAt(source, first.pos[0]), lower(first.message));
+    problems.trustUntil(first.pos[0]);
+  }
   for (const warning of document.warnings) reportWarning(warning, source, problems);
 }
 
@@ -152,11 +178,15 @@ function wordAt(source: Source, offset: number): Span {
 
 const quoteHelp = 'put the whole value in quotes, or write it as a block: "run: |" and the text indented below';
 
+const keyHelp = 'write "key: value", or indent the line more if it continues the text above';
+
 function explain(error: YAMLError, source: Source, span: Span): [message: string, suggestion?: string] {
   const word = quote(source.text.slice(span.start, span.end));
+  const tabbed = /^ *\t/.test(source.line(source.position(span.start).line));
+  if (error.code === "TAB_AS_INDENT" || (tabbed && (error.code === "BAD_INDENT" || error.code === "MISSING_CHAR"))) {
+    return ["a tab cannot indent YAML", "indent with spaces"];
+  }
   switch (error.code) {
-    case "TAB_AS_INDENT":
-      return ["a tab cannot indent YAML", "indent with spaces"];
     case "BAD_INDENT":
       return explainIndent(error.message);
     case "BLOCK_AS_IMPLICIT_KEY":
@@ -164,7 +194,7 @@ function explain(error: YAMLError, source: Source, span: Span): [message: string
         ? ['": " inside this value makes it a mapping', quoteHelp]
         : ["this list item is indented differently from the one before it", 'align the "-" of all items of a list'];
     case "MULTILINE_IMPLICIT_KEY":
-      return [`there is no ":" after ${word}`, 'write "key: value", with a space after the colon'];
+      return [`there is no ":" after ${word}`, keyHelp];
     case "BAD_SCALAR_START":
       return [`a value cannot begin with ${quote(source.text[span.start] ?? "")}`, quoteHelp];
     case "BAD_DQ_ESCAPE":
@@ -179,7 +209,7 @@ function explain(error: YAMLError, source: Source, span: Span): [message: string
     case "MISSING_CHAR":
       return explainMissing(error.message, word);
     case "UNEXPECTED_TOKEN":
-      return explainUnexpected(error.message, word);
+      return explainUnexpected(error.message, word, source.text[span.start - 1] === "'");
     case "MULTIPLE_ANCHORS":
     case "MULTIPLE_TAGS":
     case "ALIAS_PROPS":
@@ -204,15 +234,13 @@ function explain(error: YAMLError, source: Source, span: Span): [message: string
 
 function explainIndent(message: string): [string, string?] {
   if (message.startsWith("All mapping items")) {
-    return ["this line is indented differently from the keys before it", "align the keys of one mapping"];
+    return [
+      "this line is indented differently from the keys before it",
+      "align the keys of one mapping, or indent the line more if it continues the text above",
+    ];
   }
   if (message.startsWith("All sequence items")) {
     return ["this item is indented differently from the items before it", 'align the "-" of all items of a list'];
-  }
-  const [, kind] = /^Flow (sequence|map)/.exec(message) ?? [];
-  if (kind !== undefined) {
-    const [open, close] = kind === "map" ? ["{", "}"] : ["[", "]"];
-    return [`the "${open}" before this is not closed`, `close it with "${close}", or indent the lines it continues on`];
   }
   if (message.startsWith("Block scalar values")) {
     return ['the text after "|" or ">" is not indented', "indent every line of it with spaces, more than its key"];
@@ -222,7 +250,7 @@ function explainIndent(message: string): [string, string?] {
 
 function explainMissing(message: string, word: string): [string, string?] {
   if (message.startsWith("Implicit map keys")) {
-    return [`there is no ":" after ${word}`, 'write "key: value", or indent the line if it continues a text'];
+    return [`there is no ":" after ${word}`, keyHelp];
   }
   if (message.startsWith("Sequence item without")) {
     return ['this is neither an item ("- …") of the list nor indented under one', 'begin it with "- ", or indent it'];
@@ -231,14 +259,17 @@ function explainMissing(message: string, word: string): [string, string?] {
   return [lower(message)];
 }
 
-function explainUnexpected(message: string, word: string): [string, string?] {
+function explainUnexpected(message: string, word: string, afterQuote: boolean): [string, string?] {
   if (message.includes("on same line with key")) {
     return ["a list cannot begin on the line of its key", 'begin it on the next line, or write "[a, b]"'];
   }
   if (message.includes("Block scalar header")) {
     return [`${word} stands where the block of text is announced`, 'end the line after "|" or ">"'];
   }
-  if (message.includes("at node end")) return [`${word} follows a value that is already complete`, quoteHelp];
+  if (message.includes("at node end")) {
+    const help = afterQuote ? "write '' for a quote inside single quotes" : quoteHelp;
+    return [`${word} follows a value that is already complete`, help];
+  }
   return [`${word} is unexpected here`, quoteHelp];
 }
 
