@@ -1,5 +1,5 @@
 /** The files of an image's directory or archive, by name: where manifests, configurations and layers are read from. */
-import { constants, close as closeCallback, fstat as fstatCallback, read as readCallback, type Stats } from "node:fs";
+import { constants, close as closeCallback, fstat as fstatCallback, read as readCallback } from "node:fs";
 import { posix } from "node:path";
 import { promisify } from "node:util";
 import { formatBytes, ImageError, quoteName } from "./image-error.ts";
@@ -9,7 +9,7 @@ import { TarReader, type TarEntry } from "./tar-reader.ts";
 import { type ArchiveKind, type ByteRange, kindOfName } from "./unpack.ts";
 
 const close = promisify(closeCallback);
-const fstat = promisify(fstatCallback) as (fd: number) => Promise<Stats>;
+const fstat = promisify(fstatCallback);
 const read = promisify(readCallback);
 
 /** More members than any image archive has: a layer is one member. */

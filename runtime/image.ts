@@ -69,7 +69,11 @@ export async function resolveImage(reference: string, options: ResolveOptions): 
 }
 
 const close = promisify(closeCallback);
-const fstat = promisify(fstatCallback) as (fd: number) => Promise<Stats>;
+const fstat = promisify(fstatCallback);
+
+/** Hashes of archives by what fstat(2) says of them. */
+const hashes = new Map<string, string>();
+const MAX_HASHES = 1000;
 
 /** One image on its way from a path to layers. */
 class Resolution {
@@ -157,9 +161,9 @@ class Resolution {
 
   async #directory(fd: number): Promise<Image> {
     await using files = new DirectoryFiles(fd);
-    if ((await files.find("oci-layout")) !== undefined) return this.#image(await readOciLayout(files));
+    if ((await files.find("oci-layout")) !== undefined) return await this.#image(await readOciLayout(files));
     if ((await files.find("manifest.json")) !== undefined && !hasRootNames(fd)) {
-      return this.#image(await readDockerArchive(files));
+      return await this.#image(await readDockerArchive(files));
     }
     if (!hasRootNames(fd)) {
       throw new ImageError(
@@ -200,7 +204,7 @@ class Resolution {
   }
 
   async #compressedArchive(source: ByteRange): Promise<Image> {
-    const hash = await this.#workers.run({ kind: "hash", source });
+    const hash = await this.#hash(source);
     const found = await this.#recallArchive(hash);
     if (found !== undefined) return found;
     const limits = this.#limits;
@@ -225,6 +229,18 @@ class Resolution {
     }
   }
 
+  /** The sha256 of a file; read once as long as it does not change (nobody but root can set a ctime). */
+  async #hash(source: ByteRange): Promise<string> {
+    const { dev, ino, size, mtimeNs, ctimeNs } = await fstat(source.fd, { bigint: true });
+    const version = `${dev}:${ino}:${size}:${mtimeNs}:${ctimeNs}`;
+    const known = hashes.get(version);
+    if (known !== undefined) return known;
+    const hash = await this.#workers.run({ kind: "hash", source });
+    if (hashes.size >= MAX_HASHES) hashes.clear();
+    hashes.set(version, hash);
+    return hash;
+  }
+
   /** What an earlier run found out about the compressed archive, if all its layers are still there. */
   async #recallArchive(hash: string): Promise<Image | undefined> {
     const tree = await this.#store.find(`tar-${hash}`);
@@ -238,7 +254,7 @@ class Resolution {
 
   /** A root file system in a tar archive: one layer, named by the archive's own digest. */
   async #rootArchive(source: ByteRange, knownHash?: string): Promise<Image> {
-    const hash = knownHash ?? (await this.#workers.run({ kind: "hash", source }));
+    const hash = knownHash ?? (await this.#hash(source));
     const digest = `sha256:${hash}`;
     const layer = await this.#produce(`tar-${hash}`, (directory) =>
       this.#workers.run({

@@ -340,9 +340,8 @@ export class LayerWriter implements TarSink, Disposable {
     const missing = () =>
       this.#fail(entry, `is a hard link to ${quoteName(entry.linkName)}, which the layer does not have`);
     const targetParent = slash === -1 ? this.#root : this.#openDirectory(target.slice(0, slash));
-    if (targetParent === -ENOENT || targetParent === -ENOTDIR) missing();
-    if (targetParent === -ELOOP)
-      this.#fail(entry, `is a hard link through a symbolic link: ${quoteName(entry.linkName)}`);
+    // ENOTDIR and ELOOP: through a file or a symbolic link.
+    if (targetParent === -ENOENT || targetParent === -ENOTDIR || targetParent === -ELOOP) missing();
     this.#check(entry, "openat2", targetParent);
     try {
       const type = fileType(targetParent, targetBase);
@@ -419,10 +418,7 @@ export class LayerWriter implements TarSink, Disposable {
     let fd = this.#open.get(path);
     if (fd === undefined) {
       fd = this.#openDirectory(path);
-      if (fd === -ENOENT || fd === -ENOTDIR) {
-        this.#makeImplied(path, entry);
-        fd = this.#openDirectory(path);
-      }
+      if (fd === -ENOENT || fd === -ENOTDIR) fd = this.#makeImplied(path, entry);
       if (fd === -ELOOP) this.#fail(entry, "goes through a symbolic link of the same layer");
       this.#check(entry, "openat2", fd);
       if (this.#open.size >= MAX_OPEN_DIRECTORIES) {
@@ -439,14 +435,14 @@ export class LayerWriter implements TarSink, Disposable {
     return fd;
   }
 
-  /** Makes a directory that the archive uses without having an entry for it. */
-  #makeImplied(path: string, entry: TarEntry): void {
+  /** Makes a directory that the archive uses without having an entry for it. @returns A descriptor. */
+  #makeImplied(path: string, entry: TarEntry): number {
     const slash = path.lastIndexOf("/");
     const base = path.slice(slash + 1);
     const parent = this.#parent(slash === -1 ? "" : path.slice(0, slash), entry);
     const name = bytes(base);
     const type = fileType(parent, base);
-    if (type === S_IFDIR) return;
+    if (type === S_IFDIR) return openBeneath(parent, name);
     if (type === S_IFLNK) this.#fail(entry, "goes through a symbolic link of the same layer");
     if (type !== 0 && type !== S_IFCHR) this.#fail(entry, "goes through something that is not a directory");
     if (++this.#entries > this.#limits.maxEntries) {
@@ -458,19 +454,20 @@ export class LayerWriter implements TarSink, Disposable {
     if (wasWhiteout) this.#check(entry, "unlinkat", trySyscall("unlinkat", parent, name, 0));
     this.#check(entry, "mkdirat", trySyscall("mkdirat", parent, name, 0o755));
     this.#check(entry, "fchmodat", trySyscall("fchmodat", parent, name, 0o755));
-    if (!wasWhiteout) return;
-    const fd = this.#openDirectory(path);
+    const fd = openBeneath(parent, name);
     this.#check(entry, "openat2", fd);
     try {
-      this.#makeOpaque(fd, entry);
-    } finally {
+      if (wasWhiteout) this.#makeOpaque(fd, entry);
+    } catch (error) {
       close(fd);
+      throw error;
     }
+    return fd;
   }
 
   /** A new descriptor, or minus errno. */
   #openDirectory(path: string): number {
-    return trySyscall("openat2", this.#root, bytes(path), resolveBeneath, resolveBeneath.length);
+    return openBeneath(this.#root, bytes(path));
   }
 
   /** Closes the descriptors of a directory and of what is in it. */
@@ -520,6 +517,11 @@ function cleanPath(name: string, entry: TarEntry, role?: string): string {
     components.push(component);
   }
   return components.join("/");
+}
+
+/** Opens a directory without following any link on the way. @returns A descriptor or minus errno. */
+function openBeneath(directory: number, path: Buffer): number {
+  return trySyscall("openat2", directory, path, resolveBeneath, resolveBeneath.length);
 }
 
 const statxBuffer = Buffer.alloc(256);
