@@ -67,6 +67,9 @@ export class FollowedBuild {
     const jobs = build.jobs.map(({ name, stepNames }) => ({ name, steps: stepNames.map((step) => ({ name: step })) }));
     this.transcript = new Transcript(jobs, context);
     this.#jobs = build.jobs.map(({ name }) => new FollowedJob(name, this.transcript));
+    for (const [position, { needs }] of build.jobs.entries()) {
+      for (const need of this.#jobs.filter(({ name }) => needs.includes(name))) this.#jobs[position]?.follows(need);
+    }
     if (build.diagnostics !== undefined) context.print(`${plainLines(build.diagnostics.formatted)}\n`);
     for (const job of build.jobs) this.job(job);
   }
@@ -96,7 +99,10 @@ interface FollowedStep {
 
 /** One job of it: shows its steps one after the other, each with its start, its output and its end. */
 class FollowedJob {
-  readonly #name: string;
+  readonly name: string;
+  /** Jobs it needs: shown to their end before it begins. */
+  readonly #before: FollowedJob[] = [];
+  readonly #after: FollowedJob[] = [];
   readonly #transcript: Transcript;
   #attempt = 0;
   #steps: FollowedStep[] = [];
@@ -108,8 +114,13 @@ class FollowedJob {
   #timer: NodeJS.Timeout | undefined;
 
   constructor(name: string, transcript: Transcript) {
-    this.#name = name;
+    this.name = name;
     this.#transcript = transcript;
+  }
+
+  follows(need: FollowedJob): void {
+    this.#before.push(need);
+    need.#after.push(this);
   }
 
   update(view: JobView): void {
@@ -128,14 +139,15 @@ class FollowedJob {
     this.#show(false);
   }
 
-  /** Shows everything that is known. */
+  /** Shows everything that is known, of the jobs it needs first. */
   flush(): void {
+    for (const job of this.#before) if (!job.#hasEnded) job.flush();
     this.#show(true);
   }
 
   #begin(attempt: AttemptView): void {
     this.flush();
-    if (this.#attempt > 0) this.#transcript.note(this.#name, `attempt ${attempt.n}`);
+    if (this.#attempt > 0) this.#transcript.note(this.name, `attempt ${attempt.n}`);
     this.#attempt = attempt.n;
     this.#steps = attempt.steps.map(() => ({ isStarted: false, early: [] }));
     this.#current = 0;
@@ -151,12 +163,14 @@ class FollowedJob {
 
   #show(isQuiet: boolean): void {
     clearTimeout(this.#timer);
+    if (this.#before.some((job) => job.#end !== undefined && !job.#hasEnded)) return;
     while (this.#showNext(isQuiet));
     const isWaiting = this.#end !== undefined || this.#steps[this.#current]?.end !== undefined;
     if (isWaiting && !isQuiet) this.#timer = setTimeout(() => this.flush(), quietMs);
     if (this.#end === undefined || !isQuiet || this.#hasEnded) return;
     this.#hasEnded = true;
-    this.#transcript.jobFinished(this.#name, this.#end);
+    this.#transcript.jobFinished(this.name, this.#end);
+    for (const job of this.#after) job.#show(false);
   }
 
   /** Shows the next thing, if its turn has come. */
@@ -165,7 +179,7 @@ class FollowedJob {
     if (step === undefined) return false;
     if (step.isStarted && !this.#isOpen) {
       this.#isOpen = true;
-      this.#transcript.stepStarted(this.#name, this.#current);
+      this.#transcript.stepStarted(this.name, this.#current);
       for (const event of step.early.splice(0)) this.#print(event);
       return true;
     }
@@ -173,7 +187,7 @@ class FollowedJob {
     const isComplete =
       !step.isStarted || isQuiet || this.#steps.slice(this.#current + 1).some(({ early }) => early.length > 0);
     if (!isComplete) return false;
-    this.#transcript.stepFinished(this.#name, this.#current, step.end);
+    this.#transcript.stepFinished(this.name, this.#current, step.end);
     this.#current++;
     this.#isOpen = false;
     return true;
@@ -182,7 +196,7 @@ class FollowedJob {
   #print({ step, records, text }: LogEvent): void {
     let at = 0;
     for (const [length, stream] of records) {
-      this.#transcript.output(this.#name, step, streams[stream], text.slice(at, at + length));
+      this.#transcript.output(this.name, step, streams[stream], text.slice(at, at + length));
       at += length;
     }
   }

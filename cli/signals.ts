@@ -1,5 +1,9 @@
 /** The two-stage stop of long-running verbs: the first signal drains, the second stops at once. */
 
+import { exitCodes } from "./verb.ts";
+
+const orphanGraceMs = 3000;
+
 /**
  * Listens for SIGINT, SIGTERM and SIGHUP until disposed.
  *
@@ -12,6 +16,8 @@ export class StopSignals implements Disposable {
   readonly #onSignal = (name: string) => this.#next(new Error(`received ${name}`));
   readonly #onDisconnect = () => {
     for (let i = 0; i < 2; i++) this.#next(new Error("slipway up is gone"));
+    // Its Redis is gone too, and whoever waits for that waits in vain. Containers end with this process.
+    setTimeout(() => process.exit(exitCodes.ourError), orphanGraceMs).unref();
   };
 
   constructor() {

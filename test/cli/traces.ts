@@ -1,0 +1,76 @@
+/** What a command may leave on a machine: processes, mounts, cgroups, files. */
+import { randomUUID } from "node:crypto";
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { join } from "node:path";
+
+const markName = "SLIPWAY_TEST_MARK";
+
+/** Recognises what belongs to one command by a variable in its environment and its temporary directory. */
+export class Traces {
+  readonly environment: NodeJS.ProcessEnv;
+  readonly #directory: string;
+  readonly #mark = randomUUID();
+  readonly #cgroups = new Set<string>();
+
+  /** @param directory The command's own TMPDIR; everything it makes is below it. */
+  constructor(directory: string) {
+    this.#directory = directory;
+    this.environment = { TMPDIR: directory, [markName]: this.#mark };
+  }
+
+  /** Remembers the cgroups that agents in the directory use; called while they run. */
+  look(): void {
+    for (const stateDir of this.#stateDirs()) {
+      const { dev, ino } = statSync(stateDir);
+      this.#cgroups.add(`slipway-${dev.toString(36)}-${ino.toString(36)}`);
+    }
+  }
+
+  get hasSeenCgroups(): boolean {
+    return this.#cgroups.size > 0;
+  }
+
+  /** Command lines of processes that carry the mark. */
+  processes(): string[] {
+    return readdirSync("/proc")
+      .filter((name) => /^\d+$/.test(name))
+      .flatMap((pid) => {
+        try {
+          const isOurs = readFileSync(`/proc/${pid}/environ`, "utf8").split("\0").includes(`${markName}=${this.#mark}`);
+          return isOurs ? [`${pid} ${readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ").trim()}`] : [];
+        } catch {
+          return []; // It has ended meanwhile.
+        }
+      });
+  }
+
+  /** Everything that is left; empty if nothing is. */
+  left(): Record<string, readonly string[]> {
+    const all = {
+      processes: this.processes(),
+      mounts: readFileSync("/proc/self/mounts", "utf8")
+        .split("\n")
+        .filter((line) => line.includes(this.#directory)),
+      cgroups: this.#leftCgroups(),
+      files: readdirSync(this.#directory),
+    };
+    return Object.fromEntries(Object.entries(all).filter(([, list]) => list.length > 0));
+  }
+
+  #stateDirs(): string[] {
+    try {
+      return (readdirSync(this.#directory, { recursive: true }) as string[])
+        .filter((name) => name.endsWith("/lock") && existsSync(join(this.#directory, name, "../images")))
+        .map((name) => join(this.#directory, name, ".."));
+    } catch {
+      return []; // Something was removed while we looked.
+    }
+  }
+
+  #leftCgroups(): string[] {
+    const roots = readdirSync("/sys/fs/cgroup").map((name) => join("/sys/fs/cgroup", name));
+    return [...this.#cgroups].flatMap((name) =>
+      ["/sys/fs/cgroup", ...roots].map((root) => join(root, name)).filter((path) => existsSync(path)),
+    );
+  }
+}
