@@ -47,9 +47,8 @@ const damaged = /unable to read|bad object|corrupt|failed to unpack tree object|
 /**
  * Checks out one commit, with its submodules, fetching only what the mirrors on this machine lack.
  *
- * HEAD is detached at the commit; branches are `origin/…`, tags are there, history is complete. The workspace shares object
- * files with the mirror by hard links to files that no container can change, so a large history costs nothing and git works
- * where the mirror cannot be seen. After a step has run, git must not be run in the workspace by the agent any more: its
+ * HEAD is detached at the commit; branches are `origin/…`, tags are there, history is complete. The workspace has the mirror's
+ * packs as its own, so git works in a container, where the mirror cannot be seen. After a step has run, git must not be run in the workspace by the agent any more: its
  * configuration is the step's then.
  *
  * @throws {CheckoutError} Whose `status` says whose matter it is.
@@ -119,7 +118,7 @@ async function fillWorkTree(
   signal: AbortSignal | undefined,
 ): Promise<void> {
   const gitDir = join(workTree, ".git");
-  makeRepository(mirror, source, gitDir);
+  await makeRepository(mirror, source, gitDir);
   await runGit(["read-tree", "--reset", "-u", source.commit], {
     gitDir,
     workTree,
@@ -127,14 +126,14 @@ async function fillWorkTree(
   });
 }
 
-function makeRepository(mirror: Mirror, source: Source, gitDir: string): void {
+async function makeRepository(mirror: Mirror, source: Source, gitDir: string): Promise<void> {
   const { commit, url } = source;
   for (let tries = 1; ; tries++) {
     createRepository(gitDir, { commit, bare: false, head: commit, originUrl: url.url });
     try {
       // Refs first: objects they name are then among the packs.
       writeRefs(gitDir, workspaceRefs(mirror.refs(), source));
-      mirror.shareObjects(join(gitDir, "objects"));
+      await mirror.copyPacks(gitDir);
       return;
     } catch (error) {
       if (!isCode(error, "ENOENT") || tries === 5) throw error;

@@ -112,7 +112,7 @@ const config: Readonly<Record<string, string>> = {
   "credential.helper": "",
   "gc.auto": "0",
   "maintenance.auto": "false",
-  // One pack for each fetch, however small: a workspace is made by linking packs.
+  // One pack for each fetch, however small: a workspace is made by copying packs.
   "fetch.unpackLimit": "1",
   "fetch.recurseSubmodules": "false",
   "submodule.recurse": "false",

@@ -9,7 +9,7 @@ import { type CloneUrl, redact } from "./clone-url.ts";
 import { answeringGit, GitError, runGit, shortenGitMessage } from "./git.ts";
 import { withMirrorLock } from "./mirror-lock.ts";
 import { hasObject } from "./pack-index.ts";
-import { createRepository, readRefs, shareObjects } from "./repository.ts";
+import { copyPacks, createRepository, readRefs } from "./repository.ts";
 
 export interface MirrorKey {
   readonly mirrorsDir: string;
@@ -30,7 +30,7 @@ export interface FetchRequest {
   readonly timeoutMs: number;
 }
 
-const repackAtPacks = 40;
+const repackAtPacks = 16;
 const packRefsAtLooseRefs = 200;
 /** The object file or ref is not as it should be: a power cut, a full disk. The mirror is only a copy: made anew. */
 const damaged =
@@ -69,8 +69,8 @@ export class Mirror {
   }
 
   /** @throws {Error} `ENOENT` if it was repacked meanwhile. */
-  shareObjects(targetObjects: string): void {
-    shareObjects(join(this.dir, "objects"), targetObjects);
+  async copyPacks(targetGitDir: string): Promise<void> {
+    await copyPacks(this.dir, targetGitDir);
   }
 
   /**
@@ -178,7 +178,7 @@ export class Mirror {
       await withMirrorLock(`${this.dir}.lock`, async () => {
         const git = answeringGit({ gitDir: this.dir });
         if (looseRefs >= packRefsAtLooseRefs) await git.raw(["pack-refs", "--all"]);
-        // Geometric: the big packs stay as they are, and shared with the workspaces that have them.
+        // Geometric: the big packs stay as they are.
         if (packs >= repackAtPacks) await git.raw(["repack", "-d", "--geometric=2", "--no-write-bitmap-index", "-q"]);
       });
     } catch {

@@ -1,15 +1,14 @@
-/** Looks for an object in a repository without starting git: that alone would take longer than a small checkout's linking. */
-import { closeSync, existsSync, openSync, readdirSync, readSync } from "node:fs";
+/** Looks for an object in a repository without starting git, which takes longer than all else that a known commit needs. */
+import { closeSync, openSync, readdirSync, readSync } from "node:fs";
 import { join } from "node:path";
 
 /**
- * Tells whether a repository has an object, packed or loose, in its own object directory.
+ * Tells whether a repository has an object in one of its packs; loose ones, which a mirror does not have, are not looked at.
  *
  * @param id 40 or 64 hexadecimal digits, as the repository's object format has it.
  * @see {@link https://git-scm.com/docs/gitformat-pack} "Version 2 pack-*.idx files"
  */
 export function hasObject(objectsDir: string, id: string): boolean {
-  if (existsSync(join(objectsDir, id.slice(0, 2), id.slice(2)))) return true;
   const wanted = Buffer.from(id, "hex");
   for (const name of listOrNothing(join(objectsDir, "pack"))) {
     if (name.endsWith(".idx") && indexHas(join(objectsDir, "pack", name), wanted)) return true;

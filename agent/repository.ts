@@ -1,16 +1,6 @@
 /** Writes the files of a git repository directly: `git init` would cost more than the rest of a checkout. */
-import {
-  chmodSync,
-  chownSync,
-  constants,
-  copyFileSync,
-  linkSync,
-  lstatSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  writeFileSync,
-} from "node:fs";
+import { constants, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFile, readdir } from "node:fs/promises";
 import { join } from "node:path";
 
 export interface RepositoryLayout {
@@ -80,61 +70,19 @@ export function writeRefs(gitDir: string, refs: ReadonlyMap<string, string>): vo
 }
 
 /**
- * Owns the object files that several workspaces share.
+ * Gives a new repository all packs of another, as reflinks where the file system has them (XFS, Btrfs), else as copies.
  *
- * It lies outside every range that is mapped into a container (those begin at 0 on disk), so root in a container has no
- * power over such a file: it may read it, not write, chmod or chown it. Without this, one build could put its own objects
- * under the names of another's.
- */
-export const sharedObjectOwner = 0x7fff_0000;
-
-/** The files of an object directory that hold objects, relative to it. */
-function objectFiles(objectsDir: string): string[] {
-  const packs = readdirSync(join(objectsDir, "pack")).filter((name) => /\.(?:pack|idx|rev)$/.test(name));
-  const loose = readdirSync(objectsDir).filter((name) => /^[0-9a-f]{2}$/.test(name));
-  return [
-    ...packs.map((name) => `pack/${name}`),
-    ...loose.flatMap((dir) => readdirSync(join(objectsDir, dir)).map((name) => `${dir}/${name}`)),
-  ].filter((name) => !name.includes("tmp_"));
-}
-
-/**
- * Gives a new repository all objects of another by hard links, or by copies where links cannot be made safe: on another file
- * system, or without the right to give files away.
+ * Not as hard links: root in a container could write into them, and so put its own objects under the names of other builds'
+ * (git checks no hash when it reads a blob). Were they owned by an id that no container has, it could not even delete them:
+ * `rm -rf .git` would fail with EOVERFLOW. Copying takes no longer than writing the files of the commit does.
  *
  * @throws {Error} `ENOENT` if the source was repacked meanwhile; try again with a new repository.
  */
-export function shareObjects(sourceObjects: string, targetObjects: string): void {
-  for (const name of objectFiles(sourceObjects)) {
-    const [source, target] = [join(sourceObjects, name), join(targetObjects, name)];
-    if (!name.startsWith("pack/")) mkdirSync(join(target, ".."), { recursive: true, mode: 0o755 });
-    if (!makeUntouchable(source) || !tryLink(source, target)) {
-      copyFileSync(source, target, constants.COPYFILE_FICLONE);
-      chmodSync(target, 0o444);
-    }
-  }
-}
-
-function makeUntouchable(path: string): boolean {
-  const { uid, gid, mode } = lstatSync(path);
-  try {
-    if (uid !== sharedObjectOwner || gid !== sharedObjectOwner) chownSync(path, sharedObjectOwner, sharedObjectOwner);
-    if ((mode & 0o7777) !== 0o444) chmodSync(path, 0o444);
-    return true;
-  } catch (error) {
-    if (isCode(error, "EPERM", "EINVAL", "EROFS")) return false;
-    throw error;
-  }
-}
-
-function tryLink(source: string, target: string): boolean {
-  try {
-    linkSync(source, target);
-    return true;
-  } catch (error) {
-    if (isCode(error, "EXDEV", "EPERM", "EMLINK")) return false;
-    throw error;
-  }
+export async function copyPacks(sourceGitDir: string, targetGitDir: string): Promise<void> {
+  const source = join(sourceGitDir, "objects/pack");
+  const target = join(targetGitDir, "objects/pack");
+  const names = (await readdir(source)).filter((name) => /^pack-[0-9a-f]+\.(?:pack|idx|rev)$/.test(name));
+  await Promise.all(names.map((name) => copyFile(join(source, name), join(target, name), constants.COPYFILE_FICLONE)));
 }
 
 /** Whether a system call failed for one of these reasons. */

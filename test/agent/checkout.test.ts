@@ -15,7 +15,6 @@ import { checkout, type CheckoutOptions } from "../../agent/checkout.ts";
 import { CheckoutError } from "../../agent/checkout-error.ts";
 import { parseCloneUrl } from "../../agent/clone-url.ts";
 import { Mirror } from "../../agent/mirror.ts";
-import { sharedObjectOwner } from "../../agent/repository.ts";
 import { commitFiles, commitTree, createRepository, git, temporaryDir } from "./git-fixture.ts";
 
 let dir: ReturnType<typeof temporaryDir>;
@@ -112,19 +111,11 @@ describe("checkout", () => {
     expect(mirrors()).toHaveLength(1);
   });
 
-  test("shares objects as files that belong to nobody in a container", async () => {
+  test("gives a workspace files of its own, which a step may change and delete", async () => {
     const workspace = await workspaceOf(head);
     const packs = join(workspace, ".git/objects/pack");
     expect(readdirSync(packs).length).toBeGreaterThan(0);
-    for (const name of readdirSync(packs)) {
-      const { uid, gid, mode, nlink } = statSync(join(packs, name));
-      expect({ uid, gid, mode: mode & 0o777, nlink }).toEqual({
-        uid: sharedObjectOwner,
-        gid: sharedObjectOwner,
-        mode: 0o444,
-        nlink: 2,
-      });
-    }
+    for (const name of readdirSync(packs)) expect(statSync(join(packs, name)).nlink).toBe(1);
   });
 
   test("makes a damaged mirror anew", async () => {
@@ -145,7 +136,7 @@ describe("checkout", () => {
       await mirror.tidied;
     }
     const packs = readdirSync(join(mirror.dir, "objects/pack")).filter((name) => name.endsWith(".pack"));
-    expect(packs.length).toBeLessThan(40);
+    expect(packs.length).toBeLessThan(16);
     expect(existsSync(join(mirror.dir, "packed-refs"))).toBe(true);
     expect(mirror.refs().get("refs/tags/t99")).toBe(head);
     expect(git(await workspaceOf(commits[3]!), "fsck", "--full")).toBe("");
