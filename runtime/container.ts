@@ -317,6 +317,7 @@ export class Container implements AsyncDisposable {
   /** It is gone, and nobody said why: killed while it was being set up. */
   #died(stageZero: Reaped, end: Reaped | undefined): Error {
     const usage = this.#cgroup?.usage();
+    if (this.#process === undefined) return new Error(`Container ${this.#config.id} was not started`);
     if (this.#stopReason !== undefined)
       return new Error(`Container ${this.#config.id} was stopped before its program ran`);
     const why =

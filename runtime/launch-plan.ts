@@ -50,6 +50,7 @@ import {
   PR_CAPBSET_DROP,
   PR_SET_DUMPABLE,
   PR_SET_KEEPCAPS,
+  PR_SET_NAME,
   PR_SET_NO_NEW_PRIVS,
   PR_SET_PDEATHSIG,
   RLIMIT,
@@ -219,6 +220,7 @@ function stageZero(plan: LaunchPlan): Operation[] {
 /** Waits until stage 0 has written the id maps; its end without that byte means that it failed, and has said so. */
 function awaitIdMaps(): Operation[] {
   return [
+    { name: "take init's name", call: "prctl", args: [PR_SET_NAME, { text: "slipway-init" }, 0, 0, 0] },
     { name: "close the pipe", call: "close", args: [{ load: "idMapPipe", offset: 4 }] },
     {
       name: "wait for the id maps",

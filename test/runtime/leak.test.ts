@@ -1,0 +1,176 @@
+/** What containers leave behind: nothing. Counted on the whole machine where that is possible. */
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { Host, runContainer } from "../../runtime/index.ts";
+import { TestHost } from "./host-fixture.ts";
+
+let host: TestHost;
+beforeAll(async () => {
+  host = await TestHost.open();
+});
+afterAll(async () => host[Symbol.asyncDispose]());
+
+/** Everything that a container has, as this process or the state directory sees it. */
+async function traces() {
+  const state = host.host.stateDir;
+  const cgroups = host.host.cgroups?.directories ?? [];
+  return {
+    mounts: readFileSync("/proc/self/mountinfo", "utf8").split("\n").length,
+    cgroups: cgroups.map(
+      (directory) => readdirSync(directory, { withFileTypes: true }).filter((entry) => entry.isDirectory()).length,
+    ),
+    processes: children().length,
+    descriptors: readdirSync("/proc/self/fd").length,
+    containers: readdirSync(`${state}/containers`).length,
+    trash: readdirSync(`${state}/trash`).length,
+    workspaces: readdirSync(`${state}/workspaces`).length,
+  };
+}
+
+/** Processes whose parent is this one. */
+function children(): number[] {
+  return readdirSync("/proc")
+    .filter((name) => /^\d+$/.test(name))
+    .map(Number)
+    .filter((pid) => {
+      try {
+        return (
+          readFileSync(`/proc/${pid}/stat`, "utf8")
+            .replace(/^.*\) /, "")
+            .split(" ")[1] === `${process.pid}`
+        );
+      } catch {
+        return false;
+      }
+    });
+}
+
+/** Namespaces of a kind that any process on this machine is in. */
+function namespaces(): Set<string> {
+  const found = new Set<string>();
+  for (const pid of readdirSync("/proc").filter((name) => /^\d+$/.test(name))) {
+    for (const kind of ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"]) {
+      try {
+        found.add(readlinkSync(`/proc/${pid}/ns/${kind}`));
+      } catch {
+        // ended meanwhile, or a kernel thread
+      }
+    }
+  }
+  return found;
+}
+
+/** Waits until the agent keeps as much ready as it wants to: a fixed number of launchers and one spare root file system. */
+async function settled() {
+  let last = "";
+  for (let same = 0; same < 5; ) {
+    await delay(20);
+    const now = JSON.stringify(await traces());
+    same = now === last ? same + 1 : 0;
+    last = now;
+  }
+  return JSON.parse(last) as Awaited<ReturnType<typeof traces>>;
+}
+
+test("200 containers leave no mount, cgroup, process, descriptor or directory", async () => {
+  const workspace = { dir: host.workspace() };
+  await Promise.all(Array.from({ length: 8 }, () => host.run("true", { workspace })));
+  const before = await settled();
+  for (let batch = 0; batch < 25; batch++) {
+    await Promise.all(
+      Array.from({ length: 8 }, async (_, i) => {
+        const options = { workspace, ...(i === 7 ? { timeoutMs: 50, graceMs: 1 } : {}) };
+        const script =
+          ["true", "exit 1", "echo x > file", "kill -9 $$", "sleep 100 & true", "mkdir d$$"][i] ?? "sleep 100";
+        return host.run(script, i === 6 ? { ...options, args: ["/nothing"] } : options).catch(() => undefined);
+      }),
+    );
+  }
+  expect(await settled()).toEqual(before);
+});
+
+test("containers leave no namespace", async () => {
+  const inits: string[] = [];
+  for (let i = 0; i < 10; i++) {
+    const { stdout } = await host.run(
+      "for kind in user mnt pid net ipc uts cgroup; do readlink /proc/self/ns/$kind; done",
+    );
+    inits.push(...stdout.trim().split("\n"));
+  }
+  const left = namespaces();
+  expect(inits.filter((name) => left.has(name))).toEqual([]);
+});
+
+test("a Host that is closed leaves no cgroup, process, descriptor or uid range lock", async () => {
+  const directory = mkdtempSync(join(tmpdir(), "slipway-leak-"));
+  try {
+    await host.run("true");
+    await settled();
+    const descriptors = readdirSync("/proc/self/fd").length;
+    const processes = children().length;
+    const other = await Host.open({ stateDir: directory });
+    const range = other.claimUidRange();
+    const container = await runContainer(other, { ...host.script("sleep 1000"), uidRange: range });
+    const cgroups = other.cgroups?.directories ?? [];
+    expect(cgroups.every((path) => existsSync(path))).toBe(true);
+    await container[Symbol.asyncDispose]();
+    range[Symbol.dispose]();
+    await other[Symbol.asyncDispose]();
+    expect(cgroups.filter((path) => existsSync(path))).toEqual([]);
+    expect(readdirSync("/proc/self/fd").length).toBe(descriptors);
+    expect(children().length).toBe(processes);
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+});
+
+test("an agent that is killed takes its containers along; the next one sweeps the rest", async () => {
+  const directory = mkdtempSync(join(tmpdir(), "slipway-leak-"));
+  try {
+    const agent = spawn(process.execPath, [fileURLToPath(new URL("killed-agent.ts", import.meta.url)), directory], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    const [line] = (await once(agent.stdout, "data")) as [Buffer];
+    const { init, payload, cgroups } = JSON.parse(line.toString()) as {
+      init: number;
+      payload: number;
+      cgroups: string[];
+    };
+    expect(existsSync(`/proc/${payload}`)).toBe(true);
+    expect(cgroups.every((path) => existsSync(path))).toBe(true);
+    agent.kill("SIGKILL");
+    await once(agent, "close");
+    for (let i = 0; i < 500 && [init, payload].some((pid) => alive(pid)); i++) await delay(10);
+    expect([init, payload].filter((pid) => alive(pid))).toEqual([]);
+    expect(readFileSync("/proc/self/mountinfo", "utf8")).not.toContain(directory);
+
+    await using next = await Host.open({ stateDir: directory });
+    for (const path of cgroups) {
+      const left = readdirSync(path, { withFileTypes: true }).filter((entry) => entry.isDirectory());
+      expect(left.map(({ name }) => name)).not.toContain("left-behind");
+    }
+    expect(readdirSync(`${next.stateDir}/containers`)).toEqual([]);
+    expect(readdirSync(next.stateDir).filter((name) => name.endsWith(".old"))).toEqual([]);
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+});
+
+/** A zombie that nobody has reaped yet is dead. */
+function alive(pid: number): boolean {
+  try {
+    return !/^State:\s+[ZX]/m.test(readFileSync(`/proc/${pid}/status`, "utf8"));
+  } catch {
+    return false;
+  }
+}
+
+test("Host.open refuses a state directory that another agent uses", async () => {
+  await expect(Host.open({ stateDir: host.host.stateDir })).rejects.toThrow("another agent uses it");
+});
