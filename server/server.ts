@@ -140,7 +140,11 @@ function createApp(options: ServerOptions, logger: Logger): FastifyInstance {
     bodyLimit: 1 << 20,
     requestTimeout,
     // Node looks for late requests this often.
-    http: { connectionsCheckingInterval: Math.min(requestTimeout, 10_000) },
+    http: {
+      connectionsCheckingInterval: Math.min(requestTimeout, 10_000),
+      // Node swaps the two if the headers have longer than the whole.
+      headersTimeout: Math.min(requestTimeout, 60_000),
+    },
     // Followers of a build would else keep the server from stopping.
     forceCloseConnections: true,
     routerOptions: { maxParamLength: 300 },
