@@ -19,7 +19,7 @@ interface LogEvent {
  * is known is shown in the order in which it happened, and an end waits until output of a later step shows that there is
  * none left, or until nothing more has come for this long.
  */
-const quietMs = 100;
+const quietMs = 250;
 
 /**
  * Prints a build from its beginning to its end.
@@ -84,6 +84,7 @@ export class FollowedBuild {
 
   end(): void {
     for (const job of this.#jobs) job.flush();
+    this.transcript.flush();
   }
 }
 
@@ -134,7 +135,8 @@ class FollowedJob {
 
   log(event: LogEvent): void {
     if (event.attempt !== this.#attempt) return;
-    if (event.step === this.#current && this.#isOpen) this.#print(event);
+    // Of an earlier step: it is late, but not lost.
+    if (event.step < this.#current || (event.step === this.#current && this.#isOpen)) this.#print(event);
     else this.#steps[event.step]?.early.push(event);
     this.#show(false);
   }

@@ -39,20 +39,23 @@ async function main(argv: readonly string[]): Promise<void> {
 
 async function runVerb(argv: readonly string[], context: Context): Promise<number> {
   const words = [...argv];
+  let name = "";
   try {
     const first = words.shift();
     if (first === undefined) throw new UsageError("No verb given");
     if (["help", "--help", "-h"].includes(first)) return await showHelp(words, context);
     if (["version", "--version", "-V"].includes(first)) return showVersion(context);
+    if (entries[first]?.isGroup !== undefined) name = `${first} `;
     const verb = await findVerb(first, words, context);
     if (verb === undefined) return exitCodes.success;
+    name = `${verb.usage.name} `;
     if (wantsHelp(words)) {
       context.print(helpText(verb.usage));
       return exitCodes.success;
     }
     return await verb.run(words, context);
   } catch (error) {
-    return report(error, argv, context);
+    return report(error, name, context);
   }
 }
 
@@ -130,13 +133,11 @@ function showVersion(context: Context): number {
   return exitCodes.success;
 }
 
-function report(error: unknown, argv: readonly string[], context: Context): number {
+/** @param name The verb's, with a space behind it; empty if there was none. */
+function report(error: unknown, name: string, context: Context): number {
   if (error instanceof UsageError) {
-    const verb = argv.slice(0, 2).filter((word) => /^[a-z]+$/.test(word));
-    const known = verb[0] !== undefined && Object.hasOwn(entries, verb[0]);
-    const group = known && entries[verb[0] as string]?.isGroup !== undefined;
     context.warn(`slipway: ${error.message}`);
-    context.warn(`Try: slipway ${known ? `${verb.slice(0, group ? 2 : 1).join(" ")} ` : ""}--help`);
+    context.warn(`Try: slipway ${name}--help`);
     return exitCodes.wrongUsage;
   }
   context.warn(`slipway: ${error instanceof Error ? error.message : String(error)}`);

@@ -136,6 +136,11 @@ export class Transcript {
     this.#print(text);
   }
 
+  /** Shows lines that have not been ended, of all steps. */
+  flush(): void {
+    for (const { name, steps } of this.#jobs) for (const step of steps.keys()) this.#flush(name, step);
+  }
+
   #flush(job: string, step: number): void {
     for (const stream of ["stdout", "stderr", "slipway"]) {
       const key = JSON.stringify([job, step, stream]);
