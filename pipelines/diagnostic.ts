@@ -67,7 +67,6 @@ function layOut(line: string, start: number, end: number): { text: string; width
 
 /** C0, DEL, C1, soft hyphen, zero width, bidirectional controls, line separators, half surrogates, private tags. */
 const unsafe =
-  // oxlint-disable-next-line no-control-regex
   /[\0-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff\u{e0000}-\u{e007f}]|\p{Surrogate}/gu;
 
 /** Replaces characters that act on a terminal by ones that show: ESC becomes ␛, U+202E becomes `<U+202E>`. */

@@ -18,7 +18,6 @@ export interface SourceFault {
 
 /** What YAML forbids (c-printable, YAML 1.2.2 §5.1), and a carriage return that ends no line. */
 const forbidden =
-  // oxlint-disable-next-line no-control-regex
   /[\0-\x08\x0b-\x1f\x7f-\x84\x86-\x9f\ufeff\ufffe\uffff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/;
 
 /** A text whose offsets can be turned into lines and columns. */

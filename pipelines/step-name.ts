@@ -42,15 +42,12 @@ function deriveName(step: StepFields, index: number): string {
   const lines = (step.run?.value ?? "").split("\n").map((line) => line.trim());
   const first = lines.find((line) => line !== "" && !line.startsWith("#") && !/^set -[a-z]+$/.test(line));
   if (first === undefined) return `step ${index + 1}`;
-  // oxlint-disable-next-line no-control-regex
-  const plain = first.replaceAll(/[\0-\x1f\x7f-\x9f\u2028\u2029\s]+/g, " ").trim();
-  const characters = Array.from(plain);
-  return characters.length <= derivedLength
-    ? plain
-    : `${characters
-        .slice(0, derivedLength - 1)
-        .join("")
-        .trimEnd()}…`;
+  // A line may have 100 KiB; only its beginning shows.
+  const beginning = first.slice(0, 4 * derivedLength);
+  const characters = Array.from(beginning.replaceAll(/[\0-\x1f\x7f-\x9f\u2028\u2029\s]+/g, " ").trim());
+  if (characters.length <= derivedLength) return characters.join("");
+  const shortened = characters.slice(0, derivedLength - 1).join("");
+  return `${shortened.trimEnd()}…`;
 }
 
 function claim(name: string, taken: Set<string>): string {

@@ -61,7 +61,6 @@ export const label: Shape<string> = {
   read(node, place) {
     const text = scalarText(node)?.trim();
     if (text === undefined || text === "") return mismatch(node, place, "one line of text");
-    // oxlint-disable-next-line no-control-regex
     if (/[\0-\x1f\x7f-\x9f\u2028\u2029]/.test(text)) {
       return refuse(node, place, "it must be one line without control characters");
     }
@@ -121,7 +120,6 @@ export const image: Shape<string> = {
 };
 
 function checkImage(text: string): { problem: string; suggestion: string } | undefined {
-  // oxlint-disable-next-line no-control-regex
   if (/[\0-\x1f\x7f]/.test(text)) return { problem: "a path has no control characters", suggestion: imageHelp };
   if (/^\.\.?(?:\/|$)/.test(text)) {
     const segments = text.split("/");

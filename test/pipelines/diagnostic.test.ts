@@ -12,7 +12,6 @@ const diagnostic: Diagnostic = {
   suggestion: 'did you mean "steps"?',
 };
 
-// oxlint-disable-next-line no-control-regex
 const control = /[\0-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]/;
 
 describe("formatDiagnostic", () => {

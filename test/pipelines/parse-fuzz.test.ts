@@ -45,7 +45,6 @@ function findFaults(source: string | Uint8Array): string[] {
       faults.push(`column ${column} is not in the snippet`);
     if (message === "" || message.includes("undefined") || message.includes("\n"))
       faults.push(`the message ${message}`);
-    // oxlint-disable-next-line no-control-regex
     if (/[\0-\x09\x0b-\x1f\x7f-\x9f]/.test(formatDiagnostic(diagnostic))) faults.push("a control character is shown");
   }
   for (const job of pipeline?.jobs ?? []) {
