@@ -109,7 +109,7 @@ const readings = new WeakMap<YamlNode, Map<Shape<unknown>, unknown>>();
 export function readNode<T>(shape: Shape<T>, node: YamlNode, place: Place): T | undefined {
   if (node.kind === "broken") return undefined;
   const known = readings.get(node);
-  // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- the shape is the key, and the same shape put it there
+  // The shape is the key, and the same shape put it there.
   if (known?.has(shape) === true) return known.get(shape) as T | undefined;
   const value = shape.read(node, place);
   if (known === undefined) readings.set(node, new Map([[shape, value]]));
@@ -154,7 +154,7 @@ export function mapping<F extends Readonly<Record<string, Field<unknown>>>>(tabl
         if (node.entries.has(key) || meant.has(key) || !place.problems.whole) continue;
         place.problems.error(place.span, `${subject(place)} has no ${quote(key)}`, table.fields[key]?.required);
       }
-      // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- every value came from the shape of its own key
+      // Every value came from the shape of its own key.
       return values as FieldValues<F>;
     },
   };

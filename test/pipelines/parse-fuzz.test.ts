@@ -79,25 +79,25 @@ describe("parsePipeline never throws and never hangs", () => {
   test("on random pieces of YAML", () => {
     const random = seededRandom(102);
     const source = (): string => Array.from({ length: random.below(40) }, () => random.pick(fragments)).join("");
-    expect(Array.from({ length: 1500 }, source).flatMap(findFaults)).toEqual([]);
+    expect(Array.from({ length: 800 }, source).flatMap(findFaults)).toEqual([]);
   });
 
   test("on changed pipelines", () => {
     const random = seededRandom(103);
     const source = (): Uint8Array => mutate(random.pick(corpus), random);
-    expect(Array.from({ length: 1500 }, source).flatMap(findFaults)).toEqual([]);
+    expect(Array.from({ length: 800 }, source).flatMap(findFaults)).toEqual([]);
   });
 
   test("on pipelines cut anywhere", () => {
     const sources = corpus.flatMap((bytes) =>
-      Array.from({ length: Math.ceil(bytes.length / 9) }, (_, index) => bytes.subarray(0, index * 9)),
+      Array.from({ length: Math.ceil(bytes.length / 17) }, (_, index) => bytes.subarray(0, index * 17)),
     );
     expect(sources.flatMap(findFaults)).toEqual([]);
   });
 
   test("on every piece repeated through a large file", () => {
     const starts = ["", "a: ", "[", "jobs:\n  a:\n    steps: [", "jobs:\n  a:\n    steps:\n      - run: |\n          "];
-    const sources = fragments.map((fragment, index) => `${starts[index % starts.length]}${fragment.repeat(40_000)}`);
+    const sources = fragments.map((fragment, index) => `${starts[index % starts.length]}${fragment.repeat(20_000)}`);
     expect(sources.flatMap(findFaults)).toEqual([]);
   });
 
