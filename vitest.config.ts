@@ -4,7 +4,10 @@ import { defineConfig } from "vitest/config";
 // system test: real Git, real Redis, the real kernel.
 const unit = [
   "test/architecture.test.ts",
+  "test/agent/{clone-url,masker,step-log}.test.ts",
   "test/pipelines/**/*.test.ts",
+  "test/queue/redis-address.test.ts",
+  "test/runtime/{launch-plan,program,walker}.test.ts",
   "test/cli/{arguments,did-you-mean,terminal}.test.ts",
 ];
 

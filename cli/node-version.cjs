@@ -1,5 +1,5 @@
 "use strict";
-// Finds a Node that can run this project and hands over to it. Written in the JavaScript of Node 6, because whatever Node
+// Finds a Node that can run this project and hands over to it. Written in the JavaScript of Node 8, because whatever Node
 // the machine has comes through here first and must get one clear line, never a syntax error.
 
 var childProcess = require("child_process");
@@ -45,14 +45,16 @@ function findNode() {
 
 /** Runs a program in our place: same terminal, signals passed on, its exit code (or the signal it died of) becomes ours. */
 function become(program, args) {
-  var child = childProcess.spawn(program, args, { stdio: "inherit" });
+  var child;
   // Ctrl-C on a terminal reaches the child already, as part of the foreground process group; passing it on would count twice.
   var hasTerminal = process.stdin.isTTY || process.stdout.isTTY || process.stderr.isTTY;
+  // Before the child exists, so that no signal takes only us.
   ["SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR2"].forEach(function (name) {
     process.on(name, function () {
       if (!(hasTerminal && (name === "SIGINT" || name === "SIGQUIT"))) child.kill(name);
     });
   });
+  child = childProcess.spawn(program, args, { stdio: "inherit" });
   child.on("error", function (error) {
     fail("Cannot start " + program + ": " + error.message);
   });
