@@ -10,6 +10,8 @@ export interface GitOptions {
   readonly workTree?: string;
   /** The remote of this command: its transport is the only one allowed and its credentials go along. */
   readonly remote?: CloneUrl;
+  /** Beside what every git here runs with. */
+  readonly config?: Readonly<Record<string, string>>;
   /** Aborting ends git and all its children. */
   readonly signal?: AbortSignal;
 }
@@ -26,31 +28,38 @@ export class GitError extends Error {
 }
 
 const keptStderrBytes = 16 * 1024;
+const maxOutputBytes = 64 * 1024 * 1024;
 /** Between asking git to end (it then deletes its temporary packs) and killing what is left of it. */
 const graceMs = 3_000;
 
 /**
- * Runs one git command, for its effects.
+ * Runs one git command and answers what it printed.
  *
  * Not through simple-git, which waits 50 ms for a command that prints nothing, and stops only git itself, not its children.
  *
  * @throws {GitError} If git ends with another exit code than 0.
  * @throws The signal's reason, if it was aborted.
  */
-export async function runGit(args: readonly string[], options: GitOptions): Promise<void> {
+export async function runGit(args: readonly string[], options: GitOptions): Promise<string> {
   const { gitDir, workTree, signal } = options;
   signal?.throwIfAborted();
   const where = [`--git-dir=${gitDir}`, ...(workTree === undefined ? [] : [`--work-tree=${workTree}`])];
   const git = spawn("git", [...where, ...args], {
     cwd: workTree ?? gitDir,
-    env: gitEnvironment(options.remote),
-    stdio: ["ignore", "ignore", "pipe"],
+    env: gitEnvironment(options),
+    stdio: ["ignore", "pipe", "pipe"],
     // Its own process group: fetch runs ssh or git-remote-https, and those their own children.
     detached: true,
   });
   let stderr = "";
   git.stderr.setEncoding("utf8").on("data", (text: string) => {
     stderr = (stderr + text).slice(-keptStderrBytes);
+  });
+  const output: Buffer[] = [];
+  let outputBytes = 0;
+  git.stdout.on("data", (part: Buffer) => {
+    outputBytes += part.length;
+    if (outputBytes <= maxOutputBytes) output.push(part);
   });
   let killTimer: NodeJS.Timeout | undefined;
   const stop = () => {
@@ -65,15 +74,18 @@ export async function runGit(args: readonly string[], options: GitOptions): Prom
     });
     signal?.throwIfAborted();
     if (exitCode !== 0) throw new GitError(args, exitCode, stderr);
+    if (outputBytes > maxOutputBytes)
+      throw new GitError(args, exitCode, `it printed more than ${maxOutputBytes} bytes`);
+    return Buffer.concat(output).toString();
   } finally {
     clearTimeout(killTimer);
     signal?.removeEventListener("abort", stop);
   }
 }
 
-/** For commands that answer something. The caller adds `--git-dir` to none of them: it is in the environment. */
-export function answeringGit({ gitDir, signal }: GitOptions): SimpleGit {
-  const env = { ...gitEnvironment(undefined), GIT_DIR: gitDir };
+/** simple-git for reading a repository of ours and tidying it; no remote can be reached with it. */
+export function answeringGit({ gitDir, signal }: Pick<GitOptions, "gitDir" | "signal">): SimpleGit {
+  const env = { ...gitEnvironment({}), GIT_DIR: gitDir };
   return simpleGit({
     baseDir: gitDir,
     allowEnvironment: Object.keys(env),
@@ -101,7 +113,7 @@ function killGroup(pid: number | undefined, signal: NodeJS.Signals): void {
 }
 
 /** The configuration every git here runs with; what a repository's own says is ours as well, no stranger writes it. */
-const config: Readonly<Record<string, string>> = {
+const standardConfig: Readonly<Record<string, string>> = {
   "core.hooksPath": "/dev/null",
   "core.fsmonitor": "false",
   // Unlike configuration files, these have defaults below the home directory.
@@ -127,8 +139,8 @@ const config: Readonly<Record<string, string>> = {
 const inheritedNames =
   /^(?:PATH|HOME|TMPDIR|SSH_AUTH_SOCK|SSL_CERT_FILE|SSL_CERT_DIR|CURL_CA_BUNDLE|(?:https?|all|no)_proxy)$/i;
 
-function gitEnvironment(remote: CloneUrl | undefined): Record<string, string> {
-  const settings = { ...config };
+function gitEnvironment({ remote, config }: Pick<GitOptions, "remote" | "config">): Record<string, string> {
+  const settings: Record<string, string> = { ...standardConfig, ...config };
   if (remote?.header !== undefined) settings[`http.${remote.header.origin}/.extraHeader`] = remote.header.value;
   // In the environment, not on the command line, which every user of the machine can read.
   const entries = Object.entries(settings);

@@ -1,3 +1,4 @@
+import { spawnSync } from "node:child_process";
 import {
   existsSync,
   lstatSync,
@@ -15,6 +16,7 @@ import { checkout, type CheckoutOptions } from "../../agent/checkout.ts";
 import { CheckoutError } from "../../agent/checkout-error.ts";
 import { parseCloneUrl } from "../../agent/clone-url.ts";
 import { Mirror } from "../../agent/mirror.ts";
+import { startGitHttpServer } from "./git-http-server.ts";
 import { commitFiles, commitTree, createRepository, git, temporaryDir } from "./git-fixture.ts";
 
 let dir: ReturnType<typeof temporaryDir>;
@@ -237,5 +239,39 @@ describe("checkout takes no harm from", () => {
     const workspace = await workspaceOf(commit);
     expect(lstatSync(join(workspace, "link")).isSymbolicLink()).toBe(true);
     expect(readdirSync(outside)).toEqual(["gitmodules"]);
+  });
+});
+
+describe("checkout over HTTP", () => {
+  test("sends credentials to the host, and leaves them nowhere", async () => {
+    await using server = await startGitHttpServer(dir.path, "ada:s3cret-word");
+    const cloneUrl = `http://ada:s3cret-word@${server.host}/origin/.git`;
+    const workspace = await workspaceOf(head, { cloneUrl });
+    expect(git(workspace, "config", "remote.origin.url")).toBe(`http://${server.host}/origin/.git`);
+    // With the first request already: asking without them first would cost a round trip.
+    expect(server.refused).toEqual([]);
+    const basic = Buffer.from("ada:s3cret-word").toString("base64");
+    const found = spawnSync("grep", ["-rlaF", "-e", "s3cret-word", "-e", basic, dir.path], { encoding: "utf8" });
+    expect(found.stdout).toBe("");
+  });
+
+  test("says that the host refuses, without the credentials", async () => {
+    await using server = await startGitHttpServer(dir.path, "ada:s3cret-word");
+    const error = await refusalOf(head, { cloneUrl: `http://ada:wr0ng-word@${server.host}/origin/.git` });
+    expect(error.status).toBe("error");
+    expect(error.message).toMatch(/Authentication failed.*check the credentials/);
+    expect(error.message).not.toContain("wr0ng");
+  });
+
+  test("gives up a host that does not answer in time, and one whose job is canceled", async () => {
+    await using server = await startGitHttpServer(dir.path, "ada:s3cret-word");
+    server.hang = true;
+    const cloneUrl = `http://ada:s3cret-word@${server.host}/origin/.git`;
+    const late = await refusalOf(head, { cloneUrl, timeoutMs: 300 });
+    expect(late).toMatchObject({ status: "error", message: /it was not done within/ });
+    const cancel = new AbortController();
+    const canceled = workspaceOf(head, { cloneUrl, signal: cancel.signal });
+    setTimeout(() => cancel.abort(new Error("canceled by Ada")), 100);
+    await expect(canceled).rejects.toThrow("canceled by Ada");
   });
 });
