@@ -32,6 +32,7 @@ export interface JobWorkerOptions {
 }
 
 interface Running {
+  readonly lock: Lock;
   readonly abort: AbortController;
   /** Settles with the handler, never rejects: whether the handler resolved. */
   readonly handled: Promise<boolean>;
@@ -41,8 +42,8 @@ interface Running {
 
 interface Lock {
   readonly worker: PoolWorker;
-  readonly job: Job<JobData>;
-  readonly token: string;
+  job: Job<JobData>;
+  token: string;
   /** When the command that last set or renewed it was sent, in milliseconds of `performance.now()`. */
   renewedAtMs: number;
   renewing: boolean;
@@ -220,10 +221,16 @@ export class JobWorker implements AsyncDisposable {
   #start(lock: Lock): void {
     // The job id, not the data: the two are the same, and Redis could have lost the data alone.
     const attemptId = lock.job.id!;
+    const known = this.#running.get(attemptId);
+    if (known !== undefined) {
+      // Redis lost its last second and delivers again what runs here: the handler goes on, under the new lock.
+      Object.assign(known.lock, { job: lock.job, token: lock.token, renewedAtMs: lock.renewedAtMs });
+      return;
+    }
     const abort = new AbortController();
     const handled = this.#handle(attemptId, lock, abort);
     const finished = this.#finish(attemptId, lock, { handled, signal: abort.signal });
-    this.#running.set(attemptId, { abort, handled, finished });
+    this.#running.set(attemptId, { lock, abort, handled, finished });
   }
 
   async #handle(attemptId: string, lock: Lock, abort: AbortController): Promise<boolean> {
@@ -247,6 +254,7 @@ export class JobWorker implements AsyncDisposable {
    * some later moment, so this is the safe side.
    */
   async #keepLock(attemptId: string, lock: Lock, abort: AbortController): Promise<void> {
+    const { token } = lock;
     const sentAtMs = performance.now();
     const silentMs = sentAtMs - lock.renewedAtMs;
     const lost = (why: string) => abort.abort(new Error(`attempt "${attemptId}" lost its lock in Redis: ${why}`));
@@ -255,7 +263,8 @@ export class JobWorker implements AsyncDisposable {
     } else if (silentMs >= this.#lockMs * 0.3 && !lock.renewing) {
       lock.renewing = true;
       try {
-        const gone = await lock.worker.extendJobLocks([attemptId], [lock.token], this.#lockMs);
+        const gone = await lock.worker.extendJobLocks([attemptId], [token], this.#lockMs);
+        if (token !== lock.token) return; // The new lock is younger than this answer.
         if (gone.length > 0) lost("the server gave the attempt up, or Redis lost its data");
         else lock.renewedAtMs = sentAtMs;
       } catch {
@@ -268,22 +277,28 @@ export class JobWorker implements AsyncDisposable {
 
   async #finish(
     attemptId: string,
-    { job, token }: Lock,
+    lock: Lock,
     { handled, signal }: { readonly handled: Promise<boolean>; readonly signal: AbortSignal },
   ): Promise<void> {
     const succeeded = await handled;
-    try {
-      // No word of the error itself goes to Redis, nor any result.
-      if (succeeded) await job.moveToCompleted(undefined, token, false);
-      else await job.moveToFailed(new Error("the handler failed"), token, false);
-    } catch (error) {
-      if (this.#stopping || signal.aborted || isGone(error)) return;
-      this.#options.onError(plainError(`finish attempt "${attemptId}"`, error, this.#connection));
-    } finally {
-      this.#running.delete(attemptId);
-      this.#slotFreed.resolve();
-      this.#slotFreed = Promise.withResolvers();
-    }
+    let token: string;
+    do {
+      token = lock.token;
+      try {
+        // No word of the error itself goes to Redis, nor any result.
+        if (succeeded) await lock.job.moveToCompleted(undefined, token, false);
+        else await lock.job.moveToFailed(new Error("the handler failed"), token, false);
+      } catch (error) {
+        // The lock may be ours already under a new token, its delivery being on the way.
+        await this.#fetching;
+        if (this.#stopping || signal.aborted || isGone(error) || token !== lock.token) continue;
+        this.#options.onError(plainError(`finish attempt "${attemptId}"`, error, this.#connection));
+      }
+      // Delivered again meanwhile: finished again.
+    } while (token !== lock.token);
+    this.#running.delete(attemptId);
+    this.#slotFreed.resolve();
+    this.#slotFreed = Promise.withResolvers();
   }
 
   #stopTaking(): void {

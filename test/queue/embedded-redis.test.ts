@@ -14,7 +14,7 @@ import {
   startEmbeddedRedis,
 } from "../../queue/index.ts";
 import { identify, isAlive } from "../../queue/process-identity.ts";
-import { temporaryDirectory, until } from "./redis.ts";
+import { lookInto, temporaryDirectory, until } from "./redis.ts";
 
 const yes = () => true;
 const no = () => false;
@@ -82,6 +82,7 @@ describe("startEmbeddedRedis", () => {
     await enqueue(redis, "a1", "a2");
     for (const round of [1, 2]) {
       const { pid, url } = redis;
+      await written(redis);
       process.kill(pid!, "SIGKILL");
       await until(() => redis.pid !== undefined && redis.pid !== pid);
       expect(redis.url).toBe(url);
@@ -263,6 +264,12 @@ async function startOwner(dir: string, env: object): Promise<{ owner: ChildProce
   });
   for await (const line of createInterface(owner.stdout)) return { owner, pid: Number(line) };
   throw new Error("the owner ended without a word");
+}
+
+/** Resolves once what Redis has acknowledged is in its file: with everysec a busy disk may make it late. */
+async function written(redis: EmbeddedRedis): Promise<void> {
+  using client = lookInto(socketOf(redis));
+  await until(async () => (await client.info("persistence")).includes("aof_buffer_length:0"));
 }
 
 async function enqueueAt(socket: string, attemptId: string): Promise<void> {

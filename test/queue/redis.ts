@@ -16,12 +16,6 @@ export async function temporaryDirectory(): Promise<TemporaryDirectory> {
   return { path, [Symbol.asyncDispose]: async () => await rm(path, { recursive: true, force: true }) };
 }
 
-/** A test that runs out of time disposes of nothing. */
-const running = new Set<ChildProcess>();
-process.once("exit", () => {
-  for (const child of running) child.kill("SIGKILL");
-});
-
 /** A redis-server under the test's own control, unlike the embedded one not restarted by anybody else. */
 export class TestRedis implements AsyncDisposable {
   readonly url: string;
@@ -46,22 +40,14 @@ export class TestRedis implements AsyncDisposable {
   async start(): Promise<void> {
     const server = await findRedisServer();
     if (server === undefined) throw new Error("the tests of queue/ need a redis-server or valkey-server");
-    const fixed = [
-      "--port",
-      "0",
-      "--unixsocket",
-      this.socket,
-      "--dir",
-      this.#dir.path,
-      "--save",
-      "",
-      "--appendonly",
-      "yes",
-    ];
-    const child = spawn(server.path, [...fixed, ...this.#settings], { stdio: "ignore" });
+    const fixed = ["--port", "0", "--unixsocket", this.socket, "--dir", this.#dir.path, "--save", ""];
+    // always: with everysec, Redis may answer before it writes while the disk is slow, and lose that to a kill -9.
+    const durable = ["--appendonly", "yes", "--appendfsync", "always"];
+    // A test process that is killed, for running out of time, disposes of nothing: the kernel does.
+    const child = spawn("setpriv", ["--pdeathsig", "KILL", server.path, ...fixed, ...durable, ...this.#settings], {
+      stdio: "ignore",
+    });
     this.#child = child;
-    running.add(child);
-    child.once("exit", () => running.delete(child));
     await answers(this.socket);
   }
 
@@ -86,8 +72,7 @@ export class TestRedis implements AsyncDisposable {
 
   /** A client to look at, or into, what Slipway wrote; disposed of by the caller. */
   client(): Redis & Disposable {
-    const client = new Redis({ path: this.socket, retryStrategy: null });
-    return Object.assign(client, { [Symbol.dispose]: () => client.disconnect() });
+    return lookInto(this.socket);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -103,6 +88,11 @@ export class TestRedis implements AsyncDisposable {
     child.kill(signal);
     await gone;
   }
+}
+
+export function lookInto(socket: string): Redis & Disposable {
+  const client = new Redis({ path: socket, retryStrategy: null });
+  return Object.assign(client, { [Symbol.dispose]: () => client.disconnect() });
 }
 
 /** Resolves once a server takes connections on the socket; it may still want a password. */
