@@ -5,12 +5,13 @@ COPY package.json package-lock.json ./
 RUN npm ci --omit=dev --no-audit --no-fund && npm cache clean --force
 
 FROM debian:12.11-slim
-# Git fetches and checks out commits. Steps with the image `host` see this image's /usr: add what they need here, or name an
+# The bundled Node needs libatomic1; Git fetches and checks out commits. Steps with the image `host` see this image's /usr: add what they need here, or name an
 # image in the pipeline.
 RUN apt-get update \
-  && apt-get install --yes --no-install-recommends ca-certificates git openssh-client \
+  && apt-get install --yes --no-install-recommends ca-certificates git libatomic1 openssh-client \
   && rm -rf /var/lib/apt/lists/* \
-  && useradd --system --home-dir /var/lib/slipway --create-home --shell /usr/sbin/nologin slipway
+  && useradd --system --home-dir /var/lib/slipway --create-home --shell /usr/sbin/nologin slipway \
+  && install --directory --owner slipway --group slipway --mode 0700 /run/slipway-token
 WORKDIR /opt/slipway
 COPY --from=packages /opt/slipway/node_modules node_modules
 COPY package.json ./

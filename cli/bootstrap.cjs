@@ -44,11 +44,23 @@ function install(reason) {
   if (result.status !== 0) nodeVersion.fail("Cannot install the packages: npm ci failed, see above");
 }
 
+/** The official builds of Node link libatomic, which a bare Debian or Ubuntu lacks. */
+function installLibatomic(reason) {
+  if (!/libatomic/.test(reason) || process.getuid() !== 0 || !fs.existsSync("/usr/bin/apt-get")) return;
+  process.stderr.write("slipway: installing libatomic1, which Node needs (apt-get)\n");
+  var options = { stdio: "ignore", env: Object.assign({}, process.env, { DEBIAN_FRONTEND: "noninteractive" }) };
+  childProcess.spawnSync("apt-get", ["update", "-qq"], options);
+  childProcess.spawnSync("apt-get", ["install", "-qq", "--yes", "--no-install-recommends", "libatomic1"], options);
+}
+
 if (process.platform !== "linux") nodeVersion.fail("Slipway runs on Linux only, this is " + process.platform);
 var reason = whyInstall();
 if (reason !== undefined) install(reason);
 if (nodeVersion.isNewEnough()) {
   require("./tasks.ts");
 } else {
-  nodeVersion.become(nodeVersion.findNode(), [path.join(__dirname, "tasks.ts")].concat(process.argv.slice(2)));
+  nodeVersion.become(
+    nodeVersion.findNode(installLibatomic),
+    [path.join(__dirname, "tasks.ts")].concat(process.argv.slice(2)),
+  );
 }

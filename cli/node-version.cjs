@@ -27,19 +27,42 @@ function fail(message) {
   process.exit(125);
 }
 
-/** The Node to use: this one if it is new enough, else the bundled one, else one line and exit 125. */
-function findNode() {
+/** Why the program does not start (its loader's words), or undefined if it does. */
+function whyBroken(node) {
+  var result = childProcess.spawnSync(node, ["--version"], { encoding: "utf8" });
+  if (result.status === 0) return undefined;
+  return result.error ? result.error.message : result.stderr.trim().split("\n").pop();
+}
+
+/**
+ * The Node to use: this one if it is new enough, else the bundled one, else one line and exit 125.
+ *
+ * @param mend Called with the bundled Node if it does not start; may install what it lacks.
+ */
+function findNode(mend) {
   if (isNewEnough()) return process.execPath;
   var node = bundledNode();
-  if (node !== undefined) return node;
+  if (node === undefined) {
+    return fail(
+      "Cannot start on Node " +
+        process.versions.node +
+        ": Node " +
+        oldest +
+        " or newer is needed; run `npm ci` in " +
+        root +
+        " (it brings one along) or install it from https://nodejs.org",
+    );
+  }
+  var reason = whyBroken(node);
+  if (reason !== undefined && mend !== undefined) {
+    mend(reason);
+    reason = whyBroken(node);
+  }
+  if (reason === undefined) return node;
   return fail(
-    "Cannot start on Node " +
-      process.versions.node +
-      ": Node " +
-      oldest +
-      " or newer is needed; run `npm ci` in " +
-      root +
-      " (it brings one along) or install it from https://nodejs.org",
+    "Cannot start the Node that npm has installed: " +
+      reason +
+      (/libatomic/.test(reason) ? "; install libatomic (Debian, Ubuntu: apt-get install libatomic1)" : ""),
   );
 }
 

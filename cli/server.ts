@@ -1,5 +1,5 @@
 /** `slipway server`: webhooks, API, dashboard, scheduler. */
-import { mkdirSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { parseArguments, parseChoice, parseCount, UsageError, type Usage } from "./arguments.ts";
 import { createLogger, logLevels } from "./log.ts";
 import { forgetServerUrl, rememberServerUrl } from "./server-url.ts";
@@ -42,6 +42,10 @@ The first SIGINT or SIGTERM lets open requests finish and stops; the second stop
       help: "redis://HOST:PORT, rediss://HOST:PORT or a socket's path (SLIPWAY_REDIS_URL)\n[default: redis://127.0.0.1:6379]",
     },
     "public-url": publicUrlOption,
+    "agent-token-file": {
+      value: "FILE",
+      help: "Write the agent token here too, for an agent that must not see the data directory",
+    },
     "data-dir": dataDirOption,
     "log-level": logLevelOption,
   },
@@ -71,6 +75,8 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     ...(webhookSecret && { webhookSecret }),
     ...(publicUrl !== undefined && { publicUrl: parsePublicUrl(publicUrl) }),
   });
+  const tokenFile = values["agent-token-file"];
+  if (tokenFile !== undefined) writeFileSync(tokenFile, `${server.agentToken}\n`, { mode: 0o600 });
   rememberServerUrl(dataDir, server.address);
   announce({ url: server.address });
   await aborted(signals.drain);
