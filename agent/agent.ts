@@ -1,5 +1,4 @@
 /** Takes attempts from the queue and works on them. */
-import { rm } from "node:fs/promises";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import type { Logger } from "pino";
@@ -65,7 +64,7 @@ export class Agent implements AsyncDisposable {
    */
   async start(): Promise<void> {
     const { dataDir, redisUrl, pools, jobs, name, logger } = this.#options;
-    await rm(join(dataDir, "attempts"), { recursive: true, force: true });
+    this.#cleanUp(join(dataDir, "attempts"));
     mkdirSync(join(dataDir, "attempts"), { recursive: true, mode: 0o700 });
     this.#redis = connectRedis(redisUrl, { name: `slipway-agent-${name}`.replaceAll(/[^\w.-]/g, "_") });
     this.#cancellations = new CancelChannel(this.#redis).subscribe((attemptId, reason) => {
@@ -137,12 +136,19 @@ export class Agent implements AsyncDisposable {
       const mirrorsDir = join(dataDir, "mirrors");
       const { signal: giveUp } = this.#giveUp;
       await runAttempt(claimed, { client: this.#client, host, mirrorsDir, dir, claimedAtMs, logger, job, giveUp });
-      // Beside the next attempt.
-      const cleanup = host.removeTree(dir).catch((error: unknown) => logger.warn({ err: error }, "cannot clean up"));
-      this.#cleanups.add(cleanup);
-      void cleanup.finally(() => this.#cleanups.delete(cleanup));
+      this.#cleanUp(dir);
     } finally {
       this.#running.delete(attemptId);
     }
+  }
+
+  /** The name is free at once; deleting goes on beside the next attempt. */
+  #cleanUp(path: string): void {
+    const { host, logger } = this.#options;
+    const cleanup = host
+      .removeTree(path)
+      .catch((error: unknown) => logger.warn({ err: error, path }, "cannot clean up"));
+    this.#cleanups.add(cleanup);
+    void cleanup.finally(() => this.#cleanups.delete(cleanup));
   }
 }

@@ -92,16 +92,21 @@ export async function checkoutRepository(
     ...(scope.signal !== undefined && { signal: scope.signal }),
   };
   await mirror.fetch(request);
+  const deadline = AbortSignal.timeout(scope.timeoutMs);
+  const signal = scope.signal === undefined ? deadline : AbortSignal.any([scope.signal, deadline]);
   try {
-    await fillWorkTree(mirror, source, workTree, scope.signal);
+    await fillWorkTree(mirror, source, workTree, signal);
   } catch (error) {
+    scope.signal?.throwIfAborted();
+    if (deadline.aborted)
+      throw new CheckoutError("failure", `${action(source)}: it was not done in time`, { cause: error });
     if (!(error instanceof GitError) || !damaged.test(error.message)) throw explain(error, source);
     // The mirror is damaged, by a power cut most likely: once more with a new one.
     await mirror.discard();
     await mirror.fetch(request);
     rmSync(workTree, { recursive: true, force: true });
     mkdirSync(workTree, { mode: 0o755 });
-    await fillWorkTree(mirror, source, workTree, scope.signal).catch((again) => {
+    await fillWorkTree(mirror, source, workTree, signal).catch((again) => {
       throw explain(again, source);
     });
   }
@@ -175,11 +180,13 @@ function isPlainRef(ref: string): boolean {
   );
 }
 
-function explain(error: unknown, { commit, url }: Source): unknown {
+function explain(error: unknown, source: Source): unknown {
   if (!(error instanceof GitError)) return error;
   const words = shortenGitMessage(error.message);
-  const status = /no space left|disk quota|input\/output error|cannot allocate|out of memory/i.test(words)
-    ? "error"
-    : "failure";
-  return new CheckoutError(status, `Cannot check out commit ${commit} of "${url.url}": ${words}`, { cause: error });
+  const status = /no space left|disk quota|input\/output error|memory/i.test(words) ? "error" : "failure";
+  return new CheckoutError(status, `${action(source)}: ${words}`, { cause: error });
+}
+
+function action({ commit, url }: Source): string {
+  return `Cannot check out commit ${commit} of "${url.url}"`;
 }

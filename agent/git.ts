@@ -1,5 +1,6 @@
 /** Runs git so that nothing but its arguments decides what it does: no configuration of the host, no hooks, no prompts. */
 import { spawn } from "node:child_process";
+import { writeFileSync } from "node:fs";
 import { homedir } from "node:os";
 import { type SimpleGit, simpleGit } from "simple-git";
 import type { CloneUrl } from "./clone-url.ts";
@@ -16,14 +17,15 @@ export interface GitOptions {
   readonly signal?: AbortSignal;
 }
 
-/** Git ended with another exit code than 0. `message` is git's own last words, credentials and control characters removed by the caller. */
+/** Git failed. `message` is its own last words; the caller removes credentials and control characters. */
 export class GitError extends Error {
   override readonly name = "GitError";
-  readonly exitCode: number | null;
+  /** `fetch` */
+  readonly command: string;
 
-  constructor(args: readonly string[], exitCode: number | null, stderr: string) {
-    super(stderr.trim() === "" ? `git ${args[0]} ended with exit code ${exitCode}` : stderr.trim());
-    this.exitCode = exitCode;
+  constructor(args: readonly string[], message: string) {
+    super(message);
+    this.command = args[0] ?? "";
   }
 }
 
@@ -51,6 +53,7 @@ export async function runGit(args: readonly string[], options: GitOptions): Prom
     // Its own process group: fetch runs ssh or git-remote-https, and those their own children.
     detached: true,
   });
+  preferForOutOfMemory(git.pid);
   let stderr = "";
   git.stderr.setEncoding("utf8").on("data", (text: string) => {
     stderr = (stderr + text).slice(-keptStderrBytes);
@@ -68,14 +71,14 @@ export async function runGit(args: readonly string[], options: GitOptions): Prom
   };
   signal?.addEventListener("abort", stop, { once: true });
   try {
-    const exitCode = await new Promise<number | null>((resolve, reject) => {
+    const end = await new Promise<number | NodeJS.Signals | null>((resolve, reject) => {
       git.on("error", (error) => reject(new Error(`Cannot run git: ${error.message}; install git`, { cause: error })));
-      git.on("close", resolve);
+      git.on("close", (exitCode, endSignal) => resolve(exitCode ?? endSignal));
     });
     signal?.throwIfAborted();
-    if (exitCode !== 0) throw new GitError(args, exitCode, stderr);
-    if (outputBytes > maxOutputBytes)
-      throw new GitError(args, exitCode, `it printed more than ${maxOutputBytes} bytes`);
+    if (typeof end === "string") throw new GitError(args, `git was killed by ${end}, for lack of memory most likely`);
+    if (end !== 0) throw new GitError(args, stderr.trim() || `git ${args[0]} ended with exit code ${end}`);
+    if (outputBytes > maxOutputBytes) throw new GitError(args, `git printed more than ${maxOutputBytes} bytes`);
     return Buffer.concat(output).toString();
   } finally {
     clearTimeout(killTimer);
@@ -101,6 +104,15 @@ export function answeringGit({ gitDir, signal }: Pick<GitOptions, "gitDir" | "si
     },
     ...(signal !== undefined && { abort: signal }),
   }).env(env);
+}
+
+/** A commit whose trees repeat themselves makes git want any amount of memory; the kernel then ends git, not the agent. */
+function preferForOutOfMemory(pid: number | undefined): void {
+  try {
+    if (pid !== undefined) writeFileSync(`/proc/${pid}/oom_score_adj`, "1000");
+  } catch {
+    // It has ended already.
+  }
 }
 
 function killGroup(pid: number | undefined, signal: NodeJS.Signals): void {

@@ -172,10 +172,14 @@ export class Mirror {
   /** Keeps the mirror quick, beside the job: few packs and few loose refs. What is unreachable stays. */
   async #tidy(): Promise<void> {
     try {
-      const packs = readdirSync(join(this.dir, "objects/pack")).filter((name) => name.endsWith(".pack")).length;
+      const names = readdirSync(join(this.dir, "objects/pack"));
+      const packs = names.filter((name) => name.endsWith(".pack")).length;
+      // What a killed fetch left behind; nobody writes while the lock is held.
+      const leftovers = names.filter((name) => name.startsWith("tmp_"));
       const looseRefs = readdirSync(join(this.dir, "refs"), { recursive: true }).length;
-      if (packs < repackAtPacks && looseRefs < packRefsAtLooseRefs) return;
+      if (packs < repackAtPacks && looseRefs < packRefsAtLooseRefs && leftovers.length === 0) return;
       await withMirrorLock(`${this.dir}.lock`, async () => {
+        for (const name of leftovers) await rm(join(this.dir, "objects/pack", name), { force: true });
         const git = answeringGit({ gitDir: this.dir });
         if (looseRefs >= packRefsAtLooseRefs) await git.raw(["pack-refs", "--all"]);
         // Geometric: the big packs stay as they are.

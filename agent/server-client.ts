@@ -215,12 +215,11 @@ export class ServerClient implements Disposable {
 
   #exchange(call: Call): Promise<Answer> {
     const { promise, resolve, reject } = Promise.withResolvers<Answer>();
-    const timeout = AbortSignal.timeout(call.timeoutMs ?? requestTimeoutMs);
     const url = new URL(call.path, this.#base);
     const request = (url.protocol === "https:" ? httpsRequest : httpRequest)(url, {
       agent: this.#connections,
       method: call.method,
-      signal: call.signal === undefined ? timeout : AbortSignal.any([call.signal, timeout]),
+      ...(call.signal !== undefined && { signal: call.signal }),
       headers: {
         authorization: `Bearer ${this.#token}`,
         "content-type": call.type ?? "application/json",
@@ -228,6 +227,10 @@ export class ServerClient implements Disposable {
         ...(call.attempt !== undefined && { [attemptTokenHeader]: call.attempt.token }),
       },
     });
+    const timer = setTimeout(
+      () => request.destroy(new Error("it does not answer in time")),
+      call.timeoutMs ?? requestTimeoutMs,
+    );
     request.on("response", (response) => {
       const parts: Buffer[] = [];
       let length = 0;
@@ -237,14 +240,16 @@ export class ServerClient implements Disposable {
         if (length > maxAnswerBytes) request.destroy(new Error(`the answer is longer than ${maxAnswerBytes} bytes`));
       });
       response.on("end", () => resolve({ status: response.statusCode ?? 0, body: Buffer.concat(parts) }));
-      // An answer cut off in the middle ends without "end".
-      response.on("close", () => reject(new Error("the connection broke")));
       response.on("error", reject);
     });
     request.on("error", (error) => {
-      if (timeout.aborted) reject(new Error("it does not answer in time"));
-      else if (request.reusedSocket && asError(error).code === "ECONNRESET") reject(new StaleConnectionError());
-      else reject(error);
+      const stale = request.reusedSocket && asError(error).code === "ECONNRESET";
+      reject(stale ? new StaleConnectionError() : error);
+    });
+    request.on("close", () => {
+      clearTimeout(timer);
+      // An answer cut off in the middle ends without "end".
+      reject(new Error("the connection broke"));
     });
     request.end(call.body);
     return promise;
