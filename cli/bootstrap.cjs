@@ -35,7 +35,8 @@ function install(reason) {
   // npm tells its scripts where it is; without npm (node cli/bootstrap.cjs) it is looked up in PATH.
   var npm = process.env.npm_execpath;
   var viaNode = npm !== undefined && /\.c?js$/.test(npm);
-  var args = ["ci", "--no-audit", "--no-fund", "--loglevel=error"];
+  // No package needs its install script here: all native code comes prebuilt. They would run on a Node that may not start yet.
+  var args = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"];
   var result = childProcess.spawnSync(viaNode ? process.execPath : npm || "npm", viaNode ? [npm].concat(args) : args, {
     cwd: root,
     stdio: ["ignore", 2, 2],
