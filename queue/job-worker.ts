@@ -1,9 +1,9 @@
 import { randomUUID } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
-import type { Job, Worker } from "bullmq";
+import type { Job } from "bullmq";
 import type { Redis } from "ioredis";
-import { loadBullmq } from "./libraries.ts";
-import { checkPool, keyPrefix, workerClientPrefix } from "./names.ts";
+import { checkPool, workerClientPrefix } from "./names.ts";
+import { isGone, openPoolWorker, type PoolWorker } from "./pool-worker.ts";
 import type { JobData } from "./protocol.ts";
 import { closeClient, connectRedis, openClient, plainError, type RedisConnection } from "./redis-connection.ts";
 
@@ -48,8 +48,6 @@ interface Lock {
   renewedAtMs: number;
   renewing: boolean;
 }
-
-type PoolWorker = Worker<JobData>;
 
 /** A wake-up that got lost (its receiver died) is made up for after this long. */
 const pollSeconds = 5;
@@ -316,37 +314,6 @@ export class JobWorker implements AsyncDisposable {
     this.#away = true;
     this.#options.onError(plainError("take jobs", error, this.#connection));
   }
-}
-
-/** A BullMQ worker that only does as it is told: no loop, no stall check, no connection of its own. */
-function openPoolWorker(pool: string, options: { client: Redis; name: string; lockMs: number }): PoolWorker {
-  const { Worker, createRedisBackend } = loadBullmq();
-  const worker: PoolWorker = new Worker<JobData>(
-    pool,
-    null,
-    {
-      connection: options.client,
-      prefix: keyPrefix,
-      name: options.name,
-      autorun: false,
-      lockDuration: options.lockMs,
-      maxStalledCount: 0,
-      skipStalledCheck: true,
-      skipVersionCheck: true,
-    },
-    (name, workerOptions) => createRedisBackend(name, workerOptions),
-  );
-  worker.on("error", () => {}); // The call in progress throws it; the connection's own errors are reported above.
-  return worker;
-}
-
-/**
- * BullMQ's "missing key" (-1) and "missing lock" (-2): a command cut off by a reconnect had arrived after all, or Redis
- * came back without the job.
- */
-function isGone(error: unknown): boolean {
-  const code = error instanceof Error && "code" in error ? error.code : undefined;
-  return code === -1 || code === -2;
 }
 
 async function atMost(ms: number, task: Promise<unknown>): Promise<void> {

@@ -232,10 +232,15 @@ describe("startEmbeddedRedis", () => {
     const bystander = spawn("sleep", ["1000"]);
     try {
       const server = { ...identify(bystander.pid ?? 0), startedAtTicks: "1" };
+      const data = join(dir.path, "data");
+      await mkdir(data);
+      // And what lies where the directory was before it was moved here, too.
       const socket = join(dir.path, "redis.sock");
-      await writeFile(join(dir.path, "redis.pid.json"), JSON.stringify({ server, socket }));
-      await using redis = await startEmbeddedRedis({ dir: dir.path });
+      await writeFile(socket, "precious");
+      await writeFile(join(data, "redis.pid.json"), JSON.stringify({ server, socket }));
+      await using redis = await startEmbeddedRedis({ dir: data });
       expect(await list(redis)).toEqual([]);
+      expect(await readFile(socket, "utf8")).toBe("precious");
       expect([bystander.exitCode, bystander.signalCode]).toEqual([null, null]);
     } finally {
       await end(bystander);
