@@ -91,6 +91,11 @@ function withoutServices(packages: readonly string[], environment: NodeJS.Proces
     if (isOurs) rmSync(policy, { force: true });
   }
   for (const name of packages.filter((candidate) => candidate.endsWith("-server"))) {
-    spawnSync("systemctl", ["disable", "--quiet", `${name}.service`], { env: environment, stdio: "ignore" });
+    // With systemd and without: what is not there has enabled nothing.
+    const disable = [
+      ["deb-systemd-helper", "disable", `${name}.service`],
+      ["update-rc.d", name, "disable"],
+    ] as const;
+    for (const [program, ...args] of disable) spawnSync(program, args, { env: environment, stdio: "ignore" });
   }
 }
