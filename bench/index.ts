@@ -3,6 +3,9 @@ import { parseArgs } from "node:util";
 
 const benchmarks: Record<string, (options: { readonly runs: number; readonly json: boolean }) => Promise<void>> = {
   launcher: async (options) => (await import("./launcher.ts")).benchLauncher(options),
+  log: async (options) => (await import("./log.ts")).benchLog(options),
+  run: async (options) => (await import("./run.ts")).benchRun(options),
+  webhook: async (options) => (await import("./webhook.ts")).benchWebhook(options),
 };
 
 const { positionals, values } = parseArgs({

@@ -1,3 +1,4 @@
+import { mkdirSync } from "node:fs";
 import { constants } from "node:os";
 import type { Cgroup } from "./cgroup.ts";
 import type { Host } from "./host.ts";
@@ -10,8 +11,7 @@ import { PipeReader } from "./output.ts";
 import { processBlock } from "./process-block.ts";
 import { failMessage, messageBytes, type Operation, type Program } from "./program.ts";
 import { decodeWaitStatus, kill, killIf, type Reaped, reap } from "./reaper.ts";
-import { cloneForContainer, layersOf, standardMounts } from "./rootfs.ts";
-import type { Parts } from "./spare-parts.ts";
+import { cloneForContainer, mountDev, mountOverlay, standardMounts } from "./rootfs.ts";
 import { close, cString, errnoName, pipe, syscall, trySyscall } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
 
@@ -131,7 +131,7 @@ export class Container implements AsyncDisposable {
   readonly started: Promise<void>;
   readonly #host: Host;
   readonly #config: PreparedConfig;
-  readonly #parts: Parts;
+  readonly #directory: string;
   readonly #cgroup: Cgroup | undefined;
   readonly #program: Program;
   readonly #outputs: readonly PipeReader[];
@@ -155,7 +155,7 @@ export class Container implements AsyncDisposable {
     host: Host,
     config: PreparedConfig,
     made: {
-      readonly parts: Parts;
+      readonly directory: string;
       readonly launcher: Launcher;
       readonly program: Program;
       readonly stdout: number;
@@ -168,7 +168,7 @@ export class Container implements AsyncDisposable {
   ) {
     this.#host = host;
     this.#config = config;
-    this.#parts = made.parts;
+    this.#directory = made.directory;
     this.#cgroup = made.launcher.cgroup;
     this.#program = made.program;
     this.#process = made.process;
@@ -369,7 +369,7 @@ export class Container implements AsyncDisposable {
 
   async #clean(): Promise<void> {
     this.#abandon();
-    const removal = this.#host.removeTree(this.#parts.directory);
+    const removal = this.#host.removeTree(this.#directory);
     await this.#cgroup?.remove();
     await removal;
   }
@@ -412,12 +412,11 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
   if (!/^[A-Za-z0-9_.-]{1,200}$/.test(config.id) || config.id.startsWith(".")) {
     throw new Error(`Cannot create container: its id ${JSON.stringify(config.id)} is not a plain name`);
   }
-  const layers = layersOf(config.image, host.skeletonDir);
-  const parts = host.parts.take(layers, config.uidRange);
   const descriptors = new Descriptors();
-  let launcher: Launcher | undefined;
+  const launcher = host.launchers.take();
+  const directory = `${host.stateDir}/containers/${launcher.name}`;
   try {
-    launcher = host.launchers.take();
+    mkdirSync(directory, { mode: 0o700 });
     launcher.cgroup?.limit(config.resources);
     const stdout = descriptors.pipe();
     const stderr = descriptors.pipe();
@@ -429,7 +428,7 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
     const cgroupFd = launcher.cgroup?.openDirectory();
     const { plan, sources } = prepareLaunch(host, config, {
       descriptors,
-      parts,
+      directory,
       statusFd: status.write,
       processFd,
       startFd: start?.read,
@@ -443,7 +442,7 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
     for (const fd of [stdout.read, stderr.read, status.read]) descriptors.release(fd);
     if (start !== undefined) for (const fd of [start.write, processFd]) descriptors.release(fd);
     return new Container(host, config, {
-      parts,
+      directory,
       launcher,
       program,
       stdout: stdout.read,
@@ -453,14 +452,11 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
       start: start === undefined ? undefined : { fd: start.write, processFd, block },
     });
   } catch (error) {
-    if (launcher !== undefined) void host.launchers.discard(launcher);
-    void host.removeTree(parts.directory);
+    void host.launchers.discard(launcher);
+    void host.removeTree(directory);
     throw error;
   } finally {
-    close(parts.rootfs);
-    close(parts.dev);
     descriptors.close();
-    host.parts.replenish(layers, config.uidRange);
     host.launchers.replenish();
   }
 }
@@ -476,15 +472,17 @@ function prepareLaunch(
   config: PreparedConfig,
   made: {
     readonly descriptors: Descriptors;
-    readonly parts: Parts;
+    readonly directory: string;
     readonly statusFd: number;
     readonly processFd: number;
     readonly startFd: number | undefined;
     readonly cgroupFd: number | undefined;
   },
 ): { plan: LaunchPlan; sources: readonly number[] } {
-  const { descriptors, parts } = made;
+  const { descriptors } = made;
   const { image, uidRange: range } = config;
+  const layers = [...image.layers, host.skeletonDir].map((layer) => host.layerMounts.get(layer, range));
+  const rootfs = descriptors.own(mountOverlay(made.directory, layers, range));
   const sources: number[] = [];
   const place = (fd: number) => launchedDescriptors.first + sources.push(fd) - 1;
   const attached = image.binds.map(({ source, target }) => ({
@@ -496,14 +494,14 @@ function prepareLaunch(
     attached.push({ fd: place(workspace), target: "workspace" });
   }
   const mounts: PlannedMount[] = standardMounts({
-    dev: place(parts.dev),
+    dev: place(descriptors.own(mountDev(range))),
     ...(config.network === "host" ? { hostSys: place(descriptors.own(cloneHostSys())) } : {}),
     cgroupControllers: host.cgroupControllers,
     attached,
   });
   const plan: LaunchPlan = {
     statusFd: place(made.statusFd),
-    rootfsFd: place(parts.rootfs),
+    rootfsFd: place(rootfs),
     processFd: place(made.processFd),
     ...(made.startFd === undefined ? {} : { startFd: place(made.startFd) }),
     ...(made.cgroupFd === undefined ? {} : { cgroupFd: place(made.cgroupFd) }),

@@ -18,7 +18,6 @@ import { Launchers } from "./launcher.ts";
 import { EAGAIN, LOCK_EX, LOCK_NB, O_CREAT, O_RDWR, RLIMIT } from "./linux.ts";
 import { ProgramCache } from "./program-cache.ts";
 import { findMaskedPaths, findReadonlyPaths, LayerMounts, mountOverlay } from "./rootfs.ts";
-import { SpareParts } from "./spare-parts.ts";
 import { close, open, SyscallError, syscall, trySyscall } from "./syscall.ts";
 import { type UidRange, UidRanges } from "./uid-range.ts";
 
@@ -39,7 +38,6 @@ export class Host implements AsyncDisposable {
   readonly cgroups: Cgroups | undefined;
   readonly layerMounts = new LayerMounts();
   readonly programs = new ProgramCache();
-  readonly parts: SpareParts;
   readonly launchers: Launchers;
   readonly maskedPaths = findMaskedPaths();
   readonly readonlyPaths = findReadonlyPaths();
@@ -62,7 +60,6 @@ export class Host implements AsyncDisposable {
     this.cgroups = cgroups;
     this.cgroupControllers = cgroups === undefined ? undefined : controllersToShow(cgroups);
     this.#uidRanges = new UidRanges("/run/slipway/uid-ranges");
-    this.parts = new SpareParts(this);
     this.launchers = new Launchers(this);
   }
 
@@ -105,7 +102,6 @@ export class Host implements AsyncDisposable {
       size: range.size,
       userNamespaceFd: range.userNamespaceFd,
       [Symbol.dispose]: () => {
-        this.parts.drop(range);
         for (const [key, { mount, directory }] of this.#workspaces) {
           if (!key.startsWith(`${range.base} `)) continue;
           this.#workspaces.delete(key);
@@ -173,7 +169,7 @@ export class Host implements AsyncDisposable {
       void this.removeTree(directory);
     }
     this.#workspaces.clear();
-    await Promise.all([this.parts.close(), this.launchers.close()]);
+    await this.launchers.close();
     this.programs.close();
     this.layerMounts.close();
     this.#uidRanges.close();

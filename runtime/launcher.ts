@@ -31,6 +31,8 @@ const socketFd = 3;
 const readyLaunchers = 4;
 
 export interface Launcher {
+  /** Of its cgroup, and of the container's directory. */
+  readonly name: string;
   readonly pid: number;
   readonly ended: Promise<Reaped>;
   readonly cgroup: Cgroup | undefined;
@@ -97,7 +99,8 @@ export class Launchers {
   }
 
   #start(): Launcher {
-    const cgroup = this.#host.cgroups?.create(`c${++this.#sequence}`);
+    const name = `c${++this.#sequence}`;
+    const cgroup = this.#host.cgroups?.create(name);
     const joining = cgroup?.openForJoining() ?? [];
     const [ours, theirs] = socketPair();
     try {
@@ -107,7 +110,7 @@ export class Launchers {
       const program = this.#programs.get(key) ?? sealedProgram(compileLauncher(socket, procsFds), "slipway-launcher");
       this.#programs.set(key, program);
       const pid = startSealedProgram(program, "slipway-launcher", pairs);
-      return { pid, ended: reap(pid), cgroup, socket: ours };
+      return { name, pid, ended: reap(pid), cgroup, socket: ours };
     } catch (error) {
       close(ours);
       void cgroup?.remove();

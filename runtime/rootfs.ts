@@ -12,7 +12,6 @@ import {
   MS_RDONLY,
   S_IFCHR,
 } from "./linux.ts";
-import type { Image } from "./image.ts";
 import type { PlannedMount } from "./launch-plan.ts";
 import { cloneMount, makeMount, type MountOption } from "./mount.ts";
 import { close, cString, SyscallError, syscall } from "./syscall.ts";
@@ -217,9 +216,4 @@ export function findMaskedPaths(): { path: string; directory: boolean }[] {
 export function findReadonlyPaths(): string[] {
   const paths = ["proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger"];
   return paths.filter((path) => lstatSync(`/${path}`, { throwIfNoEntry: false }) !== undefined);
-}
-
-/** The layers of an image from base to top, with ours on top: directories to mount on and /etc files of every container. */
-export function layersOf(image: Image, skeleton: string): string[] {
-  return [...image.layers, skeleton];
 }

@@ -1,7 +1,7 @@
 /** What containers leave behind: nothing. Counted on the whole machine where that is possible. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
+import { closeSync, existsSync, mkdtempSync, openSync, readdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -51,11 +51,13 @@ function children(): number[] {
     });
 }
 
-/** Namespaces of a kind that any process on this machine is in. */
-function namespaces(): Set<string> {
+const kinds = ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"];
+
+/** The inode numbers of all namespaces that a process of this machine is in. */
+function inhabitedNamespaces(): Set<string> {
   const found = new Set<string>();
   for (const pid of readdirSync("/proc").filter((name) => /^\d+$/.test(name))) {
-    for (const kind of ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"]) {
+    for (const kind of kinds) {
       try {
         found.add(readlinkSync(`/proc/${pid}/ns/${kind}`));
       } catch {
@@ -66,7 +68,7 @@ function namespaces(): Set<string> {
   return found;
 }
 
-/** Waits until the agent keeps as much ready as it wants to: a fixed number of launchers and one spare root file system. */
+/** Waits until the agent keeps as much ready as it wants to: a fixed number of launchers. */
 async function settled() {
   let last = "";
   for (let same = 0; same < 5; ) {
@@ -95,16 +97,22 @@ test("200 containers leave no mount, cgroup, process, descriptor or directory", 
   expect(await settled()).toEqual(before);
 });
 
-test("containers leave no namespace", async () => {
-  const inits: string[] = [];
-  for (let i = 0; i < 10; i++) {
-    const { stdout } = await host.run(
-      "for kind in user mnt pid net ipc uts cgroup; do readlink /proc/self/ns/$kind; done",
-    );
-    inits.push(...stdout.trim().split("\n"));
+test("containers leave no process in their namespaces", async () => {
+  const held: { name: string; fd: number }[] = [];
+  try {
+    for (let i = 0; i < 10; i++) {
+      await using container = await runContainer(host.host, host.script("sleep 1000 & exec sleep 1000"));
+      for (const kind of kinds) {
+        const path = `/proc/${container.pid}/ns/${kind}`;
+        // Held open, so that the kernel gives its number to no other namespace meanwhile.
+        held.push({ name: readlinkSync(path), fd: openSync(path, "r") });
+      }
+    }
+    const left = inhabitedNamespaces();
+    expect(held.filter(({ name }) => left.has(name))).toEqual([]);
+  } finally {
+    for (const { fd } of held) closeSync(fd);
   }
-  const left = namespaces();
-  expect(inits.filter((name) => left.has(name))).toEqual([]);
 });
 
 test("a Host that is closed leaves no cgroup, process, descriptor or uid range lock", async () => {
