@@ -39,7 +39,7 @@ function step(run: string, options: Partial<StepSpec> = {}): StepSpec {
 }
 
 interface Run extends JobResult {
-  /** `index.stream text`, in order. */
+  /** `index.stream text` for each run of output of one stream, in order. */
   readonly output: string;
   /** What the reporter was told. */
   readonly events: readonly string[];
@@ -51,6 +51,7 @@ async function run(
 ): Promise<Run> {
   const events: string[] = [];
   let output = "";
+  let last = "";
   const { timeoutMs = 60_000, ...rest } = options;
   const job: JobSpec = { name: "job", needs: [], timeoutMs, pool: "default", steps };
   const result = await executeJob(job, {
@@ -60,7 +61,13 @@ async function run(
     variables: {},
     reporter: {
       stepStarted: (index) => events.push(`start ${index}`),
-      stepOutput: (index, stream, bytes) => (output += `${index}.${stream} ${Buffer.from(bytes).toString()}`),
+      stepOutput: (index, stream, bytes) => {
+        // However many writes a program makes of it.
+        const source = `${index}.${stream} `;
+        if (source !== last) output += source;
+        last = source;
+        output += Buffer.from(bytes).toString();
+      },
       stepFinished: (index, { status }) => events.push(`${status} ${index}`),
       problem: (error) => events.push(`problem ${error.message}`),
     },
