@@ -1,4 +1,4 @@
-/** Installs the programs that demo and tests need and npm cannot bring: Git and a Redis server. */
+/** Installs the programs that demo and tests need and npm cannot bring. */
 import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { delimiter, join } from "node:path";
@@ -21,30 +21,45 @@ const needs: readonly Need[] = [
   { what: "a Redis server", programs: ["redis-server", "valkey-server"], packages: ["redis-server", "valkey-server"] },
 ];
 
+/** What single tests look at containers with; where it cannot be installed, only those fail. */
+const testNeeds: readonly Need[] = [
+  { what: "Python", programs: ["python3"], packages: ["python3"] },
+  { what: "mount", programs: ["mount"], packages: ["mount"] },
+  { what: "ps", programs: ["ps"], packages: ["procps"] },
+  { what: "setcap", programs: ["setcap"], packages: ["libcap2-bin"] },
+];
+
 /**
  * Makes sure that Git and a Redis server are there: as root on Debian and its kin by apt-get, saying so in one line.
  *
- * @param say Receives the line.
+ * @param options.forTests Also installs, where it can, what only tests use.
+ * @param options.say Receives the line.
  * @throws {MissingProgramError} If a program is missing and cannot be installed from here.
  */
-export function installPrograms(environment: NodeJS.ProcessEnv, say: (line: string) => void): void {
-  const missing = needs.filter(({ programs }) => !programs.some((program) => isInPath(program, environment)));
+export function installPrograms(
+  environment: NodeJS.ProcessEnv,
+  { forTests, say }: { readonly forTests: boolean; readonly say: (line: string) => void },
+): void {
+  const isMissing = ({ programs }: Need) => !programs.some((program) => isInPath(program, environment));
+  const canInstall = process.geteuid?.() === 0 && isDebian();
+  const missing = (forTests && canInstall ? [...needs, ...testNeeds] : needs).filter(isMissing);
   if (missing.length === 0) return;
   const hint = missing.map(({ what, packages }) => `${what}: apt-get install ${packages[0]}`).join("; ");
-  if (process.geteuid?.() !== 0 || !isDebian()) {
+  if (!canInstall) {
     const names = missing.map(({ what }) => what).join(" and ");
     throw new MissingProgramError(`Cannot go on without ${names}: install it (on Debian or Ubuntu, as root, ${hint})`);
   }
   apt(["update", "-qq"], environment, hint);
   const packages = missing.map(({ packages: candidates }) => candidates.find(isAvailable) ?? (candidates[0] as string));
-  say(`installing ${packages.join(" and ")} (apt-get)`);
+  say(`installing ${packages.join(", ")} (apt-get)`);
   withoutServices(packages, environment, () => {
     apt(["install", "-qq", "--yes", "--no-install-recommends", ...packages], environment, hint);
   });
 }
 
 function isInPath(program: string, environment: NodeJS.ProcessEnv): boolean {
-  const directories = `${environment["PATH"] ?? ""}${delimiter}/usr/bin${delimiter}/usr/local/bin`.split(delimiter);
+  const directories =
+    `${environment["PATH"] ?? ""}${delimiter}/usr/bin${delimiter}/usr/sbin${delimiter}/usr/local/bin`.split(delimiter);
   return directories.some((dir) => dir !== "" && existsSync(join(dir, program)));
 }
 

@@ -38,7 +38,8 @@ async function main([name, ...args]: readonly string[]): Promise<void> {
   const task = name !== undefined && Object.hasOwn(tasks, name) ? tasks[name] : undefined;
   if (task === undefined) return end(2, `There is no task ${JSON.stringify(name)}: ${Object.keys(tasks).join(", ")}`);
   try {
-    if (task.needsPrograms) installPrograms(process.env, (line) => process.stderr.write(`slipway: ${line}\n`));
+    const say = (line: string) => void process.stderr.write(`slipway: ${line}\n`);
+    if (task.needsPrograms) installPrograms(process.env, { forTests: name === "test", say });
   } catch (error) {
     if (error instanceof MissingProgramError) return end(125, error.message);
     throw error;
