@@ -10,7 +10,7 @@ import { cloneMount } from "./mount.ts";
 import { PipeReader } from "./output.ts";
 import { processBlock } from "./process-block.ts";
 import { failMessage, messageBytes, type Operation, type Program } from "./program.ts";
-import { decodeWaitStatus, kill, killIf, type Reaped, reap } from "./reaper.ts";
+import { decodeWaitStatus, kill, type Reaped, reap, signalAll } from "./reaper.ts";
 import { cloneForContainer, mountDev, mountOverlay, standardMounts } from "./rootfs.ts";
 import { close, cString, errnoName, pipe, syscall, trySyscall } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
@@ -230,7 +230,7 @@ export class Container implements AsyncDisposable {
   stop(reason: "timeout" | "canceled", message: string): void {
     if (this.#stopReason !== undefined) return;
     this.#stopReason = { reason, message };
-    for (const pid of this.#processes()) killIf(pid, SIGTERM, (id) => this.#processes().includes(id));
+    signalAll(SIGTERM, () => this.#processes());
     this.#killTimer = setTimeout(() => this.#kill(), this.#config.graceMs ?? 10_000);
   }
 
@@ -255,6 +255,8 @@ export class Container implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#abandon();
     this.#kill();
+    // A sink that has not resumed would keep the output from ending.
+    for (const output of this.#outputs) output.destroy();
     await this.result.catch(() => undefined);
     await this.#cleaned;
   }
@@ -296,7 +298,8 @@ export class Container implements AsyncDisposable {
       // Stage 0 has written init's id, if there is an init, before it ended; the pipe may still hold it.
       const gone = await Promise.race([this.#gone.promise, this.#status.ended.then(() => undefined)]);
       const end = this.pid === 0 ? undefined : (gone ?? (await this.#gone.promise));
-      await Promise.all([this.#status.ended, ...this.#outputs.map(({ ended }) => ended)]);
+      await this.#status.ended;
+      await this.#outputEnds();
       const finishedAtMs = Date.now();
       if (this.#failure !== undefined || this.#startedAtMs === 0) {
         throw this.#failure ?? this.#died(stageZero, end);
@@ -312,6 +315,19 @@ export class Container implements AsyncDisposable {
       clearTimeout(this.#killTimer);
       this.#cleaned = this.#clean();
     }
+  }
+
+  /**
+   * Waits for the end of both outputs. Every process of the container is gone, so what the pipes still hold is all there
+   * is, unless a descriptor was given away to somebody outside over a socket: for that nobody waits longer than for a sink.
+   */
+  async #outputEnds(): Promise<void> {
+    const ends = Promise.all(this.#outputs.map(({ ended }) => ended));
+    const watch = setInterval(() => {
+      for (const output of this.#outputs) output.destroyIfIdle();
+    }, idleOutputMs);
+    await ends;
+    clearInterval(watch);
   }
 
   /** It is gone, and nobody said why: killed while it was being set up. */
@@ -374,6 +390,9 @@ export class Container implements AsyncDisposable {
     await removal;
   }
 }
+
+/** How long an output that is read, and has nothing to be read, may stay open when its container is gone. */
+const idleOutputMs = 1000;
 
 /** The one operation whose failure is the user's. */
 const executeProgram = "execute the program";

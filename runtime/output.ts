@@ -7,6 +7,10 @@ export class PipeReader {
   /** Resolves at the end of the pipe: every process that could write has closed it. */
   readonly ended: Promise<void>;
   readonly #socket: Socket;
+  /** The sink wants no more for now. */
+  #paused = false;
+  /** Nothing has come since the last look. */
+  #idle = false;
 
   /**
    * @param fd The read end; belongs to the reader from now on.
@@ -18,7 +22,7 @@ export class PipeReader {
       fd,
       readable: true,
       writable: false,
-      onread: { buffer, callback: (length: number) => onData(buffer.subarray(0, length)) !== false },
+      onread: { buffer, callback: (length: number) => this.#take(onData(buffer.subarray(0, length))) },
     };
     this.#socket = new Socket(options);
     this.ended = new Promise((resolve) => {
@@ -29,8 +33,21 @@ export class PipeReader {
     this.#socket.resume();
   }
 
+  #take(wanted: boolean | void): boolean {
+    this.#idle = false;
+    this.#paused = wanted === false;
+    return !this.#paused;
+  }
+
   resume(): void {
+    this.#paused = false;
     this.#socket.resume();
+  }
+
+  /** Stops reading if nothing has come since the last call although it was wanted. */
+  destroyIfIdle(): void {
+    if (this.#idle && !this.#paused) this.destroy();
+    this.#idle = !this.#paused;
   }
 
   /** Stops reading; `ended` resolves. */

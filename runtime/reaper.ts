@@ -1,6 +1,6 @@
 /** Notices the end of the processes that we start; no thread waits for them. */
 import { SIGKILL, WNOHANG } from "./linux.ts";
-import { syscall, trySyscall } from "./syscall.ts";
+import { close, trySyscall } from "./syscall.ts";
 
 export interface Reaped {
   /** Exit code, if it exited. */
@@ -66,13 +66,19 @@ export function kill(pid: number, signal: number = SIGKILL): boolean {
   return trySyscall("kill", pid, signal) === 0;
 }
 
-/** Sends a signal only if `stillIs` holds while a pidfd keeps the id from meaning another process. */
-export function killIf(pid: number, signal: number, stillIs: (pid: number) => boolean): void {
-  const fd = trySyscall("pidfd_open", pid, 0);
-  if (fd < 0) return;
-  try {
-    if (stillIs(pid)) trySyscall("pidfd_send_signal", fd, signal, 0, 0);
-  } finally {
-    syscall("close", fd);
+/**
+ * Sends a signal to the processes that `list` names. Pidfds keep their ids from meaning other processes in between: only
+ * who is still named when all are held gets the signal.
+ */
+export function signalAll(signal: number, list: () => readonly number[]): void {
+  const held = new Map<number, number>();
+  for (const pid of list()) {
+    const fd = trySyscall("pidfd_open", pid, 0);
+    if (fd >= 0) held.set(pid, fd);
+  }
+  const still = new Set(list());
+  for (const [pid, fd] of held) {
+    if (still.has(pid)) trySyscall("pidfd_send_signal", fd, signal, 0, 0);
+    close(fd);
   }
 }

@@ -140,6 +140,39 @@ describe("output", () => {
     expect(pauses).toBeGreaterThan(10);
   });
 
+  test("ends although somebody outside holds the pipe open", async () => {
+    const workspace = { dir: host.workspace() };
+    const python = (code: string) => `python3 -c '${code}'`;
+    const receive = python(
+      'import socket,time; s=socket.socket(socket.AF_UNIX); s.bind("/workspace/s"); s.listen(); c,_=s.accept(); f=socket.recv_fds(c,1,1); print("have it",flush=True); time.sleep(1000)',
+    );
+    const send = python(
+      'import socket; s=socket.socket(socket.AF_UNIX); s.connect("/workspace/s"); print("sent",flush=True); socket.send_fds(s,[b"x"],[1]); s.recv(1)',
+    );
+    const holding = Promise.withResolvers<void>();
+    await using holder = await runContainer(
+      host.host,
+      host.script(receive, {
+        workspace,
+        output: (_, chunk) => (Buffer.from(chunk).includes("have") ? holding.resolve() : undefined),
+      }),
+    );
+    const abort = new AbortController();
+    void holding.promise.then(() => abort.abort("given away"));
+    const result = await host.run(`while ! test -S s; do sleep 0.01; done; ${send}`, {
+      workspace,
+      signal: abort.signal,
+    });
+    expect(result).toMatchObject({ reason: "canceled", stdout: "sent\n" });
+    expect(holder.pid).toBeGreaterThan(0);
+  });
+
+  test("does not keep a container that is disposed while its sink wants no more", async () => {
+    const container = await runContainer(host.host, host.script("yes", { output: () => false }));
+    await container[Symbol.asyncDispose]();
+    expect(existsSync(`/proc/${container.pid}`)).toBe(false);
+  });
+
   test("can be opened again by name", async () => {
     const { stdout, stderr } = await host.run("echo a > /dev/stdout; echo b > /dev/stderr; echo c | tee /dev/stderr");
     expect({ stdout, stderr }).toEqual({ stdout: "a\nc\n", stderr: "b\nc\n" });
