@@ -2,14 +2,17 @@ import type { Logger } from "pino";
 import { createBuild } from "./builds.ts";
 import { type Trigger, beginDelivery, findDelivery, pendingDeliveries, settleDelivery } from "./deliveries.ts";
 import type { Plan, Planner } from "./planner.ts";
-import { findRepository } from "./repositories.ts";
+import { type Repository, findRepository } from "./repositories.ts";
 import type { Scheduler } from "./scheduler.ts";
 import type { Store } from "./store.ts";
 
 /** Repositories evaluated at the same time: each may wait for a forge. */
 const maxConcurrent = 4;
-/** A delivery whose evaluation took the server down this often is given up. */
-const maxTries = 3;
+/**
+ * A delivery whose evaluation takes the server down must not do so for ever. Many, for a server that is killed by others
+ * while it evaluates must lose nothing.
+ */
+const maxTries = 20;
 
 export interface InboxOptions {
   readonly store: Store;
@@ -98,24 +101,27 @@ export class Inbox implements AsyncDisposable {
   }
 
   async #evaluate(repositoryId: string, { seq, id }: { readonly seq: number; readonly id: string }): Promise<void> {
-    const { store, planner, logger } = this.#options;
+    const { store, logger } = this.#options;
     const begun = beginDelivery(store, seq);
     const repository = findRepository(store, repositoryId);
     if (!begun || !repository) return;
-    if (begun.tries > maxTries) {
-      const reason = `given up: the server stopped ${maxTries} times while it evaluated this delivery`;
-      return settleDelivery(store, seq, { status: "error", reason });
-    }
-    const plan = await planner.plan(repository, begun.trigger, this.#stop.signal).catch((error: unknown): Plan => {
-      // An orderly stop is not the delivery's fault.
-      if (this.#stop.signal.aborted) store.run("UPDATE deliveries SET tries = tries - 1 WHERE seq = ?", seq);
-      throw error;
-    });
+    const plan = begun.tries > maxTries ? giveUp(begun.trigger) : await this.#plan(repository, seq, begun.trigger);
     if (this.#stop.signal.aborted) return;
     const build = this.#settle(repositoryId, seq, { plan, trigger: begun.trigger });
     if (!build) return;
     logger.info({ build: build.id, number: build.number, repository: repository.name, delivery: id }, "build created");
     this.#options.scheduler.advance(build.id);
+  }
+
+  async #plan(repository: Repository, seq: number, trigger: Trigger): Promise<Plan> {
+    const { store, planner } = this.#options;
+    try {
+      return await planner.plan(repository, trigger, this.#stop.signal);
+    } catch (error) {
+      // An orderly stop is not the delivery's fault.
+      if (this.#stop.signal.aborted) store.run("UPDATE deliveries SET tries = tries - 1 WHERE seq = ?", seq);
+      throw error;
+    }
   }
 
   #settle(repositoryId: string, deliverySeq: number, { plan, trigger }: { plan: Plan; trigger: Trigger }) {
@@ -128,4 +134,10 @@ export class Inbox implements AsyncDisposable {
       return build;
     });
   }
+}
+
+function giveUp({ commit, title = "", author = "" }: Trigger): Plan {
+  const reason = `given up: the server stopped ${maxTries} times while it evaluated this delivery`;
+  if (!commit) return { failed: reason };
+  return { build: { commit, title, author, jobs: [], outcome: { status: "error", reason } } };
 }

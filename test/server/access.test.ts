@@ -19,7 +19,12 @@ beforeAll(async () => {
 afterAll(() => harness[Symbol.asyncDispose]());
 
 /** fetch refuses to set Host. */
-function statusOf(method: string, path: string, headers: Record<string, string>, address = harness.server.address): Promise<number> {
+function statusOf(
+  method: string,
+  path: string,
+  headers: Record<string, string>,
+  address = harness.server.address,
+): Promise<number> {
   return new Promise((resolve, reject) => {
     const sent = request(address + path, { method, headers }, (response) => {
       response.resume();
@@ -39,15 +44,24 @@ describe("reading", () => {
     },
   );
 
-  test.each(["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "ci.example.com.evil", "ci.example.com:81"])(
-    "needs the token for the host %s, whose name may have been rebound to us",
-    async (host) => {
-      for (const path of ["/api/builds", `/api/builds/${buildId}/events`, `/api/builds/${buildId}/log?job=first&step=0`]) {
-        expect(await statusOf("GET", path, { host })).toBe(401);
-      }
-      expect(await statusOf("GET", "/api/builds", { host, authorization: `Bearer ${harness.server.adminToken}` })).toBe(200);
-    },
-  );
+  test.each([
+    "evil.example",
+    "127.0.0.1.evil.example",
+    "localhost.evil.example",
+    "ci.example.com.evil",
+    "ci.example.com:81",
+  ])("needs the token for the host %s, whose name may have been rebound to us", async (host) => {
+    for (const path of [
+      "/api/builds",
+      `/api/builds/${buildId}/events`,
+      `/api/builds/${buildId}/log?job=first&step=0`,
+    ]) {
+      expect(await statusOf("GET", path, { host })).toBe(401);
+    }
+    expect(await statusOf("GET", "/api/builds", { host, authorization: `Bearer ${harness.server.adminToken}` })).toBe(
+      200,
+    );
+  });
 
   test("needs the token on a server that listens to others", async () => {
     const dir = mkdtempSync(join(tmpdir(), "slipway-open-"));
@@ -55,7 +69,9 @@ describe("reading", () => {
     expect(await statusOf("GET", "/api/builds", {}, server.address)).toBe(401);
     expect(await statusOf("GET", "/", {}, server.address)).toBe(200);
     expect(await statusOf("GET", "/healthz", {}, server.address)).toBe(200);
-    expect(await statusOf("GET", "/api/builds", { authorization: `Bearer ${server.adminToken}` }, server.address)).toBe(200);
+    expect(await statusOf("GET", "/api/builds", { authorization: `Bearer ${server.adminToken}` }, server.address)).toBe(
+      200,
+    );
     rmSync(dir, { recursive: true, force: true });
   });
 });
@@ -79,7 +95,9 @@ describe("changing", () => {
 
 describe("a session", () => {
   async function session(): Promise<string> {
-    const answer = await harness.call("GET", `/login?token=${harness.server.adminToken}`, { headers: { authorization: undefined } });
+    const answer = await harness.call("GET", `/login?token=${harness.server.adminToken}`, {
+      headers: { authorization: undefined },
+    });
     expect(answer.status).toBe(303);
     expect(answer.headers.get("location")).toBe("/");
     const cookie = answer.headers.get("set-cookie") ?? "";
@@ -104,9 +122,12 @@ describe("a session", () => {
     }
   });
 
-  test.each(["slipway-session=", "slipway-session=x", "other=1"])("does not begin with the cookie %j", async (cookie) => {
-    expect((await cancel({ cookie })).status).toBe(401);
-  });
+  test.each(["slipway-session=", "slipway-session=x", "other=1"])(
+    "does not begin with the cookie %j",
+    async (cookie) => {
+      expect((await cancel({ cookie })).status).toBe(401);
+    },
+  );
 
   test("begins by POST, too, and not with a wrong token", async () => {
     const good = await harness.call("POST", "/login", { body: { token: harness.server.adminToken } });
@@ -153,12 +174,14 @@ describe("pages", () => {
     },
   );
 
-  test.each(["/assets/../server/server.ts", "/assets/..%2fpackage.json", "/assets/%2e%2e%2fpackage.json", "/assets/nothing.js"])(
-    "%s is answered 404",
-    async (path) => {
-      expect(await statusOf("GET", path, {})).toBe(404);
-    },
-  );
+  test.each([
+    "/assets/../server/server.ts",
+    "/assets/..%2fpackage.json",
+    "/assets/%2e%2e%2fpackage.json",
+    "/assets/nothing.js",
+  ])("%s is answered 404", async (path) => {
+    expect(await statusOf("GET", path, {})).toBe(404);
+  });
 
   test("use no inline scripts or styles, which the policy forbids", async () => {
     const { text } = await harness.call("GET", "/");
@@ -170,7 +193,10 @@ describe("isLoopback", () => {
   test.each(["localhost", "127.0.0.1", "127.9.9.9", "::1", "[::1]", "a.localhost"])("%s is", (host) => {
     expect(isLoopback(host)).toBe(true);
   });
-  test.each(["0.0.0.0", "::", "10.0.0.1", "localhost.example", "127.0.0.1.example", "128.0.0.1", ""])("%s is not", (host) => {
-    expect(isLoopback(host)).toBe(false);
-  });
+  test.each(["0.0.0.0", "::", "10.0.0.1", "localhost.example", "127.0.0.1.example", "128.0.0.1", ""])(
+    "%s is not",
+    (host) => {
+      expect(isLoopback(host)).toBe(false);
+    },
+  );
 });

@@ -27,7 +27,10 @@ describe("claim", () => {
       maskedValues: [],
     });
     expect(attempt.claimed.token.length).toBeGreaterThan(40);
-    expect(await harness.build(build.id)).toMatchObject({ status: "running", jobs: [{ status: "running" }, { status: "queued" }] });
+    expect(await harness.build(build.id)).toMatchObject({
+      status: "running",
+      jobs: [{ status: "running" }, { status: "queued" }],
+    });
     await attempt.finish({ status: "failure" });
   });
 
@@ -169,20 +172,31 @@ describe("finish", () => {
   test("with error ends the build with error", async () => {
     const { build, attempt } = await claimed();
     await attempt.finish({ status: "error", reason: "cannot check out" });
-    expect(await harness.finished(build.id)).toMatchObject({ status: "error", jobs: [{ reason: "cannot check out" }, {}] });
+    expect(await harness.finished(build.id)).toMatchObject({
+      status: "error",
+      jobs: [{ reason: "cannot check out" }, {}],
+    });
   });
 });
 
 describe("log", () => {
-  const read = async (id: string, query = "") => harness.call("GET", `/api/builds/${id}/log?job=first&step=greet${query}`);
+  const read = async (id: string, query = "") =>
+    harness.call("GET", `/api/builds/${id}/log?job=first&step=greet${query}`);
 
   test("keeps bytes in order, takes repeats once and asks for what is missing", async () => {
     const { build, attempt } = await claimed();
-    expect((await attempt.log(0, 0, { stream: 1, text: "one " }, { stream: 2, text: "two " })).json).toEqual({ offset: 8 });
-    expect((await attempt.log(0, 0, { stream: 1, text: "one " }, { stream: 2, text: "two " })).json).toEqual({ offset: 8 });
+    expect((await attempt.log(0, 0, { stream: 1, text: "one " }, { stream: 2, text: "two " })).json).toEqual({
+      offset: 8,
+    });
+    expect((await attempt.log(0, 0, { stream: 1, text: "one " }, { stream: 2, text: "two " })).json).toEqual({
+      offset: 8,
+    });
     expect((await attempt.log(0, 4, { stream: 2, text: "two " })).json).toEqual({ offset: 8 });
     expect(await attempt.log(0, 9, { stream: 1, text: "x" })).toMatchObject({ status: 416, json: { offset: 8 } });
-    expect(await attempt.log(0, 4, { stream: 1, text: "two three" })).toMatchObject({ status: 416, json: { offset: 8 } });
+    expect(await attempt.log(0, 4, { stream: 1, text: "two three" })).toMatchObject({
+      status: 416,
+      json: { offset: 8 },
+    });
     expect((await attempt.log(0, 8, { stream: 1, text: "three" })).json).toEqual({ offset: 13 });
     expect((await read(build.id)).text).toBe("one two three");
     expect((await read(build.id, "&offset=4&limit=3")).text).toBe("two");
@@ -202,7 +216,10 @@ describe("log", () => {
   test("ends at its limit with 413", async () => {
     const { build, attempt } = await claimed();
     await attempt.log(0, 0, { stream: 1, text: "x".repeat(990) });
-    expect(await attempt.log(0, 990, { stream: 1, text: "y".repeat(11) })).toMatchObject({ status: 413, json: { offset: 990 } });
+    expect(await attempt.log(0, 990, { stream: 1, text: "y".repeat(11) })).toMatchObject({
+      status: 413,
+      json: { offset: 990 },
+    });
     expect((await attempt.log(0, 990, { stream: 1, text: "y".repeat(10) })).status).toBe(200);
     expect((await read(build.id)).headers.get("slipway-log-bytes")).toBe("1000");
     await attempt.finish({ status: "failure" });
@@ -219,7 +236,9 @@ describe("log", () => {
     ["announcing four billion records", Buffer.from([255, 255, 255, 255])],
   ])("refuses a chunk that is %s", async (_what, body) => {
     const { attempt } = await claimed();
-    const answer = await attempt.call("PUT", "/steps/0/log?offset=0", body, { "content-type": "application/octet-stream" });
+    const answer = await attempt.call("PUT", "/steps/0/log?offset=0", body, {
+      "content-type": "application/octet-stream",
+    });
     expect(answer).toMatchObject({ status: 400, json: { error: expect.stringMatching(/log chunk/) } });
     await attempt.finish({ status: "failure" });
   });
@@ -227,7 +246,9 @@ describe("log", () => {
   test("refuses a body of more than a chunk and its records", async () => {
     const { attempt } = await claimed();
     const body = Buffer.alloc((5 << 20) + 100);
-    const answer = await attempt.call("PUT", "/steps/0/log?offset=0", body, { "content-type": "application/octet-stream" });
+    const answer = await attempt.call("PUT", "/steps/0/log?offset=0", body, {
+      "content-type": "application/octet-stream",
+    });
     expect(answer.status).toBe(413);
     await attempt.finish({ status: "failure" });
   });
@@ -235,7 +256,9 @@ describe("log", () => {
   test.each(["", "?offset=", "?offset=-1", "?offset=1e3"])("needs an offset: %j is answered 400", async (query) => {
     const { attempt } = await claimed();
     const body = logBody([{ stream: 1, text: "x" }]);
-    const answer = await attempt.call("PUT", `/steps/0/log${query}`, body, { "content-type": "application/octet-stream" });
+    const answer = await attempt.call("PUT", `/steps/0/log${query}`, body, {
+      "content-type": "application/octet-stream",
+    });
     expect(answer.status).toBe(400);
     await attempt.finish({ status: "failure" });
   });

@@ -45,7 +45,10 @@ describe("GET /api/builds/:id/events", () => {
     await first.finish({ status: "success" });
     await (await harness.claim()).succeed();
     await following;
-    expect(events[0]).toMatchObject({ event: "snapshot", data: { id: build.id, jobs: [{ name: "first" }, { name: "second" }] } });
+    expect(events[0]).toMatchObject({
+      event: "snapshot",
+      data: { id: build.id, jobs: [{ name: "first" }, { name: "second" }] },
+    });
     expect(events.find(({ event }) => event === "log")?.data).toEqual({
       job: 0,
       step: 0,
@@ -60,7 +63,10 @@ describe("GET /api/builds/:id/events", () => {
     });
     expect(events.at(-1)).toMatchObject({ event: "end", data: { status: "success" } });
     const lastFirst = events.findLast(({ event, data }) => event === "job" && data.position === 0);
-    expect(lastFirst?.data).toMatchObject({ status: "success", attempts: [{ steps: [{ status: "success", exitCode: 0 }] }] });
+    expect(lastFirst?.data).toMatchObject({
+      status: "success",
+      attempts: [{ steps: [{ status: "success", exitCode: 0 }] }],
+    });
     expect(events.findLast(({ event }) => event === "build")?.data).toMatchObject({ status: "success" });
   });
 
@@ -96,7 +102,10 @@ describe("GET /api/builds/:id/events", () => {
     await harness.stopServer();
     await harness.startServer();
     await first.log(0, 7, { stream: 1, text: "after" });
-    const after = await collect(follow(harness, path(build.id), before.at(-1)?.id), (events) => logText(events) === "after");
+    const after = await collect(
+      follow(harness, path(build.id), before.at(-1)?.id),
+      (events) => logText(events) === "after",
+    );
     expect(after.some(({ event }) => event === "snapshot")).toBe(false);
     await first.finish({ status: "failure" });
   });
@@ -145,10 +154,14 @@ describe("GET /api/builds/:id/events", () => {
     expect(await text("?job=1")).toBe("second");
     expect(await text("?job=none")).toBe("");
     expect(await text("?job=0&tail=12")).toBe("end of first");
-    const [log] = (await collect(follow(harness, path(build.id, "?job=0&tail=12")))).filter(({ event }) => event === "log");
+    const [log] = (await collect(follow(harness, path(build.id, "?job=0&tail=12")))).filter(
+      ({ event }) => event === "log",
+    );
     expect(log?.data.offset).toBe(1000);
     const { id } = (await collect(follow(harness, path(build.id, "?job=0&tail=12")))).at(-1) as ServerEvent;
-    expect((await harness.call("GET", path(build.id, "?job=0&tail=12"), { headers: { "last-event-id": id } })).status).toBe(204);
+    expect(
+      (await harness.call("GET", path(build.id, "?job=0&tail=12"), { headers: { "last-event-id": id } })).status,
+    ).toBe(204);
   });
 
   test("does not buffer for a reader that does not read", async () => {

@@ -46,7 +46,8 @@ export class Harness implements AsyncDisposable {
     return harness;
   }
 
-  get server(): Server {
+  /** Replaced by a test that runs the server in a process of its own. */
+  get server(): Pick<Server, "address" | "adminToken" | "agentToken"> {
     if (!this.#server) throw new Error("the server is stopped");
     return this.#server;
   }

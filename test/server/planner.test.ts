@@ -53,10 +53,16 @@ describe("a commit's pipeline", () => {
   });
 
   test("with errors makes a failed build that shows them", async () => {
-    const build = await hookAndBuild(repository.commit({ ".slipway.yml": "on: { push: {} }\njobs:\n  a:\n    stesp: []\n" }));
+    const build = await hookAndBuild(
+      repository.commit({ ".slipway.yml": "on: { push: {} }\njobs:\n  a:\n    stesp: []\n" }),
+    );
     expect(build).toMatchObject({ status: "failure", reason: expect.stringMatching(/error/), jobs: [] });
     expect(build.diagnostics?.formatted).toContain(".slipway.yml:4:5");
-    expect(build.diagnostics?.items[0]).toMatchObject({ line: 4, column: 5, suggestion: expect.stringContaining("steps") });
+    expect(build.diagnostics?.items[0]).toMatchObject({
+      line: 4,
+      column: 5,
+      suggestion: expect.stringContaining("steps"),
+    });
   });
 
   test.each([
@@ -86,7 +92,10 @@ describe("a commit's pipeline", () => {
   test("that is missing makes no build; the delivery says so", async () => {
     const before = (await harness.builds(repository.id)).length;
     await repository.hook(repository.payload(repository.commit({ "README.md": "hi" })));
-    expect(await lastDelivery()).toMatchObject({ status: "ignored", reason: expect.stringMatching(/has no .slipway.yml/) });
+    expect(await lastDelivery()).toMatchObject({
+      status: "ignored",
+      reason: expect.stringMatching(/has no .slipway.yml/),
+    });
     expect(await harness.builds(repository.id)).toHaveLength(before);
   });
 
@@ -115,7 +124,10 @@ describe("a commit that cannot be had", () => {
     rmSync(gone.bare, { recursive: true });
     await gone.hook(gone.payload(commit));
     const [build] = await harness.builds(gone.id);
-    expect(build).toMatchObject({ status: "error", reason: expect.stringMatching(/does not appear to be a git repository/) });
+    expect(build).toMatchObject({
+      status: "error",
+      reason: expect.stringMatching(/does not appear to be a git repository/),
+    });
   });
 
   test("from a host that refuses shows no credentials anywhere", async () => {
@@ -230,12 +242,17 @@ describe("the mirror", () => {
     git(work, "push", "-q", bare, "HEAD:refs/heads/main");
     const added = await harness.call("POST", "/api/repositories", { body: { name: "o/sha256", cloneUrl: bare } });
     const commit = git(work, "rev-parse", "HEAD");
-    const answer = await harness.call("POST", "/api/builds", { body: { repositoryId: added.json.id, ref: "main", commit } });
+    const answer = await harness.call("POST", "/api/builds", {
+      body: { repositoryId: added.json.id, ref: "main", commit },
+    });
     expect(answer.json).toMatchObject({ status: "queued", event: { commit } });
   });
 });
 
 function bomb(): string {
-  const levels = Array.from({ length: 12 }, (_, i) => `  l${i + 1}: &l${i + 1} [${Array(9).fill(`*l${i}`).join(", ")}]`);
+  const levels = Array.from(
+    { length: 12 },
+    (_, i) => `  l${i + 1}: &l${i + 1} [${Array(9).fill(`*l${i}`).join(", ")}]`,
+  );
   return `x:\n  l0: &l0 [lol, lol]\n${levels.join("\n")}\n${twoJobs}`;
 }

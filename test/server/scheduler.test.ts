@@ -66,7 +66,8 @@ describe("a lost agent", () => {
     expect((await first.log(0, 9, { stream: 1, text: "late" })).status).toBe(409);
     expect((await first.finish({ status: "success" })).status).toBe(409);
     await second.log(0, 0, { stream: 1, text: "second try" });
-    const log = async (n: number) => (await harness.call("GET", `/api/builds/${build.id}/log?job=first&step=0&attempt=${n}`)).text;
+    const log = async (n: number) =>
+      (await harness.call("GET", `/api/builds/${build.id}/log?job=first&step=0&attempt=${n}`)).text;
     expect([await log(1), await log(2)]).toEqual(["first try", "second try"]);
     await harness.claim("default", "agent-3");
     const finished = await harness.finished(build.id);
@@ -77,7 +78,10 @@ describe("a lost agent", () => {
       ["error", "agent-2"],
       ["error", "agent-3"],
     ]);
-    expect(finished.jobs[0]?.attempts[0]?.steps[0]).toMatchObject({ status: "error", reason: expect.stringMatching(/agent lost/) });
+    expect(finished.jobs[0]?.attempts[0]?.steps[0]).toMatchObject({
+      status: "error",
+      reason: expect.stringMatching(/agent lost/),
+    });
   });
 
   test("is not one that renews", async () => {
@@ -105,7 +109,8 @@ describe("a lost agent", () => {
 });
 
 describe("cancel", () => {
-  const cancel = (id: string, body?: unknown) => harness.call("POST", `/api/builds/${id}/cancel`, { ...(body !== undefined && { body }) });
+  const cancel = (id: string, body?: unknown) =>
+    harness.call("POST", `/api/builds/${id}/cancel`, { ...(body !== undefined && { body }) });
 
   test("of a waiting build ends it at once and takes it out of the queue", async () => {
     const build = await repository.push(twoJobs);
@@ -128,7 +133,10 @@ describe("cancel", () => {
     expect(told).toEqual([[attempt.claimed.attemptId, "canceled by hand"]]);
     expect((await attempt.call("POST", "/renew")).json.canceled).toBe(true);
     await attempt.finish({ status: "canceled", reason: "canceled by hand" });
-    expect(await harness.finished(build.id)).toMatchObject({ status: "canceled", jobs: [{ status: "canceled" }, { status: "canceled" }] });
+    expect(await harness.finished(build.id)).toMatchObject({
+      status: "canceled",
+      jobs: [{ status: "canceled" }, { status: "canceled" }],
+    });
   });
 
   test("of a running build whose agent is gone ends with the lease, without another attempt", async () => {
@@ -143,6 +151,9 @@ describe("cancel", () => {
   test("of a build that is over is answered 409", async () => {
     const build = await repository.push(twoJobs);
     await (await harness.claim()).finish({ status: "failure" });
-    expect(await cancel(build.id)).toMatchObject({ status: 409, json: { error: expect.stringMatching(/is over \(failure\)/) } });
+    expect(await cancel(build.id)).toMatchObject({
+      status: 409,
+      json: { error: expect.stringMatching(/is over \(failure\)/) },
+    });
   });
 });

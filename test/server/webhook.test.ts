@@ -61,7 +61,9 @@ describe("POST /hooks/:repositoryId", () => {
   test("verifies the bytes as they came, whatever their spacing", async () => {
     const body = `  ${JSON.stringify(repository.payload(commit), undefined, 3)}\n`;
     expect((await repository.hook(body)).status).toBe(202);
-    const changed = await repository.hook(`${body} `, { headers: { "x-hub-signature-256": sign(body, repository.secret) } });
+    const changed = await repository.hook(`${body} `, {
+      headers: { "x-hub-signature-256": sign(body, repository.secret) },
+    });
     expect(changed.status).toBe(401);
   });
 
@@ -148,24 +150,29 @@ describe("POST /hooks/:repositoryId", () => {
   });
 
   test("builds a tag", async () => {
-    const tagged = repository.commit({ ".slipway.yml": "on: { tag: {} }\njobs: { a: { steps: [ { run: 'true' } ] } }" });
+    const tagged = repository.commit({
+      ".slipway.yml": "on: { tag: {} }\njobs: { a: { steps: [ { run: 'true' } ] } }",
+    });
     await repository.hook(repository.payload(tagged, "refs/tags/v1.0.0"));
     const [build] = await harness.builds(repository.id);
     expect(build?.event).toEqual({ kind: "tag", tag: "v1.0.0", ref: "refs/tags/v1.0.0", commit: tagged });
   });
 
-  test.each(["opened", "synchronize", "synchronized", "reopened"])("builds a pull request that is %s", async (action) => {
-    commit = repository.commit({
-      ".slipway.yml": "on: { push: {}, pull_request: {} }\njobs: { a: { steps: [ { run: 'true' } ] } }",
-    });
-    await repository.hook(pullRequest(action), { event: "pull_request" });
-    const [build] = await harness.builds(repository.id);
-    expect(build).toMatchObject({
-      title: "Better",
-      author: "ada",
-      event: { kind: "pull_request", commit, branch: "main", pullRequest: { number: 7, fromFork: true } },
-    });
-  });
+  test.each(["opened", "synchronize", "synchronized", "reopened"])(
+    "builds a pull request that is %s",
+    async (action) => {
+      commit = repository.commit({
+        ".slipway.yml": "on: { push: {}, pull_request: {} }\njobs: { a: { steps: [ { run: 'true' } ] } }",
+      });
+      await repository.hook(pullRequest(action), { event: "pull_request" });
+      const [build] = await harness.builds(repository.id);
+      expect(build).toMatchObject({
+        title: "Better",
+        author: "ada",
+        event: { kind: "pull_request", commit, branch: "main", pullRequest: { number: 7, fromFork: true } },
+      });
+    },
+  );
 
   test.each([
     "refs/heads/../../x",
@@ -255,15 +262,18 @@ describe("POST /hooks", () => {
     expect((await sendHook(harness, repository.payload(commit), { secret: repository.secret })).status).toBe(401);
   });
 
-  test.each(["ext::sh -c 'touch /tmp/pwned'", "--upload-pack=touch", "fd::17", "ftp://example.com/x.git", "a/relative/path"])(
-    "refuses to register the clone URL %j",
-    async (clone_url) => {
-      const payload = { ...repository.payload(commit), repository: { full_name: randomUUID(), clone_url } };
-      const answer = await sendHook(harness, payload, { secret });
-      expect(answer.status).toBe(400);
-      expect(answer.json.error).toMatch(/clone URL/);
-    },
-  );
+  test.each([
+    "ext::sh -c 'touch /tmp/pwned'",
+    "--upload-pack=touch",
+    "fd::17",
+    "ftp://example.com/x.git",
+    "a/relative/path",
+  ])("refuses to register the clone URL %j", async (clone_url) => {
+    const payload = { ...repository.payload(commit), repository: { full_name: randomUUID(), clone_url } };
+    const answer = await sendHook(harness, payload, { secret });
+    expect(answer.status).toBe(400);
+    expect(answer.json.error).toMatch(/clone URL/);
+  });
 
   test("acknowledges an organisation's ping, which names no repository", async () => {
     const answer = await sendHook(harness, { zen: "" }, { secret, event: "ping" });
