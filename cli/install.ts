@@ -1,7 +1,7 @@
 /** Installs the programs that demo and tests need and npm cannot bring. */
 import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { delimiter, join } from "node:path";
+import { delimiter, isAbsolute, join } from "node:path";
 
 /** A program that cannot be installed here; the message is the line that tells how. */
 export class MissingProgramError extends Error {
@@ -10,7 +10,7 @@ export class MissingProgramError extends Error {
 
 interface Need {
   readonly what: string;
-  /** Any one of these is enough. */
+  /** Any one of these is enough: looked up in PATH, or absolute. */
   readonly programs: readonly string[];
   /** Debian packages that bring one, in order of preference. */
   readonly packages: readonly string[];
@@ -26,6 +26,8 @@ const testNeeds: readonly Need[] = [
   { what: "Python", programs: ["python3"], packages: ["python3"] },
   { what: "mount", programs: ["mount"], packages: ["mount"] },
   { what: "ps", programs: ["ps"], packages: ["procps"] },
+  { what: "names of services", programs: ["/etc/services"], packages: ["netbase"] },
+  { what: "certificates", programs: ["/usr/sbin/update-ca-certificates"], packages: ["ca-certificates"] },
   { what: "setcap", programs: ["setcap"], packages: ["libcap2-bin"] },
 ];
 
