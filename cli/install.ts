@@ -60,6 +60,7 @@ export function installPrograms(
 }
 
 function isInPath(program: string, environment: NodeJS.ProcessEnv): boolean {
+  if (isAbsolute(program)) return existsSync(program);
   const directories =
     `${environment["PATH"] ?? ""}${delimiter}/usr/bin${delimiter}/usr/sbin${delimiter}/usr/local/bin`.split(delimiter);
   return directories.some((dir) => dir !== "" && existsSync(join(dir, program)));
