@@ -8,7 +8,7 @@ import { fileURLToPath } from "node:url";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { connectRedis, JobQueue, startEmbeddedRedis } from "../../queue/index.ts";
 import { Server } from "../../server/index.ts";
-import { Harness, TestAttempt, type TestRepository, twoJobs, until } from "./harness.ts";
+import { Harness, type TestAttempt, type TestRepository, twoJobs, until } from "./harness.ts";
 
 let harness: Harness;
 let repository: TestRepository;
