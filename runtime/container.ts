@@ -4,14 +4,14 @@ import type { Cgroup } from "./cgroup.ts";
 import type { Host } from "./host.ts";
 import type { Image } from "./image.ts";
 import { launchedDescriptors, type Launcher } from "./launcher.ts";
-import { type LaunchPlan, message, type PlannedMount, planLaunch } from "./launch-plan.ts";
+import { type LaunchPlan, message, type PlannedMount, type PlannedRootfs, planLaunch } from "./launch-plan.ts";
 import { type CapabilityName, MFD_CLOEXEC, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, SIGKILL, SIGTERM } from "./linux.ts";
 import { cloneMount } from "./mount.ts";
 import { PipeReader } from "./output.ts";
 import { processBlock } from "./process-block.ts";
 import { failMessage, messageBytes, type Operation, type Program } from "./program.ts";
 import { decodeWaitStatus, kill, type Reaped, reap, signalAll } from "./reaper.ts";
-import { cloneForContainer, mountDev, mountOverlay, standardMounts } from "./rootfs.ts";
+import { cloneForContainer, mountDev, mountOverlay, overlayData, standardMounts } from "./rootfs.ts";
 import { close, cString, errnoName, pipe, syscall, trySyscall } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
 
@@ -500,8 +500,6 @@ function prepareLaunch(
 ): { plan: LaunchPlan; sources: readonly number[] } {
   const { descriptors } = made;
   const { image, uidRange: range } = config;
-  const layers = [...image.layers, host.skeletonDir].map((layer) => host.layerMounts.get(layer, range));
-  const rootfs = descriptors.own(mountOverlay(made.directory, layers, range));
   const sources: number[] = [];
   const place = (fd: number) => launchedDescriptors.first + sources.push(fd) - 1;
   const attached = image.binds.map(({ source, target }) => ({
@@ -520,7 +518,12 @@ function prepareLaunch(
   });
   const plan: LaunchPlan = {
     statusFd: place(made.statusFd),
-    rootfsFd: place(rootfs),
+    rootfs: prepareRootfs(host, [...image.layers, host.skeletonDir], {
+      range,
+      directory: made.directory,
+      descriptors,
+      place,
+    }),
     processFd: place(made.processFd),
     ...(made.startFd === undefined ? {} : { startFd: place(made.startFd) }),
     ...(made.cgroupFd === undefined ? {} : { cgroupFd: place(made.cgroupFd) }),
@@ -540,10 +543,33 @@ function prepareLaunch(
   return { plan, sources };
 }
 
+function prepareRootfs(
+  host: Host,
+  layers: readonly string[],
+  context: {
+    readonly range: UidRange;
+    readonly directory: string;
+    readonly descriptors: Descriptors;
+    readonly place: (fd: number) => number;
+  },
+): PlannedRootfs {
+  const { range, directory, descriptors, place } = context;
+  if (host.mountsDetachedOverlays) {
+    const mounts = layers.map((layer) => host.layerMounts.get(layer, range));
+    return { fd: place(descriptors.own(mountOverlay(directory, mounts, range))) };
+  }
+  host.makeAttachPoints(layers.length);
+  return {
+    layerFds: layers.map((layer) => place(descriptors.own(cloneMount(layer, { idMapFd: range.userNamespaceFd })))),
+    overlayData: overlayData(directory, layers.length, range),
+  };
+}
+
 function workspaceMount(host: Host, workspace: { dir: string; copyOnWrite?: boolean }, range: UidRange): number {
   if (!workspace.copyOnWrite) return cloneForContainer(workspace.dir, range, { readonly: false });
-  const overlay = host.copyOnWriteWorkspace(workspace.dir, range);
-  return cloneMount(overlay, { attributes: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV });
+  const shown = host.copyOnWriteWorkspace(workspace.dir, range);
+  if (typeof shown === "string") return cloneForContainer(shown, range, { readonly: false });
+  return cloneMount(shown, { attributes: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV });
 }
 
 function cloneHostSys(): number {

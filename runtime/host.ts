@@ -1,3 +1,4 @@
+import { execFileSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import {
   chmodSync,
@@ -8,11 +9,12 @@ import {
   realpathSync,
   renameSync,
   rmdirSync,
+  rmSync,
   statSync,
   writeFileSync,
 } from "node:fs";
 import { rm } from "node:fs/promises";
-import { checkHost } from "./check.ts";
+import { canMountDetachedOverlays, checkHost } from "./check.ts";
 import { Cgroups, findCgroups, removeCgroupTree } from "./cgroup.ts";
 import { Launchers } from "./launcher.ts";
 import { EAGAIN, LOCK_EX, LOCK_NB, O_CREAT, O_RDWR, RLIMIT } from "./linux.ts";
@@ -20,6 +22,13 @@ import { ProgramCache } from "./program-cache.ts";
 import { findMaskedPaths, findReadonlyPaths, LayerMounts, mountOverlay } from "./rootfs.ts";
 import { close, open, SyscallError, syscall, trySyscall } from "./syscall.ts";
 import { type UidRange, UidRanges } from "./uid-range.ts";
+
+export interface HostOptions {
+  readonly stateDir: string;
+  readonly allow?: readonly "no-cgroups"[];
+  /** Mount overlays as kernels before 6.15 want it, although this one could do better. @default false */
+  readonly overlaysByPath?: boolean;
+}
 
 /**
  * One agent's use of this kernel: state directory, uid ranges, cgroups. Disposing it removes all of it but the image store.
@@ -32,6 +41,8 @@ export class Host implements AsyncDisposable {
   readonly imageStoreDir: string;
   /** Empty; containers attach their root file system on it, in their own mount namespace. */
   readonly attachDir: string;
+  /** Whether this kernel mounts overlays by descriptor and clones detached mounts (Linux 6.15). */
+  readonly mountsDetachedOverlays: boolean;
   /** The layer on top of every image's: mount points and /etc files. */
   readonly skeletonDir: string;
   /** Absent only where its absence was allowed explicitly. */
@@ -48,10 +59,12 @@ export class Host implements AsyncDisposable {
   readonly #uidRanges: UidRanges;
   readonly #lock: number;
   /** Copy-on-write workspaces by range and directory: one overlay for all containers of a job. */
-  readonly #workspaces = new Map<string, { readonly mount: number; readonly directory: string }>();
+  readonly #workspaces = new Map<string, { readonly shown: number | string; readonly directory: string }>();
+  #attachPoints = 0;
   readonly #removals = new Set<Promise<void>>();
 
-  private constructor(stateDir: string, lock: number, cgroups: Cgroups | undefined) {
+  private constructor(stateDir: string, lock: number, cgroups: Cgroups | undefined, mountsDetachedOverlays: boolean) {
+    this.mountsDetachedOverlays = mountsDetachedOverlays;
     this.stateDir = stateDir;
     this.imageStoreDir = `${stateDir}/images`;
     this.attachDir = `${stateDir}/attach`;
@@ -69,9 +82,14 @@ export class Host implements AsyncDisposable {
    * @throws {Error} Naming what the host lacks and the setting that mends it; `allow` lists weaker isolation accepted
    *   explicitly ("no-cgroups" is the only one for now). Also if another agent uses the state directory.
    */
-  static async open(options: { readonly stateDir: string; readonly allow?: readonly "no-cgroups"[] }): Promise<Host> {
+  static async open(options: HostOptions): Promise<Host> {
     mkdirSync(options.stateDir, { recursive: true, mode: 0o700 });
     const stateDir = realpathSync(options.stateDir);
+    if (Buffer.byteLength(stateDir) > maxStateDirBytes) {
+      throw new Error(
+        `Cannot use state directory "${stateDir}": its path is longer than ${maxStateDirBytes} bytes; choose a shorter one with --data-dir`,
+      );
+    }
     chmodSync(stateDir, 0o700); // steps of any user leave files with any mode below it
     const checks = await checkHost({ stateDir });
     const allowed = new Set<string>(options.allow?.includes("no-cgroups") ? ["cgroups"] : []);
@@ -85,7 +103,7 @@ export class Host implements AsyncDisposable {
       const found =
         allowed.has("cgroups") && checks.some(({ name, ok }) => name === "cgroups" && !ok) ? undefined : findCgroups();
       const cgroups = found === undefined ? undefined : Cgroups.open(found, cgroupName(stateDir));
-      const host = new Host(stateDir, lock, cgroups);
+      const host = new Host(stateDir, lock, cgroups, !options.overlaysByPath && canMountDetachedOverlays(stateDir));
       await host.#prepare();
       return host;
     } catch (error) {
@@ -102,27 +120,43 @@ export class Host implements AsyncDisposable {
       size: range.size,
       userNamespaceFd: range.userNamespaceFd,
       [Symbol.dispose]: () => {
-        for (const [key, { mount, directory }] of this.#workspaces) {
-          if (!key.startsWith(`${range.base} `)) continue;
-          this.#workspaces.delete(key);
-          close(mount);
-          void this.removeTree(directory);
-        }
+        for (const key of this.#workspaces.keys()) if (key.startsWith(`${range.base} `)) void this.#endWorkspace(key);
         range[Symbol.dispose]();
       },
     };
   }
 
-  /** The overlay that shows `dir` to a job without ever changing it; a detached mount that belongs to the host. */
-  copyOnWriteWorkspace(dir: string, range: UidRange): number {
+  /**
+   * What shows `dir` to a job without ever changing it: a detached overlay that belongs to the host, or on older kernels
+   * the path of a copy.
+   */
+  copyOnWriteWorkspace(dir: string, range: UidRange): number | string {
     const key = `${range.base} ${dir}`;
     const known = this.#workspaces.get(key);
-    if (known !== undefined) return known.mount;
+    if (known !== undefined) return known.shown;
     const directory = `${this.stateDir}/workspaces/${range.base}-${randomBytes(6).toString("hex")}`;
     mkdirSync(directory, { recursive: true, mode: 0o700 });
-    const mount = mountOverlay(directory, [this.layerMounts.get(dir, range)], range);
-    this.#workspaces.set(key, { mount, directory });
-    return mount;
+    const shown = this.mountsDetachedOverlays
+      ? mountOverlay(directory, [this.layerMounts.get(dir, range)], range)
+      : copyTree(dir, `${directory}/copy`);
+    this.#workspaces.set(key, { shown, directory });
+    return shown;
+  }
+
+  /** Makes the directories on which a launcher attaches layers and overlay, where it has to. */
+  makeAttachPoints(layers: number): void {
+    if (this.#attachPoints >= layers) return;
+    mkdirSync(`${this.attachDir}/root`, { recursive: true });
+    for (let i = this.#attachPoints; i < layers; i++) mkdirSync(`${this.attachDir}/l/${i}`, { recursive: true });
+    this.#attachPoints = layers;
+  }
+
+  #endWorkspace(key: string): Promise<void> {
+    const workspace = this.#workspaces.get(key);
+    this.#workspaces.delete(key);
+    if (workspace === undefined) return Promise.resolve();
+    if (typeof workspace.shown === "number") close(workspace.shown);
+    return this.removeTree(workspace.directory);
   }
 
   /** Deletes a directory tree that steps wrote into (any owner, any mode); what cannot be deleted now goes at the next start. */
@@ -164,18 +198,15 @@ export class Host implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const { mount, directory } of this.#workspaces.values()) {
-      close(mount);
-      void this.removeTree(directory);
-    }
-    this.#workspaces.clear();
+    for (const key of this.#workspaces.keys()) void this.#endWorkspace(key);
     await this.launchers.close();
     this.programs.close();
     this.layerMounts.close();
     this.#uidRanges.close();
     await Promise.all(this.#removals);
     this.cgroups?.close();
-    for (const name of ["attach", "containers", "workspaces", "trash"]) {
+    rmSync(this.attachDir, { recursive: true, force: true });
+    for (const name of ["containers", "workspaces", "trash"]) {
       try {
         rmdirSync(`${this.stateDir}/${name}`);
       } catch {
@@ -184,6 +215,19 @@ export class Host implements AsyncDisposable {
     }
     close(this.#lock);
   }
+}
+
+/** fsconfig(2) takes strings of 255 bytes, and upper directories are below the state directory. */
+const maxStateDirBytes = 200;
+
+/** A copy that changes nothing about owners, modes and links; by reference where the file system can. */
+function copyTree(source: string, target: string): string {
+  try {
+    execFileSync("cp", ["--archive", "--reflink=auto", "--", source, target], { stdio: ["ignore", "ignore", "pipe"] });
+  } catch (error) {
+    throw new Error(`Cannot copy "${source}" for a job`, { cause: error });
+  }
+  return target;
 }
 
 /** The same for every start on one state directory, so that leftovers are found; another for every other agent. */

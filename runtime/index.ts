@@ -16,7 +16,7 @@ export type {
   ProcessConfig,
 } from "./container.ts";
 export { Container, ExecError, prepareContainer, runContainer } from "./container.ts";
-export { Host } from "./host.ts";
+export { Host, type HostOptions } from "./host.ts";
 export type { HostCheck } from "./check.ts";
 export { checkHost } from "./check.ts";
 export { ImageError, resolveImage } from "./image.ts";

@@ -37,6 +37,7 @@ import {
   MS_NODEV,
   MS_NOEXEC,
   MS_NOSUID,
+  MS_PRIVATE,
   MS_RDONLY,
   MS_REC,
   MS_REMOUNT,
@@ -81,10 +82,16 @@ export type PlannedMount =
   | { readonly kind: "directory"; readonly target: string }
   | { readonly kind: "remount"; readonly target: string; readonly flags: number };
 
+/** The root file system: mounted by the agent, or out of layers by stage 0, on kernels that take layers by path only. */
+export type PlannedRootfs =
+  | { readonly fd: number }
+  /** Detached idmapped mounts, base first, and what `overlayData` says. */
+  | { readonly layerFds: readonly number[]; readonly overlayData: string };
+
 export interface LaunchPlan {
   /** Descriptors as the program sees them. */
   readonly statusFd: number;
-  readonly rootfsFd: number;
+  readonly rootfs: PlannedRootfs;
   /** The block with arguments and environment, read just before the start. @see process-block.ts */
   readonly processFd: number;
   /** One byte here starts the payload; its end takes init down. Absent: starts at once. */
@@ -179,9 +186,12 @@ function stageZero(plan: LaunchPlan): Operation[] {
   ];
   return [
     { name: "make a pipe", call: "pipe2", args: [{ addressOf: "idMapPipe" }, O_CLOEXEC] },
+    ...("layerFds" in plan.rootfs ? mountLayers(plan.rootfs, plan.attachPath) : []),
     // The child's working directory follows it into its copy of the mount namespace, so attaching the root file system
     // on "." needs no path that the child, which owns nothing on the host, would have to be allowed to walk.
-    { name: `enter "${plan.attachPath}"`, call: "chdir", args: [{ text: plan.attachPath }] },
+    ...("fd" in plan.rootfs
+      ? [{ name: `enter "${plan.attachPath}"`, call: "chdir", args: [{ text: plan.attachPath }] }]
+      : []),
     {
       name: "clone into new namespaces",
       call: "clone3",
@@ -217,6 +227,34 @@ function stageZero(plan: LaunchPlan): Operation[] {
   ];
 }
 
+/**
+ * Mounts the overlay in a mount namespace of stage 0's own, so that the host never sees it. `attachPath` has an empty
+ * directory `root`, and one for each layer in `l`.
+ */
+function mountLayers(
+  { layerFds, overlayData }: { readonly layerFds: readonly number[]; readonly overlayData: string },
+  attachPath: string,
+): Operation[] {
+  return [
+    { name: "new mount namespace for the layers", call: "unshare", args: [CLONE_NEWNS] },
+    { name: "keep its mounts to itself", call: "mount", args: [0, { text: "/" }, 0, MS_REC | MS_PRIVATE, 0] },
+    { name: `enter "${attachPath}"`, call: "chdir", args: [{ text: attachPath }] },
+    ...layerFds.map(
+      (fd, i): Operation => ({
+        name: `attach layer ${i}`,
+        call: "move_mount",
+        args: [fd, { text: "" }, AT_FDCWD, { text: `l/${i}` }, MOVE_MOUNT_F_EMPTY_PATH],
+      }),
+    ),
+    {
+      name: "mount overlay",
+      call: "mount",
+      args: [{ text: "overlay" }, { text: "root" }, { text: "overlay" }, MS_NODEV, { text: overlayData }],
+    },
+    { name: "enter the overlay", call: "chdir", args: [{ text: "root" }] },
+  ];
+}
+
 /** Waits until stage 0 has written the id maps; its end without that byte means that it failed, and has said so. */
 function awaitIdMaps(): Operation[] {
   return [
@@ -234,12 +272,7 @@ function awaitIdMaps(): Operation[] {
 
 function buildRootFileSystem(plan: LaunchPlan): Operation[] {
   return [
-    {
-      name: "attach the root file system",
-      call: "move_mount",
-      args: [plan.rootfsFd, { text: "" }, AT_FDCWD, { text: "." }, MOVE_MOUNT_F_EMPTY_PATH],
-    },
-    { name: "enter the root file system", call: "fchdir", args: [plan.rootfsFd] },
+    ...attachRootFileSystem(plan.rootfs),
     // Root of the new user namespace, so that what is mounted and made from here on belongs to it.
     { name: "become group 0", call: "setresgid", args: [0, 0, 0] },
     { name: "become user 0", call: "setresuid", args: [0, 0, 0] },
@@ -259,6 +292,24 @@ function buildRootFileSystem(plan: LaunchPlan): Operation[] {
         args: [0, { text: path }, 0, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, 0],
       },
     ]),
+  ];
+}
+
+function attachRootFileSystem(rootfs: PlannedRootfs): Operation[] {
+  if ("fd" in rootfs) {
+    return [
+      {
+        name: "attach the root file system",
+        call: "move_mount",
+        args: [rootfs.fd, { text: "" }, AT_FDCWD, { text: "." }, MOVE_MOUNT_F_EMPTY_PATH],
+      },
+      { name: "enter the root file system", call: "fchdir", args: [rootfs.fd] },
+    ];
+  }
+  // What came along from stage 0 is locked here and cannot become a root; a bind of it is our own and can.
+  return [
+    { name: "bind the root file system", call: "mount", args: [{ text: "." }, { text: "." }, 0, MS_BIND | MS_REC, 0] },
+    { name: "enter the root file system", call: "chdir", args: [{ text: "../root" }] },
   ];
 }
 

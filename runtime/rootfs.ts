@@ -37,7 +37,7 @@ export class LayerMounts {
 }
 
 /**
- * Stacks layers into one writable root file system and returns its detached mount.
+ * Stacks layers into one writable root file system and returns its detached mount (Linux 6.13, layers by descriptor).
  *
  * Upper and work directory are made in `directory` and owned by the mapped root: overlay cannot use them idmapped, and
  * with another owner it would silently mount read-only. `volatile`: nothing here outlives the step, so nothing is synced.
@@ -46,30 +46,49 @@ export class LayerMounts {
  * @see {@link https://docs.kernel.org/filesystems/overlayfs.html}
  */
 export function mountOverlay(directory: string, layers: readonly number[], owner: { readonly base: number }): number {
-  const upper = `${directory}/upper`;
-  const work = `${directory}/work`;
-  for (const path of [upper, work]) {
-    mkdirSync(path, { recursive: true, mode: 0o755 });
-    chownSync(path, owner.base, owner.base);
-  }
+  const { upper, work } = makeUpper(directory, owner);
   const options: MountOption[] = [
     ...layers.toReversed().map((fd) => ({ key: "lowerdir+", value: fd })),
     { key: "upperdir", value: upper },
     { key: "workdir", value: work },
-    { key: "index", value: "off" },
-    { key: "metacopy", value: "off" },
-    { key: "redirect_dir", value: "off" },
-    { key: "xino", value: "off" },
-    { key: "volatile" },
+    ...overlayOptions.map(([key, value]) => ({ key, ...(value === undefined ? {} : { value }) })),
   ];
-  return makeMount("overlay", withShortPaths(options), MOUNT_ATTR_NODEV);
+  return makeMount("overlay", options, MOUNT_ATTR_NODEV);
 }
 
-/** `fsconfig` strings end at 255 bytes; /proc/self/fd would do, but a state directory that long is refused at start. */
-function withShortPaths(options: MountOption[]): MountOption[] {
-  const long = options.find(({ value }) => typeof value === "string" && Buffer.byteLength(value) > 255);
-  if (long !== undefined) throw new Error(`Cannot mount overlay: "${long.value}" is longer than 255 bytes`);
-  return options;
+/**
+ * The data of mount(2) for an overlay whose layers are mounted at `l/0`, `l/1`, … below the working directory, base
+ * first: for kernels before 6.13, where a launcher attaches the layers in a mount namespace of its own.
+ *
+ * @throws {Error} If there are more layers than the page that mount(2) takes has room for, about 400.
+ */
+export function overlayData(directory: string, layerCount: number, owner: { readonly base: number }): string {
+  const { upper, work } = makeUpper(directory, owner);
+  const lower = Array.from({ length: layerCount }, (_, i) => `l/${layerCount - 1 - i}`).join(":");
+  const escape = (path: string) => path.replaceAll(/[\\,:]/g, "\\$&");
+  const options = overlayOptions.map(([key, value]) => (value === undefined ? key : `${key}=${value}`));
+  const data = [`lowerdir=${lower}`, `upperdir=${escape(upper)}`, `workdir=${escape(work)}`, ...options].join(",");
+  if (Buffer.byteLength(data) >= 4096) {
+    throw new Error(`Cannot mount overlay: ${layerCount} layers are too many for this kernel; Linux 6.13 takes 500`);
+  }
+  return data;
+}
+
+const overlayOptions: readonly (readonly [string, string?])[] = [
+  ["index", "off"],
+  ["metacopy", "off"],
+  ["redirect_dir", "off"],
+  ["xino", "off"],
+  ["volatile"],
+];
+
+function makeUpper(directory: string, owner: { readonly base: number }): { upper: string; work: string } {
+  const made = { upper: `${directory}/upper`, work: `${directory}/work` };
+  for (const path of Object.values(made)) {
+    mkdirSync(path, { recursive: true, mode: 0o755 });
+    chownSync(path, owner.base, owner.base);
+  }
+  return made;
 }
 
 const devices = [

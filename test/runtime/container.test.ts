@@ -465,3 +465,35 @@ describe("prepareContainer", () => {
     await expect(container.start({ args: ["nothing"], env: {} })).rejects.toThrow('Cannot execute "nothing"');
   });
 });
+
+describe("overlays by path, as kernels before 6.15 want them", () => {
+  let old: TestHost;
+  beforeAll(async () => {
+    old = await TestHost.open({ overlaysByPath: true });
+  });
+  afterAll(async () => old[Symbol.asyncDispose]());
+
+  test("make the same root file system", async () => {
+    expect(old.host.mountsDetachedOverlays).toBe(false);
+    const workspace = { dir: old.workspace() };
+    const script =
+      "id -u; touch /etc/new /workspace/file; ls /etc/new; stat -c %u /etc/passwd; mount | grep -c ' / '; ls /";
+    const [byPath, detached] = [await old.run(script, { workspace }), await host.run(script, { workspace })];
+    expect(byPath).toMatchObject({ exitCode: 0, stdout: detached.stdout });
+    expect(byPath.stdout).toMatch(/^0\n\/etc\/new\n0\n1\n/);
+  });
+
+  test("throw changes away and leave no mount on the host", async () => {
+    await old.run("echo changed > /etc/passwd");
+    expect((await old.run("head -1 /etc/passwd")).stdout).toMatch(/^root:/);
+    expect(readFileSync("/proc/self/mountinfo", "utf8")).not.toContain(old.directory);
+  });
+
+  test("show a workspace without changing it, by a copy", async () => {
+    const workspace = { dir: old.workspace(), copyOnWrite: true };
+    writeFileSync(join(workspace.dir, "file"), "original\n", { mode: 0o640 });
+    await old.run("echo changed >> file", { workspace });
+    expect((await old.run("cat file; stat -c %a file", { workspace })).stdout).toBe("original\nchanged\n640\n");
+    expect(readFileSync(join(workspace.dir, "file"), "utf8")).toBe("original\n");
+  });
+});

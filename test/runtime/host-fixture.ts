@@ -7,6 +7,7 @@ import {
   type ContainerConfig,
   type ContainerResult,
   Host,
+  type HostOptions,
   type Image,
   type PreparedConfig,
   resolveImage,
@@ -33,9 +34,9 @@ export class TestHost implements AsyncDisposable {
     this.image = image;
   }
 
-  static async open(): Promise<TestHost> {
+  static async open(options: Partial<HostOptions> = {}): Promise<TestHost> {
     const directory = mkdtempSync(join(tmpdir(), "slipway-runtime-"));
-    const host = await Host.open({ stateDir: join(directory, "state") });
+    const host = await Host.open({ stateDir: join(directory, "state"), ...options });
     const image = await resolveImage("host", { baseDir: directory, storeDir: host.imageStoreDir });
     return new TestHost(directory, host, image);
   }

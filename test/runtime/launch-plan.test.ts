@@ -4,7 +4,7 @@ import { compileProgram, type Operation, type SyscallOperation } from "../../run
 
 const plan: LaunchPlan = {
   statusFd: 7,
-  rootfsFd: 8,
+  rootfs: { fd: 8 },
   processFd: 9,
   startFd: 10,
   attachPath: "/state/attach",
