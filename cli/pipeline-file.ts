@@ -13,7 +13,7 @@ export function findPipelineFile(directory: string): string {
     const file = join(dir, ".slipway.yml");
     if (existsSync(file)) return relative(directory, file);
     if (existsSync(join(dir, ".git")) || dir === dirname(dir)) {
-      throw new Error(`Cannot find .slipway.yml in ${directory} or above it; docs/pipelines.md shows a first one`);
+      throw new Error(`Cannot find .slipway.yml in ${directory} or above it; docs/pipeline.md shows a first one`);
     }
   }
 }
