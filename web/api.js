@@ -29,8 +29,12 @@ export function signIn() {
 
 document.getElementById("login-cancel").addEventListener("click", () => dialog.close(""));
 dialog.addEventListener("cancel", () => (dialog.returnValue = ""));
-dialog.querySelector("form").addEventListener("submit", async (event) => {
+dialog.querySelector("form").addEventListener("submit", (event) => {
   event.preventDefault();
+  void submit();
+});
+
+async function submit() {
   const response = await fetch("/login", {
     method: "POST",
     headers: { "content-type": "application/json" },
@@ -38,4 +42,4 @@ dialog.querySelector("form").addEventListener("submit", async (event) => {
   });
   if (response.ok) return dialog.close("ok");
   error.textContent = (await response.json().catch(() => ({}))).error ?? "That did not work";
-});
+}
