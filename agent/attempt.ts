@@ -77,8 +77,9 @@ async function execute(
   const logDir = join(dir, "log");
   const workspaceDir = join(dir, "workspace");
   try {
-    mkdirSync(logDir, { recursive: true, mode: 0o700 });
-    await checkout({
+    for (const path of [logDir, workspaceDir])
+      mkdirSync(path, { recursive: true, mode: path === logDir ? 0o700 : 0o755 });
+    const ready = checkout({
       mirrorsDir: options.mirrorsDir,
       repositoryId: repository.id,
       cloneUrl: repository.cloneUrl,
@@ -87,19 +88,20 @@ async function execute(
       workspaceDir,
       signal: job.signal,
     });
+    // The first step's container is created while Git works; what `ready` rejects with comes out of here.
+    return await executeJob(claimed.job, {
+      host,
+      id: containerName(claimed.attemptId),
+      workspace: { dir: workspaceDir, ready },
+      variables: buildVariables(claimed.job, build, repository),
+      maskedValues,
+      logDir,
+      reporter,
+      signal: job.signal,
+    });
   } catch (error) {
     return await reportCheckoutFailure(asError(error), claimed, { reporter, logDir, maskedValues, signal: job.signal });
   }
-  return await executeJob(claimed.job, {
-    host,
-    id: containerName(claimed.attemptId),
-    workspace: { dir: workspaceDir },
-    variables: buildVariables(claimed.job, build, repository),
-    maskedValues,
-    logDir,
-    reporter,
-    signal: job.signal,
-  });
 }
 
 interface CheckoutFailureContext {

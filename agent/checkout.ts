@@ -1,5 +1,5 @@
 /** Makes a workspace: the files of one commit, and a repository in which git works inside a container. */
-import { existsSync, mkdirSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { CheckoutError } from "./checkout-error.ts";
 import { type CloneUrl, CloneUrlError, parseCloneUrl } from "./clone-url.ts";
@@ -18,7 +18,7 @@ export interface CheckoutOptions {
   readonly commit: string;
   /** A full ref name that contains the commit, for hosts that do not give out commits by id. */
   readonly ref?: string;
-  /** Made by the checkout, in a parent that exists. */
+  /** Made by the checkout if it is missing; its parent exists, and it is empty. */
   readonly workspaceDir: string;
   /** @default true */
   readonly submodules?: boolean;
@@ -71,7 +71,7 @@ export async function checkout(options: CheckoutOptions): Promise<void> {
     ...(options.signal !== undefined && { signal: options.signal }),
   };
   const source = { url, commit, ...(ref !== undefined && isPlainRef(ref) && { ref }) };
-  mkdirSync(workspaceDir, { mode: 0o755 });
+  mkdirSync(workspaceDir, { recursive: true, mode: 0o755 });
   await checkoutRepository(source, workspaceDir, scope, []);
 }
 
@@ -104,8 +104,8 @@ export async function checkoutRepository(
     // The mirror is damaged, by a power cut most likely: once more with a new one.
     await mirror.discard();
     await mirror.fetch(request);
-    rmSync(workTree, { recursive: true, force: true });
-    mkdirSync(workTree, { mode: 0o755 });
+    // Not the directory itself: a container may have it mounted already.
+    for (const name of readdirSync(workTree)) rmSync(join(workTree, name), { recursive: true, force: true });
     await fillWorkTree(mirror, source, workTree, signal).catch((again) => {
       throw explain(again, source);
     });

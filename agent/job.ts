@@ -15,8 +15,11 @@ export interface JobOptions {
   readonly host: Host;
   /** Names the containers, with the step's index behind it; [A-Za-z0-9_.-], unique on this host while the job runs. */
   readonly id: string;
-  /** The checked-out commit, owned by root. `copyOnWrite` shows it to the steps without ever changing it. */
-  readonly workspace: { readonly dir: string; readonly copyOnWrite?: boolean };
+  /**
+   * The checked-out commit, owned by root. `copyOnWrite` shows it to the steps without ever changing it. The directory
+   * must exist; with `ready` it may still be being filled, and the first step's container is created meanwhile.
+   */
+  readonly workspace: { readonly dir: string; readonly copyOnWrite?: boolean; readonly ready?: Promise<void> };
   /** The `SLIPWAY_` variables of this job; see `buildVariables`. */
   readonly variables: Readonly<Record<string, string>>;
   /** Values to mask in logs and reasons. */
@@ -39,7 +42,8 @@ export interface JobContext extends JobOptions {
 }
 
 /**
- * Runs a job's steps in order and says what became of them. Never throws: what goes wrong is in the result.
+ * Runs a job's steps in order and says what became of them. What goes wrong is in the result; the only exception is the
+ * one with which `workspace.ready` rejects, before any step has been started.
  *
  * A step that fails ends the job (later steps are `skipped`) unless the pipeline allows it to fail. When the promise
  * resolves, no container is left and all logs are complete.
@@ -64,7 +68,9 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
   }
   const context = { ...options, signal, later: (cleanup: Promise<void>) => void cleanups.push(cleanup.catch(problem)) };
   await using images = new ImageCache(options, signal);
-  for (const step of job.steps) images.prefetch(step.image);
+  const ready = options.workspace.ready ?? Promise.resolve();
+  // Images in the repository are there when the commit is.
+  for (const { image } of job.steps) if (!image.startsWith("./")) images.prefetch(image);
 
   const prepareStep = (index: number): StepRun | undefined => {
     const step = job.steps[index];
@@ -76,6 +82,17 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
   const steps: StepResult[] = [];
   let end: Omit<JobResult, "steps"> | undefined = setupError && { status: "error", reason: setupError.message };
   let next = prepareStep(0);
+  const early = options.workspace.ready !== undefined && next?.prepareWithoutWorkspace() === true;
+  try {
+    await ready;
+  } catch (error) {
+    if (early) next?.discard();
+    clearTimeout(timer);
+    await Promise.all(cleanups);
+    uidRange?.[Symbol.dispose]();
+    throw error;
+  }
+  for (const { image } of job.steps) images.prefetch(image);
   for (const [index, step] of job.steps.entries()) {
     if (next === undefined || end !== undefined || signal.aborted) {
       end ??= judgeAbort(signal);

@@ -53,6 +53,13 @@ export class StepRun {
     this.#prepared = create().catch(() => undefined);
   }
 
+  /** Creates the container while the workspace is still being filled; false if its image will be in there. */
+  prepareWithoutWorkspace(): boolean {
+    if (this.#step.image.startsWith("./")) return false;
+    this.prepare();
+    return true;
+  }
+
   /** Removes what was prepared for a step that is not run. */
   discard(): void {
     const remove = async () => {
