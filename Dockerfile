@@ -1,8 +1,9 @@
-# Server and agent in one image. Both stages are pinned; npm ci installs exactly what package-lock.json names, Node included.
+# Server and agent in one image. Both stages are pinned; npm ci installs exactly what package-lock.json names, Node included,
+# and no package needs its install script: native code comes prebuilt.
 FROM node:24.9.0-bookworm-slim AS packages
 WORKDIR /opt/slipway
 COPY package.json package-lock.json ./
-RUN npm ci --omit=dev --no-audit --no-fund && npm cache clean --force
+RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund && npm cache clean --force
 
 FROM debian:12.11-slim
 # The bundled Node needs libatomic1; Git fetches and checks out commits. Steps with the image `host` see this image's /usr: add what they need here, or name an
