@@ -15,9 +15,9 @@ export interface AccessOptions {
 /**
  * Decides who may do what.
  *
- * Agents carry the agent token. Changes need the admin token or a session. Reading is free on a server bound to loopback,
- * if the request names it by a name of its own: a page of a stranger whose name was rebound to 127.0.0.1 sends the
- * stranger's name.
+ * Agents carry the agent token. Changes need the admin token or a session. Reading is free on a server bound to loopback
+ * that is not published under another name (a proxy in front of it may send any Host, its own address too), if the request
+ * names it so: a page of a stranger whose name was rebound to 127.0.0.1 sends the stranger's name.
  */
 export class Access {
   readonly #options: AccessOptions;
@@ -28,8 +28,9 @@ export class Access {
   constructor(options: AccessOptions) {
     this.#options = options;
     this.#session = sessionValue(options.adminToken);
-    this.#readsAreFree = isLoopback(options.host);
-    this.#publicHost = options.publicUrl ? new URL(options.publicUrl).host : undefined;
+    const publicUrl = options.publicUrl ? new URL(options.publicUrl) : undefined;
+    this.#publicHost = publicUrl?.host;
+    this.#readsAreFree = isLoopback(options.host) && (publicUrl === undefined || isLoopback(publicUrl.hostname));
   }
 
   /** @throws {HttpError} 401 without the agent token. */
@@ -77,8 +78,7 @@ export class Access {
   }
 
   #isOwnHost(host: string | undefined): boolean {
-    if (host === undefined) return false;
-    return host.toLowerCase() === this.#publicHost || isLoopback(host.replace(/:\d+$/, ""));
+    return host !== undefined && isLoopback(host.replace(/:\d+$/, ""));
   }
 }
 
