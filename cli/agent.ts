@@ -62,8 +62,16 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const redisUrl = values.redis ?? environment["SLIPWAY_REDIS_URL"] ?? "redis://127.0.0.1:6379";
   const token = findAgentToken(values["token-file"], dataDir, context);
   using signals = new StopSignals();
-  const [{ Agent }, { Host }] = await Promise.all([import("../agent/index.ts"), import("../runtime/index.ts")]);
+  const [{ Agent }, { Host, testHost }] = await Promise.all([
+    import("../agent/index.ts"),
+    import("../runtime/index.ts"),
+  ]);
   await using host = await Host.open({ stateDir: join(dataDir, "agent"), allow });
+  const tested = await testHost(host);
+  if (!tested.ok) {
+    const mend = tested.mend === undefined ? "" : `; ${tested.mend}`;
+    throw new Error(`Cannot start containers on this host: ${tested.found}${mend}`);
+  }
   const name = values.name ?? hostname();
   const agent = new Agent({
     serverUrl,

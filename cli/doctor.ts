@@ -1,5 +1,7 @@
 /** `slipway doctor`: what this host can do, and which setting mends the rest. */
 import { execFileSync } from "node:child_process";
+import { existsSync, rmSync } from "node:fs";
+import { join } from "node:path";
 import type { HostCheck } from "../runtime/index.ts";
 import { parseArguments, type Usage } from "./arguments.ts";
 import { dataDirOption, exitCodes, findDataDir, type Context, type Verb } from "./verb.ts";
@@ -22,10 +24,26 @@ missing: it would have to isolate less. Exits with 125 if a required one is miss
 
 async function run(argv: readonly string[], context: Context): Promise<number> {
   const { values } = parseArguments(usage, argv);
-  const { checkHost } = await import("../runtime/index.ts");
-  const checks = [...(await checkHost({ stateDir: findDataDir(values, context) })), await checkRedis(), checkGit()];
+  const checks = [...(await checkRuntime(findDataDir(values, context))), await checkRedis(), checkGit()];
   context.print(values.json ? `${JSON.stringify(checks, undefined, 2)}\n` : render(checks, context));
   return checks.some(({ ok, required }) => required && !ok) ? exitCodes.ourError : exitCodes.success;
+}
+
+/** Each thing by itself, and if nothing required is missing, all of it together. */
+async function checkRuntime(dataDir: string): Promise<HostCheck[]> {
+  const { checkHost, Host, testHost } = await import("../runtime/index.ts");
+  // Beside the state of an agent that may be running here, on the same file system.
+  const stateDir = join(dataDir, `doctor-${process.pid}`);
+  const existed = existsSync(dataDir);
+  try {
+    const found = await checkHost({ stateDir });
+    const checks = found.map((check) => ({ ...check, found: check.found.replaceAll(stateDir, dataDir) }));
+    if (checks.some(({ ok, required }) => required && !ok)) return checks;
+    await using host = await Host.open({ stateDir });
+    return [...checks, await testHost(host)];
+  } finally {
+    rmSync(existed ? stateDir : dataDir, { recursive: true, force: true });
+  }
 }
 
 async function checkRedis(): Promise<HostCheck> {

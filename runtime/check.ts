@@ -2,10 +2,13 @@
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmdirSync, rmSync, statfsSync } from "node:fs";
 import { arch, release } from "node:os";
 import { type CgroupHost, findCgroups } from "./cgroup.ts";
-import { capabilityNames, EINVAL } from "./linux.ts";
+import { mountLayers } from "./launch-plan.ts";
+import { capabilityNames } from "./linux.ts";
 import { cloneMount } from "./mount.ts";
-import { mountOverlay } from "./rootfs.ts";
-import { close, SyscallError } from "./syscall.ts";
+import { compileProgram, messageBytes, type Operation } from "./program.ts";
+import { mountOverlay, overlayData } from "./rootfs.ts";
+import { placeDescriptors, startProgram } from "./start-program.ts";
+import { architecture, close, pipe, SyscallError, syscall, trySyscall } from "./syscall.ts";
 import { holdUserNamespace } from "./user-namespace.ts";
 
 /** One thing the host can or cannot do. */
@@ -133,8 +136,7 @@ function checkOverlay(stateDir: string, userNamespaceFd: number | Error): HostCh
   const fileSystem = fileSystemName(stateDir);
   const tried = tryDetachedOverlay(stateDir, userNamespaceFd);
   if (tried === undefined) return { name, ok: true, required: true, found: `works on ${fileSystem}` };
-  const byPath =
-    tried instanceof SyscallError && tried.errno === EINVAL ? tryOverlayByPath(stateDir, userNamespaceFd) : tried;
+  const byPath = tryOverlayByPath(stateDir, userNamespaceFd);
   if (byPath === undefined) {
     return {
       name,
@@ -178,13 +180,29 @@ function tryDetachedOverlay(stateDir: string, userNamespaceFd: number): Error | 
   });
 }
 
-/** What an older kernel must be able to do; the overlay itself is mounted by a launcher, in a namespace of its own. */
+/** As a launcher does it on older kernels: in a process and a mount namespace of its own. */
 function tryOverlayByPath(stateDir: string, userNamespaceFd: number): Error | undefined {
-  return inLowerDirectory(stateDir, (_, lower) => {
-    close(cloneMount(lower, { idMapFd: userNamespaceFd }));
-    const fileSystems = readFileSync("/proc/filesystems", "utf8");
-    if (!/\boverlay$/m.test(fileSystems) && !existsSync("/sys/module/overlay")) {
-      throw new Error("the kernel knows no overlay file system");
+  return inLowerDirectory(stateDir, (directory, lower) => {
+    for (const name of ["root", "l/0"]) mkdirSync(`${directory}/${name}`, { recursive: true });
+    const layer = cloneMount(lower, { idMapFd: userNamespaceFd });
+    const status = pipe();
+    try {
+      const { targets, pairs } = placeDescriptors([status.write, layer] as const);
+      const [statusFd, layerFd] = targets;
+      const rootfs = { layerFds: [layerFd], overlayData: overlayData(directory, 1, triedRange) };
+      const plan: Operation[] = [...mountLayers(rootfs, directory), { name: "end", call: "exit_group", args: [0] }];
+      const program = compileProgram(plan, { architecture, statusFd });
+      const pid = startProgram(program.file, "slipway-check", pairs);
+      close(status.write);
+      syscall("wait4", pid, Buffer.alloc(4), 0, 0);
+      const message = Buffer.alloc(messageBytes);
+      if (trySyscall("read", status.read, message, message.length) !== messageBytes) return;
+      const operation = program.operationAt(message.readBigUInt64LE(8));
+      const name = operation !== undefined && "name" in operation ? operation.name : "mount overlay";
+      throw new SyscallError("mount", message.readUInt32LE(4), name);
+    } finally {
+      close(status.read);
+      close(layer);
     }
   });
 }

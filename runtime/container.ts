@@ -4,7 +4,14 @@ import type { Cgroup } from "./cgroup.ts";
 import type { Host } from "./host.ts";
 import type { Image } from "./image.ts";
 import { launchedDescriptors, type Launcher } from "./launcher.ts";
-import { type LaunchPlan, message, type PlannedMount, type PlannedRootfs, planLaunch } from "./launch-plan.ts";
+import {
+  type LaunchPlan,
+  message,
+  messageLength,
+  type PlannedMount,
+  type PlannedRootfs,
+  planLaunch,
+} from "./launch-plan.ts";
 import { type CapabilityName, MFD_CLOEXEC, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, SIGKILL, SIGTERM } from "./linux.ts";
 import { cloneMount } from "./mount.ts";
 import { PipeReader } from "./output.ts";
@@ -65,6 +72,7 @@ export interface ContainerResult {
   readonly oomKilled: boolean;
   /** One sentence for a person, where `reason` is not "exited". */
   readonly message?: string;
+  /** When the program was executed and when it ended, by the kernel's clock; since the epoch, with a fraction. */
   readonly startedAtMs: number;
   readonly finishedAtMs: number;
   readonly cpuTimeMs: number;
@@ -143,6 +151,7 @@ export class Container implements AsyncDisposable {
   #failure: Error | undefined;
   #payloadStatus: number | undefined;
   #startedAtMs = 0;
+  #exitedAtMs: number | undefined;
   #stopReason: { readonly reason: "timeout" | "canceled"; readonly message: string } | undefined;
   #process: ProcessConfig | undefined;
   #start: { readonly fd: number; readonly processFd: number; readonly block: bigint } | undefined;
@@ -182,7 +191,12 @@ export class Container implements AsyncDisposable {
     let rest = Buffer.alloc(0);
     this.#status = new PipeReader(made.status, (chunk) => {
       rest = Buffer.concat([rest, chunk]);
-      for (; rest.length >= messageBytes; rest = rest.subarray(messageBytes)) this.#receive(rest);
+      while (rest.length >= messageBytes) {
+        const length = messageLength(rest.readUInt32LE(0));
+        if (rest.length < length) break;
+        this.#receive(rest);
+        rest = rest.subarray(length);
+      }
     });
     this.#stageZero = made.launcher.ended;
     this.result = this.#finish();
@@ -273,11 +287,12 @@ export class Container implements AsyncDisposable {
         break;
       case message.executed:
         this.#created.resolve();
-        this.#startedAtMs = Date.now();
+        this.#startedAtMs = timeOf(bytes);
         if (this.#failure === undefined) this.#started.resolve();
         break;
       case message.payloadExited:
         this.#payloadStatus = value;
+        this.#exitedAtMs = timeOf(bytes);
         break;
       case failMessage:
         this.#failure ??= this.#explain(this.#program.operationAt(bytes.readBigUInt64LE(8)), value);
@@ -300,7 +315,7 @@ export class Container implements AsyncDisposable {
       const end = this.pid === 0 ? undefined : (gone ?? (await this.#gone.promise));
       await this.#status.ended;
       await this.#outputEnds();
-      const finishedAtMs = Date.now();
+      const finishedAtMs = this.#exitedAtMs ?? Date.now();
       if (this.#failure !== undefined || this.#startedAtMs === 0) {
         throw this.#failure ?? this.#died(stageZero, end);
       }
@@ -600,6 +615,11 @@ class Descriptors {
     for (const fd of this.#fds) close(fd);
     this.#fds.clear();
   }
+}
+
+/** Of a message that has a struct timespec behind it; milliseconds with a fraction. */
+function timeOf(bytes: Buffer): number {
+  return Number(bytes.readBigInt64LE(messageBytes)) * 1000 + Number(bytes.readBigInt64LE(messageBytes + 8)) / 1e6;
 }
 
 function reasonOf(reason: unknown): string {

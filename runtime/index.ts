@@ -20,3 +20,4 @@ export { Host, type HostOptions } from "./host.ts";
 export type { HostCheck } from "./check.ts";
 export { checkHost } from "./check.ts";
 export { ImageError, resolveImage } from "./image.ts";
+export { testHost } from "./self-test.ts";

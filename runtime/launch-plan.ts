@@ -65,8 +65,19 @@ import {
 import { messageBytes, type Operation, type Value } from "./program.ts";
 import { processBytes, processLayout } from "./process-block.ts";
 
-/** Messages on the status descriptor beside `failMessage`: { u32 kind, u32 value, u64 0 }. */
+/**
+ * Messages on the status descriptor beside `failMessage`: { u32 kind, u32 value, u64 0 }. The last two have a struct timespec
+ * behind that, when it happened: the agent may be busy with something else and hear of it late.
+ */
 export const message = { initPid: 2, created: 3, executed: 4, payloadExited: 5 } as const;
+
+/** How long a message is that begins with `kind`. */
+export function messageLength(kind: number): number {
+  return kind === message.executed || kind === message.payloadExited ? messageBytes + timespecBytes : messageBytes;
+}
+
+const timespecBytes = 16;
+const CLOCK_REALTIME = 0;
 
 /** A mount inside the root file system; targets are relative to it and lead through directories that we made. */
 export type PlannedMount =
@@ -160,13 +171,14 @@ function memory(plan: LaunchPlan): Operation[] {
     { memory: "mapDescriptor", size: 4 },
     { memory: "procPath", size: 32, bytes: Buffer.from(`/proc/${"/".repeat(10)}\0`) },
     { memory: "initPidMessage", size: messageBytes, bytes: message_(message.initPid) },
-    { memory: "payloadExitedMessage", size: messageBytes, bytes: message_(message.payloadExited) },
+    { memory: "executedMessage", size: 32, bytes: message_(message.executed) },
+    { memory: "payloadExitedMessage", size: 32, bytes: message_(message.payloadExited) },
     { memory: "process", size: processBytes },
   ];
 }
 
 function message_(kind: number): Buffer {
-  const bytes = Buffer.alloc(messageBytes);
+  const bytes = Buffer.alloc(messageLength(kind));
   bytes.writeUInt32LE(kind, 0);
   return bytes;
 }
@@ -228,10 +240,10 @@ function stageZero(plan: LaunchPlan): Operation[] {
 }
 
 /**
- * Mounts the overlay in a mount namespace of stage 0's own, so that the host never sees it. `attachPath` has an empty
+ * Mounts the overlay in a mount namespace of the caller's own, so that the host never sees it. `attachPath` has an empty
  * directory `root`, and one for each layer in `l`.
  */
-function mountLayers(
+export function mountLayers(
   { layerFds, overlayData }: { readonly layerFds: readonly number[]; readonly overlayData: string },
   attachPath: string,
 ): Operation[] {
@@ -514,11 +526,7 @@ function superviseThePayload(plan: LaunchPlan): Operation[] {
     },
     { name: "go on as the payload", unequal: [0, 1], goto: PAYLOAD },
     { label: "reap" },
-    {
-      name: "report that the program was executed",
-      call: "write",
-      args: [plan.statusFd, { bytes: message_(message.executed) }, messageBytes],
-    },
+    ...reportWithTime("report that the program was executed", plan.statusFd, "executedMessage"),
     ...[1, 2].map((fd): Operation => ({ name: `close descriptor ${fd}`, call: "close", args: [fd] })),
     { label: "reap one" },
     {
@@ -532,13 +540,17 @@ function superviseThePayload(plan: LaunchPlan): Operation[] {
       unequal: [{ load: "reapedPid" }, { load: "payloadPid" }],
       goto: "reap one",
     },
-    {
-      name: "report the payload's end",
-      call: "write",
-      args: [plan.statusFd, { addressOf: "payloadExitedMessage" }, messageBytes],
-    },
+    ...reportWithTime("report the payload's end", plan.statusFd, "payloadExitedMessage"),
     { label: "abandoned" },
     { name: "end init", call: "exit_group", args: [0] },
+  ];
+}
+
+function reportWithTime(name: string, statusFd: number, memory: string): Operation[] {
+  const time: Value = { addressOf: memory, offset: messageBytes };
+  return [
+    { name: "read the clock", call: "clock_gettime", args: [CLOCK_REALTIME, time] },
+    { name, call: "write", args: [statusFd, { addressOf: memory }, messageBytes + timespecBytes] },
   ];
 }
 

@@ -10,6 +10,7 @@ import {
   FSMOUNT_CLOEXEC,
   FSOPEN_CLOEXEC,
   MOUNT_ATTR_IDMAP,
+  MS_PRIVATE,
   OPEN_TREE_CLOEXEC,
   OPEN_TREE_CLONE,
 } from "./linux.ts";
@@ -68,7 +69,12 @@ function kernelLog(context: number): string {
   return lines.length > 0 ? ` (${lines.join("; ")})` : "";
 }
 
-/** Clones a directory or file of the host as a detached mount; `recursive` takes what is mounted below along. */
+/**
+ * Clones a directory or file of the host as a detached mount; `recursive` takes what is mounted below along.
+ *
+ * The clone is private: on a host whose mounts are shared (systemd makes them so) it would else be a peer of the original,
+ * and what a container mounts on it would appear on the host.
+ */
 export function cloneMount(
   path: string | number,
   options: { readonly attributes?: number; readonly idMapFd?: number; readonly recursive?: boolean } = {},
@@ -80,10 +86,10 @@ export function cloneMount(
       ? trySyscall("open_tree", path, cString(""), flags | AT_EMPTY_PATH)
       : trySyscall("open_tree", AT_FDCWD, cString(path), flags);
   if (mount < 0) throw new SyscallError("open_tree", -mount, `clone the mount of "${path}"`);
-  const attributes = options.attributes ?? 0;
-  if (attributes === 0 && options.idMapFd === undefined) return mount;
   const attr = Buffer.alloc(32); // struct mount_attr: set, clear, propagation, userns_fd
-  attr.writeBigUInt64LE(BigInt(attributes | (options.idMapFd === undefined ? 0 : MOUNT_ATTR_IDMAP)), 0);
+  const idMap = options.idMapFd === undefined ? 0 : MOUNT_ATTR_IDMAP;
+  attr.writeBigUInt64LE(BigInt((options.attributes ?? 0) | idMap), 0);
+  attr.writeBigUInt64LE(BigInt(MS_PRIVATE), 16);
   attr.writeBigUInt64LE(BigInt(options.idMapFd ?? 0), 24);
   const result = trySyscall("mount_setattr", mount, cString(""), AT_EMPTY_PATH | depth, attr, attr.length);
   if (result < 0) {

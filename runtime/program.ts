@@ -49,7 +49,7 @@ export interface SyscallOperation {
   readonly tolerate?: readonly number[];
 }
 
-/** A message that the program writes to its status descriptor: 16 bytes. */
+/** A message that the program writes to its status descriptor when it fails: { u32 kind, u32 errno, u64 record address }. */
 export const messageBytes = 16;
 export const failMessage = 1;
 

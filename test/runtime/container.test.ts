@@ -8,6 +8,7 @@ import {
   symlinkSync,
   writeFileSync,
 } from "node:fs";
+import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -84,6 +85,16 @@ describe("a container's end", () => {
     );
     expect(result).toMatchObject({ reason: "canceled", signal: "SIGKILL", exitCode: 137 });
     expect(result.message).toBe("canceled: canceled by ada");
+  });
+
+  test("and its start are timed by the kernel, however late the agent hears of them", async () => {
+    const container = await runContainer(host.host, host.script("sleep 0.2"));
+    const busyUntil = performance.now() + 600;
+    while (performance.now() < busyUntil);
+    const { startedAtMs, finishedAtMs } = await container.result;
+    await container[Symbol.asyncDispose]();
+    expect(finishedAtMs - startedAtMs).toBeGreaterThan(199);
+    expect(finishedAtMs).toBeLessThan(Date.now() - 100);
   });
 
   test("of one that is canceled before it starts is an exception", async () => {
@@ -416,6 +427,20 @@ describe("the workspace", () => {
     });
     expect(stdout).toBe("directory /proc\ndirectory /sys\ndirectory /dev\ndirectory /workspace\ndirectory /etc\ncat\n");
   });
+});
+
+test("what a container mounts does not appear on a host whose mounts are shared", async () => {
+  const shared = host.workspace();
+  execFileSync("mount", ["-t", "tmpfs", "none", shared]);
+  try {
+    execFileSync("mount", ["--make-shared", shared]);
+    const { stdout } = await host.run("cat /proc/self/mountinfo", { workspace: { dir: shared } });
+    const line = stdout.split("\n").find((line) => line.split(" ")[4] === "/workspace");
+    expect(line).toBeDefined();
+    expect(line).not.toMatch(/shared:|master:/);
+  } finally {
+    execFileSync("umount", [shared]);
+  }
 });
 
 describe("prepareContainer", () => {
