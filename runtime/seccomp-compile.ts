@@ -194,24 +194,14 @@ function compare(
     return assembler.load(highOffset, assembler.branch(">", high, { yes: outcome.yes, no: same, holding }));
   };
 
-  const all = 0xffff_ffff_ffff_ffffn;
-  switch (operator) {
-    case "EQ":
-      return equal(all, { yes, no });
-    case "NE":
-      return equal(all, { yes: no, no: yes });
-    case "MASKED_EQ":
-      return equal(mask ?? all, { yes, no });
-    case "GT":
-      return above(">", { yes, no });
-    case "GE":
-      return above(">=", { yes, no });
-    case "LE":
-      return above(">", { yes: no, no: yes });
-    case "LT":
-      return above(">=", { yes: no, no: yes });
-  }
+  const negated = { yes: no, no: yes };
+  if (operator === "NE") return equal(allBits, negated);
+  if (operator === "EQ" || operator === "MASKED_EQ") return equal(mask ?? allBits, { yes, no });
+  const test = operator === "GT" || operator === "LE" ? ">" : ">=";
+  return above(test, operator === "LE" || operator === "LT" ? negated : { yes, no });
 }
+
+const allBits = 0xffff_ffff_ffff_ffffn;
 
 function equalHalf(
   assembler: BpfAssembler,

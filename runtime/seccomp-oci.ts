@@ -285,18 +285,21 @@ function decide(
   const { argumentBits } = call.abi;
   const unconditional = clauses.find(({ all }) => all.length === 0);
   if (unconditional !== undefined) return { clauses: [], otherwise: unconditional.answer, argumentBits };
-  const ordered = clauses.toSorted((a, b) => compareClauses(a, b));
-  for (const [i, clause] of ordered.entries()) {
-    const next = ordered[i + 1];
-    if (next !== undefined && next.answer !== clause.answer && compareClauses(clause, next) === 0) {
+  const conditions = new Map<string, Answer>();
+  for (const { all, answer } of clauses) {
+    const condition = all
+      .map(({ index, operator, value, mask }) => `${index} ${operator} ${value} ${mask}`)
+      .join(" and ");
+    if ((conditions.get(condition) ?? answer) !== answer) {
       const name = [...call.abi.numbers].find(([, number]) => number === call.number)?.[0] ?? `${call.number}`;
       throw refused("syscalls", `two rules for "${name}" with the same arguments have different actions`);
     }
+    conditions.set(condition, answer);
   }
-  return { clauses: ordered, otherwise: call.defaultAnswer, argumentBits };
+  return { clauses: clauses.toSorted(compareClauses), otherwise: call.defaultAnswer, argumentBits };
 }
 
-/** libseccomp's order (_db_chain_lt): what it tries first comes first. Equal: the same comparisons. */
+/** libseccomp's order (_db_chain_lt): what it tries first comes first, what it holds for equal stays as it was added. */
 function compareClauses(a: Clause, b: Clause): number {
   for (let i = 0; ; i++) {
     const [left, right] = [a.all[i], b.all[i]];
@@ -320,11 +323,7 @@ function compareComparisons(a: Comparison, b: Comparison): number {
   if (a.index !== b.index) return b.index - a.index;
   const classes = precedence[a.operator] - precedence[b.operator];
   if (classes !== 0) return classes;
-  if (a.value !== b.value) {
-    const ascending = a.value < b.value ? -1 : 1;
-    return precedence[a.operator] === precedence.LE ? ascending : -ascending;
-  }
-  if (a.operator !== b.operator) return a.operator < b.operator ? -1 : 1;
-  const [left, right] = [a.mask ?? 0n, b.mask ?? 0n];
-  return left === right ? 0 : left > right ? -1 : 1;
+  if (a.value === b.value) return 0;
+  const ascending = a.value < b.value ? -1 : 1;
+  return precedence[a.operator] === precedence.LE ? ascending : -ascending;
 }
