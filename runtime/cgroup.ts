@@ -4,6 +4,7 @@
  * @see {@link https://docs.kernel.org/admin-guide/cgroup-v2.html} and admin-guide/cgroup-v1/
  */
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, statfsSync, writeFileSync } from "node:fs";
+import { rmdir } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { O_DIRECTORY, O_RDONLY, O_WRONLY } from "./linux.ts";
 import { open } from "./syscall.ts";
@@ -233,7 +234,8 @@ export class Cgroup {
   /** Removes it. Its processes must have been reaped; the kernel may need a moment to notice. */
   async remove(): Promise<void> {
     for (const { directory } of this.#hierarchies) {
-      for (let attempt = 0; !tryRemove(directory); attempt++) {
+      // Not synchronously: rmdir waits for whoever changes cgroups on this host.
+      for (let attempt = 0; !(await isRemoved(directory)); attempt++) {
         if (attempt === 200) throw new Error(`Cannot remove cgroup "${directory}": it is still in use after a second`);
         await delay(5);
       }
@@ -338,6 +340,15 @@ function makeDirectory(path: string): void {
 function tryRemove(path: string): boolean {
   try {
     rmdirSync(path);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "ENOENT";
+  }
+}
+
+async function isRemoved(path: string): Promise<boolean> {
+  try {
+    await rmdir(path);
     return true;
   } catch (error) {
     return (error as NodeJS.ErrnoException).code === "ENOENT";

@@ -28,7 +28,12 @@ import { architecture, close, sendDescriptors, socketPair } from "./syscall.ts";
 export const launchedDescriptors = { programFd: 4, stdout: 5, stderr: 6, first: 7 } as const;
 
 const socketFd = 3;
-const readyLaunchers = 4;
+/**
+ * Launchers are started in batches, when few are left: the first of a batch waits for the grace period and holds up every
+ * change to cgroups on the host meanwhile, the others find the lock open.
+ */
+const fewLaunchers = 4;
+const enoughLaunchers = 16;
 
 export interface Launcher {
   /** Of its cgroup, and of the container's directory. */
@@ -42,6 +47,8 @@ export interface Launcher {
 export class Launchers {
   readonly #host: Host;
   readonly #ready: Launcher[] = [];
+  /** Made for the batch that is being started, before its first launcher joins: making one waits for the same lock. */
+  #cgroups: { readonly name: string; readonly cgroup: Cgroup | undefined }[] = [];
   readonly #programs = new Map<string, number>();
   #sequence = 0;
   #closed = false;
@@ -50,23 +57,43 @@ export class Launchers {
     this.#host = host;
   }
 
-  /** Has launchers started until enough are ready, each when the agent has nothing better to do. */
+  /** Has a batch started if few launchers are left, each when the agent has nothing better to do. */
   replenish(): void {
-    if (this.#closed || this.#ready.length >= readyLaunchers) return;
+    if (this.#closed || this.#cgroups.length > 0 || this.#ready.length >= fewLaunchers) return;
+    try {
+      while (this.#ready.length + this.#cgroups.length < enoughLaunchers) this.#cgroups.push(this.#makeCgroup());
+    } catch {
+      // Whoever needs one makes it, and gets the error.
+    }
+    this.#startNext();
+  }
+
+  #startNext(): void {
     setImmediate(() => {
-      if (this.#closed || this.#ready.length >= readyLaunchers) return;
+      const made = this.#closed ? undefined : this.#cgroups.shift();
+      if (made === undefined) return;
       try {
-        this.#ready.push(this.#start());
+        const launcher = this.#start(made);
+        this.#ready.push(launcher);
+        void launcher.ended.then(() => this.#forget(launcher));
       } catch {
-        return; // whoever needs one starts it, and gets the error
+        void made.cgroup?.remove(); // as above
       }
-      this.replenish();
+      this.#startNext();
     });
+  }
+
+  /** One that was killed while it waited is of no use. */
+  #forget(launcher: Launcher): void {
+    const index = this.#ready.indexOf(launcher);
+    if (index < 0) return;
+    this.#ready.splice(index, 1);
+    void this.discard(launcher);
   }
 
   /** Takes a launcher; the caller owns its cgroup and awaits its end. @throws {Error} If none can be started. */
   take(): Launcher {
-    return this.#ready.shift() ?? this.#start();
+    return this.#ready.shift() ?? this.#start(this.#cgroups.shift() ?? this.#makeCgroup());
   }
 
   /**
@@ -93,14 +120,18 @@ export class Launchers {
 
   async close(): Promise<void> {
     this.#closed = true;
-    await Promise.all(this.#ready.splice(0).map((launcher) => this.discard(launcher)));
+    const unused = this.#cgroups.splice(0).map(({ cgroup }) => cgroup?.remove());
+    await Promise.all([...unused, ...this.#ready.splice(0).map((launcher) => this.discard(launcher))]);
     for (const fd of this.#programs.values()) close(fd);
     this.#programs.clear();
   }
 
-  #start(): Launcher {
+  #makeCgroup(): { readonly name: string; readonly cgroup: Cgroup | undefined } {
     const name = `c${++this.#sequence}`;
-    const cgroup = this.#host.cgroups?.create(name);
+    return { name, cgroup: this.#host.cgroups?.create(name) };
+  }
+
+  #start({ name, cgroup }: { readonly name: string; readonly cgroup: Cgroup | undefined }): Launcher {
     const joining = cgroup?.openForJoining() ?? [];
     const [ours, theirs] = socketPair();
     try {

@@ -113,6 +113,11 @@ export const S_IFREG = 0o100000;
 export const S_IFCHR = 0o020000;
 export const S_IFDIR = 0o040000;
 
+// inode flags
+export const FS_IOC_GETFLAGS = 0x80086601;
+export const FS_IOC_SETFLAGS = 0x40086602;
+export const FS_TOPDIR_FL = 0x20000;
+
 // processes, signals, network
 export const SIGHUP = 1;
 export const SIGKILL = 9;

@@ -98,8 +98,8 @@ export const migrations: readonly string[] = [
     signal TEXT,
     allowed_failure INTEGER NOT NULL DEFAULT 0,
     usage TEXT,
-    started_at_ms INTEGER,
-    finished_at_ms INTEGER,
+    started_at_ms REAL,
+    finished_at_ms REAL,
     PRIMARY KEY (attempt_id, position)
   ) STRICT, WITHOUT ROWID;
   `,
