@@ -159,13 +159,12 @@ interface Loop {
 
 function loopX64({ number, first, second, exitGroup }: Loop): Uint8Array {
   const u32 = (value: number) => [value & 0xff, (value >>> 8) & 0xff, (value >>> 16) & 0xff, value >>> 24];
-  const body = [0xb8, ...u32(number), 0xbf, ...u32(first), 0xbe, ...u32(second), 0x0f, 0x05, 0xff, 0xcb]; // dec ebx
-  return Buffer.from([
-    ...[0xbb, ...u32(callsPerRun)], // mov ebx, n
-    ...body, // mov eax, number; mov edi, first; mov esi, second; syscall
-    ...[0x75, 256 - body.length - 2], // jnz body
-    ...[0xb8, ...u32(exitGroup), 0x31, 0xff, 0x0f, 0x05], // exit_group(0)
-  ]);
+  const start = [0xbb, ...u32(callsPerRun)]; // mov ebx, n
+  // mov eax, number; mov edi, first; mov esi, second; syscall; dec ebx
+  const body = [0xb8, ...u32(number), 0xbf, ...u32(first), 0xbe, ...u32(second), 0x0f, 0x05, 0xff, 0xcb];
+  const again = [0x75, 256 - body.length - 2]; // jnz body
+  const end = [0xb8, ...u32(exitGroup), 0x31, 0xff, 0x0f, 0x05]; // exit_group(0)
+  return Buffer.from([...start, ...body, ...again, ...end]);
 }
 
 function loopArm64({ number, first, second, exitGroup }: Loop): Uint8Array {
