@@ -18,8 +18,9 @@ import { PipeReader } from "./output.ts";
 import { processBlock } from "./process-block.ts";
 import { failMessage, messageBytes, type Operation, type Program } from "./program.ts";
 import { decodeWaitStatus, kill, type Reaped, reap, signalAll } from "./reaper.ts";
+import { seccompProfile } from "./seccomp.ts";
 import { cloneForContainer, mountDev, mountOverlay, overlayData, standardMounts } from "./rootfs.ts";
-import { close, cString, errnoName, pipe, syscall, trySyscall } from "./syscall.ts";
+import { architecture, close, cString, errnoName, pipe, syscall, trySyscall } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
 
 /**
@@ -155,6 +156,8 @@ export class Container implements AsyncDisposable {
   #stopReason: { readonly reason: "timeout" | "canceled"; readonly message: string } | undefined;
   #process: ProcessConfig | undefined;
   #start: { readonly fd: number; readonly processFd: number; readonly block: bigint } | undefined;
+  /** Somebody wanted it killed before stage 0 had said who it is. */
+  #killWhenKnown = false;
   #timer: NodeJS.Timeout | undefined;
   #killTimer: NodeJS.Timeout | undefined;
   #cleaned: Promise<void> | undefined;
@@ -223,14 +226,11 @@ export class Container implements AsyncDisposable {
     await this.started;
   }
 
-  /** Time limit and cancellation, from the start on. */
+  /** Cancellation, from the start on. */
   #watch(): void {
-    const { signal, timeoutMs } = this.#config;
+    const { signal } = this.#config;
     if (signal?.aborted) this.#onAbort();
     else signal?.addEventListener("abort", this.#onAbort, { once: true });
-    if (timeoutMs === undefined) return;
-    const message = `it ran for longer than ${timeoutMs / 1000} s`;
-    this.#timer = setTimeout(() => this.stop("timeout", message), timeoutMs);
   }
 
   readonly #onAbort = () => this.stop("canceled", reasonOf(this.#config.signal?.reason));
@@ -244,13 +244,19 @@ export class Container implements AsyncDisposable {
   stop(reason: "timeout" | "canceled", message: string): void {
     if (this.#stopReason !== undefined) return;
     this.#stopReason = { reason, message };
-    signalAll(SIGTERM, () => this.#processes());
+    // Before its program runs nobody would hear it; it comes then.
+    if (this.#startedAtMs !== 0) this.#terminate();
     this.#killTimer = setTimeout(() => this.#kill(), this.#config.graceMs ?? 10_000);
+  }
+
+  #terminate(): void {
+    signalAll(SIGTERM, () => this.#processes());
   }
 
   /** Kills every process at once: the kernel takes a pid namespace down with its init. */
   #kill(): void {
-    if (this.pid !== 0) kill(this.pid, SIGKILL);
+    if (this.pid === 0) this.#killWhenKnown = true;
+    else kill(this.pid, SIGKILL);
   }
 
   /** Takes a container that was never started down: its init ends when the start pipe does. */
@@ -281,6 +287,7 @@ export class Container implements AsyncDisposable {
       case message.initPid:
         this.pid = value;
         void reap(value).then(this.#gone.resolve);
+        if (this.#killWhenKnown) this.#kill();
         break;
       case message.created:
         this.#created.resolve();
@@ -288,6 +295,8 @@ export class Container implements AsyncDisposable {
       case message.executed:
         this.#created.resolve();
         this.#startedAtMs = timeOf(bytes);
+        if (this.#stopReason === undefined) this.#limitTime();
+        else this.#terminate();
         if (this.#failure === undefined) this.#started.resolve();
         break;
       case message.payloadExited:
@@ -298,6 +307,13 @@ export class Container implements AsyncDisposable {
         this.#failure ??= this.#explain(this.#program.operationAt(bytes.readBigUInt64LE(8)), value);
         break;
     }
+  }
+
+  #limitTime(): void {
+    const { timeoutMs } = this.#config;
+    if (timeoutMs === undefined) return;
+    const message = `it ran for longer than ${timeoutMs / 1000} s`;
+    this.#timer = setTimeout(() => this.stop("timeout", message), timeoutMs);
   }
 
   #explain(operation: Operation | undefined, errno: number): Error {
@@ -468,7 +484,7 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
       startFd: start?.read,
       cgroupFd: cgroupFd === undefined ? undefined : descriptors.own(cgroupFd),
     });
-    const key = JSON.stringify(plan, (_, value) => (typeof value === "bigint" ? `${value}` : value));
+    const key = JSON.stringify(plan, planKey);
     const { program, memoryFd } = host.programs.get(key, "slipway-init", plan.statusFd, () => planLaunch(plan));
     const block = program.addressOf("process");
     if (process !== undefined) writeProcess(processFd, block, process);
@@ -493,6 +509,12 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
     descriptors.close();
     host.launchers.replenish();
   }
+}
+
+/** Everything that plans differ in; the seccomp filter is the same for all steps. */
+function planKey(name: string, value: unknown): unknown {
+  if (name === "seccomp") return undefined;
+  return typeof value === "bigint" ? `${value}` : value;
 }
 
 function writeProcess(processFd: number, address: bigint, process: ProcessConfig): void {
@@ -552,6 +574,7 @@ function prepareLaunch(
     rlimits: defaultRlimits(host.maxOpenFiles),
     capabilities: defaultCapabilities,
     lastCapability: host.lastCapability,
+    seccomp: seccompProfile("default", architecture),
     user: { uid: 0, gid: 0, additionalGids: [] },
     cwd: config.cwd ?? (config.workspace === undefined ? "/" : "/workspace"),
   };

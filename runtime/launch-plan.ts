@@ -64,6 +64,7 @@ import {
 } from "./linux.ts";
 import { messageBytes, type Operation, type Value } from "./program.ts";
 import { processBytes, processLayout } from "./process-block.ts";
+import { loadSeccomp, type SeccompFilter } from "./seccomp.ts";
 
 /**
  * Messages on the status descriptor beside `failMessage`: { u32 kind, u32 value, u64 0 }. The last two have a struct timespec
@@ -122,6 +123,8 @@ export interface LaunchPlan {
   readonly capabilities: readonly CapabilityName[];
   /** The highest capability of this kernel, /proc/sys/kernel/cap_last_cap. */
   readonly lastCapability: number;
+  /** In force from no_new_privs on, for init too. */
+  readonly seccomp?: SeccompFilter;
   readonly user: { readonly uid: number; readonly gid: number; readonly additionalGids: readonly number[] };
   readonly cwd: string;
 }
@@ -479,6 +482,8 @@ function dropPrivileges(plan: LaunchPlan): Operation[] {
     { name: "die with the agent", call: "prctl", args: [PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0] },
     { name: `enter "${plan.cwd}"`, call: "chdir", args: [{ text: plan.cwd }] },
     { name: "set no_new_privs", call: "prctl", args: [PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0] },
+    // Last: what init does from here on, a filter for ordinary programs lets it do.
+    ...(plan.seccomp === undefined ? [] : loadSeccomp(plan.seccomp)),
   );
   return operations;
 }

@@ -57,6 +57,11 @@ export class Launchers {
     this.#host = host;
   }
 
+  /** How many processes, each with its cgroup and a descriptor, wait now. */
+  get ready(): number {
+    return this.#ready.length;
+  }
+
   /** Has a batch started if few launchers are left, each when the agent has nothing better to do. */
   replenish(): void {
     if (this.#closed || this.#cgroups.length > 0 || this.#ready.length >= fewLaunchers) return;

@@ -22,7 +22,7 @@ export function placeDescriptors<const Sources extends readonly number[]>(
   readonly pairs: readonly (readonly [number, number])[];
 } {
   const highest = Math.max(...sources);
-  let base = 64;
+  let base = 256;
   while (base <= highest) base *= 2;
   const pairs = sources.map((source, i) => [source, base + i] as const);
   return { targets: pairs.map(([, target]) => target) as { [Index in keyof Sources]: number }, pairs };

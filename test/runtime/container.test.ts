@@ -97,6 +97,22 @@ describe("a container's end", () => {
     expect(finishedAtMs).toBeLessThan(Date.now() - 100);
   });
 
+  test("of one that is canceled at any moment of its start comes soon", async () => {
+    for (let delayMs = 0; delayMs < 8; delayMs += 0.5) {
+      const abort = new AbortController();
+      const running = host.run("sleep 1000", { signal: abort.signal, graceMs: 1 });
+      if (delayMs > 0) await delay(delayMs);
+      abort.abort("changed my mind");
+      const ended = await running.catch((error: Error) => ({
+        reason: "canceled",
+        exitCode: 137,
+        message: error.message,
+      }));
+      expect(ended.reason).toBe("canceled");
+      expect(ended.message).toMatch(/changed my mind|was stopped before its program ran/);
+    }
+  });
+
   test("of one that is canceled before it starts is an exception", async () => {
     await expect(host.run("true", { signal: AbortSignal.abort(new Error("too late")) })).rejects.toThrow("too late");
   });
