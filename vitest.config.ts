@@ -6,8 +6,8 @@ const unit = [
   "test/architecture.test.ts",
   "test/agent/{clone-url,masker,step-log}.test.ts",
   "test/pipelines/**/*.test.ts",
+  "test/runtime/{launch-plan,program,seccomp,seccomp-bpf,seccomp-oci,tar-reader,walker}.test.ts",
   "test/queue/redis-address.test.ts",
-  "test/runtime/{launch-plan,program,walker}.test.ts",
   "test/cli/{arguments,did-you-mean,terminal}.test.ts",
 ];
 

@@ -5,6 +5,7 @@ const benchmarks: Record<string, (options: { readonly runs: number; readonly jso
   launcher: async (options) => (await import("./launcher.ts")).benchLauncher(options),
   log: async (options) => (await import("./log.ts")).benchLog(options),
   run: async (options) => (await import("./run.ts")).benchRun(options),
+  seccomp: async (options) => (await import("./seccomp.ts")).benchSeccomp(options),
   webhook: async (options) => (await import("./webhook.ts")).benchWebhook(options),
 };
 

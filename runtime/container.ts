@@ -646,7 +646,8 @@ function timeOf(bytes: Buffer): number {
 }
 
 function reasonOf(reason: unknown): string {
-  return reason instanceof Error ? reason.message : String(reason ?? "canceled");
+  if (reason instanceof Error) return reason.message;
+  return typeof reason === "string" ? reason : "no reason given";
 }
 
 function signalName(signal: number): string {

@@ -31,7 +31,7 @@ export function buildsPage(main) {
       if (rows.size === 0)
         list.replaceChildren(h("li", { class: "empty" }, `Cannot load the builds: ${error.message}`));
     }
-    if (!gone) timer = setTimeout(refresh, refreshMs);
+    if (!gone) timer = setTimeout(() => void refresh(), refreshMs);
   }
 
   function draw() {

@@ -28,8 +28,7 @@ describe.for(runners)("compileProgram on $architecture", ({ architecture, comman
     const file = join(directory, `program-${architecture}`);
     writeFileSync(file, program.file);
     chmodSync(file, 0o755);
-    const [path = file, ...args] = [...command, file];
-    const { status, stdout, stderr } = spawnSync(path, args);
+    const { status, stdout, stderr } = emulator === undefined ? spawnSync(file) : spawnSync(emulator, [file]);
     return { program, status, stdout: stdout.toString(), stderr };
   }
 

@@ -9,12 +9,11 @@ import { Harness, type TestRepository, twoJobs } from "./harness.ts";
 
 let harness: Harness;
 let repository: TestRepository;
-let buildId: string;
 
 beforeAll(async () => {
   harness = await Harness.start({ publicUrl: "https://ci.example.com" });
   repository = await harness.repository();
-  buildId = (await repository.push(twoJobs)).id;
+  await repository.push(twoJobs);
 });
 afterAll(() => harness[Symbol.asyncDispose]());
 

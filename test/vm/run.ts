@@ -106,12 +106,11 @@ async function boot(root: string, disk: string): Promise<number> {
   const qemu = spawn(
     "qemu-system-x86_64",
     [
-      ...["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "4G"],
-      ...["-nographic", "-no-reboot", "-nic", "none"],
-      ...["-drive", `file=${disk},if=virtio,format=raw,cache=unsafe`],
-      ...["-kernel", file("vmlinuz-"), "-initrd", file("initrd.img-")],
-      ...["-append", "root=/dev/vda rw console=ttyS0 quiet systemd.unified_cgroup_hierarchy=1 systemd.show_status=no"],
-    ],
+      "-accel tcg,thread=multi -cpu max -smp 2 -m 4G -nographic -no-reboot -nic none".split(" "),
+      ["-drive", `file=${disk},if=virtio,format=raw,cache=unsafe`],
+      ["-kernel", file("vmlinuz-"), "-initrd", file("initrd.img-")],
+      ["-append", "root=/dev/vda rw console=ttyS0 quiet systemd.unified_cgroup_hierarchy=1 systemd.show_status=no"],
+    ].flat(),
     { stdio: ["ignore", "pipe", "inherit"] },
   );
   let code = 125;
