@@ -1,4 +1,4 @@
-import { mkdirSync } from "node:fs";
+import { mkdirSync, readFileSync } from "node:fs";
 import { constants } from "node:os";
 import type { Cgroup } from "./cgroup.ts";
 import type { Host } from "./host.ts";
@@ -269,7 +269,8 @@ export class Container implements AsyncDisposable {
   }
 
   #processes(): number[] {
-    return this.#cgroup?.processes().filter((pid) => pid !== this.pid) ?? [];
+    if (this.#cgroup === undefined) return this.pid === 0 ? [] : descendants(this.pid);
+    return this.#cgroup.processes().filter((pid) => pid !== this.pid);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -638,6 +639,23 @@ class Descriptors {
     for (const fd of this.#fds) close(fd);
     this.#fds.clear();
   }
+}
+
+/** All processes below one, where no cgroup counts them. */
+function descendants(pid: number): number[] {
+  const found: number[] = [];
+  const ahead = [pid];
+  for (let at = ahead.pop(); at !== undefined; at = ahead.pop()) {
+    try {
+      for (const child of readFileSync(`/proc/${at}/task/${at}/children`, "utf8").trim().split(" ").filter(Boolean)) {
+        found.push(Number(child));
+        ahead.push(Number(child));
+      }
+    } catch {
+      // ended meanwhile
+    }
+  }
+  return found;
 }
 
 /** Of a message that has a struct timespec behind it; milliseconds with a fraction. */
