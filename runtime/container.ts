@@ -330,7 +330,9 @@ export class Container implements AsyncDisposable {
       // Stage 0 has written init's id, if there is an init, before it ended; the pipe may still hold it.
       const gone = await Promise.race([this.#gone.promise, this.#status.ended.then(() => undefined)]);
       const end = this.pid === 0 ? undefined : (gone ?? (await this.#gone.promise));
-      await this.#status.ended;
+      // Its last message is there, or else whatever there is to be known comes before the end.
+      if (this.#payloadStatus === undefined) await this.#status.ended;
+      else this.#status.destroy();
       await this.#outputEnds();
       const finishedAtMs = this.#exitedAtMs ?? Date.now();
       if (this.#failure !== undefined || this.#startedAtMs === 0) {

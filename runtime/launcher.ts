@@ -30,10 +30,11 @@ export const launchedDescriptors = { programFd: 4, stdout: 5, stderr: 6, first: 
 const socketFd = 3;
 /**
  * Launchers are started in batches, when few are left: the first of a batch waits for the grace period and holds up every
- * change to cgroups on the host meanwhile, the others find the lock open.
+ * change to cgroups on the host meanwhile, the others find the lock open. The first batch is small, for `slipway run`
+ * may need no more; each further one is larger.
  */
-const fewLaunchers = 4;
-const enoughLaunchers = 16;
+const firstBatch = 4;
+const largestBatch = 16;
 
 export interface Launcher {
   /** Of its cgroup, and of the container's directory. */
@@ -51,6 +52,7 @@ export class Launchers {
   #cgroups: { readonly name: string; readonly cgroup: Cgroup | undefined }[] = [];
   readonly #programs = new Map<string, number>();
   #sequence = 0;
+  #enough = firstBatch;
   #closed = false;
 
   constructor(host: Host) {
@@ -64,9 +66,10 @@ export class Launchers {
 
   /** Has a batch started if few launchers are left, each when the agent has nothing better to do. */
   replenish(): void {
-    if (this.#closed || this.#cgroups.length > 0 || this.#ready.length >= fewLaunchers) return;
+    if (this.#closed || this.#cgroups.length > 0 || this.#ready.length >= this.#enough / 4) return;
     try {
-      while (this.#ready.length + this.#cgroups.length < enoughLaunchers) this.#cgroups.push(this.#makeCgroup());
+      while (this.#ready.length + this.#cgroups.length < this.#enough) this.#cgroups.push(this.#makeCgroup());
+      this.#enough = Math.min(2 * this.#enough, largestBatch);
     } catch {
       // Whoever needs one makes it, and gets the error.
     }
