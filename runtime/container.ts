@@ -1,6 +1,6 @@
 import { mkdirSync, readFileSync } from "node:fs";
 import { constants } from "node:os";
-import type { Cgroup } from "./cgroup.ts";
+import type { Cgroup, CgroupUsage } from "./cgroup.ts";
 import type { Host } from "./host.ts";
 import type { Image } from "./image.ts";
 import { launchedDescriptors, type Launcher } from "./launcher.ts";
@@ -71,7 +71,7 @@ export interface ContainerResult {
   /** `SIGKILL`, where a signal ended it. */
   readonly signal?: string;
   readonly oomKilled: boolean;
-  /** One sentence for a person, where `reason` is not "exited". */
+  /** One sentence for a person, where there is more to say than the exit code. */
   readonly message?: string;
   /** When the program was executed and when it ended, by the kernel's clock; since the epoch, with a fraction. */
   readonly startedAtMs: number;
@@ -385,7 +385,7 @@ export class Container implements AsyncDisposable {
     const exitCode = status.exitCode ?? 128 + (status.signal ?? 0);
     const oomKilled = (usage?.oomKills ?? 0) > 0;
     const signal = status.signal === undefined ? undefined : signalName(status.signal);
-    const { reason, text } = this.#why({ exitCode, signal, oomKilled, peak: usage?.memoryPeakBytes });
+    const { reason, text } = this.#why({ exitCode, signal, oomKilled, usage });
     return {
       reason,
       exitCode,
@@ -400,20 +400,26 @@ export class Container implements AsyncDisposable {
     };
   }
 
-  #why(end: { exitCode: number; signal: string | undefined; oomKilled: boolean; peak: number | undefined }): {
-    reason: EndReason;
-    text?: string;
-  } {
+  #why(end: {
+    readonly exitCode: number;
+    readonly signal: string | undefined;
+    readonly oomKilled: boolean;
+    readonly usage: CgroupUsage | undefined;
+  }): { reason: EndReason; text?: string } {
+    const { memoryBytes, pids } = this.#config.resources;
+    const refused = end.usage?.pidsRefused ?? 0;
+    const forks = refused === 0 ? "" : ` (${refused} forks were refused at the limit of ${pids} processes)`;
     if (this.#stopReason !== undefined) {
       const { reason, message } = this.#stopReason;
-      return { reason, text: `${reason === "timeout" ? "timed out" : "canceled"}: ${message}` };
+      return { reason, text: `${reason === "timeout" ? "timed out" : "canceled"}: ${message}${forks}` };
     }
     if (end.oomKilled && end.exitCode !== 0) {
-      const limit = mebibytes(this.#config.resources.memoryBytes);
-      const used = end.peak === undefined ? "" : `used ${mebibytes(end.peak)} of `;
-      return { reason: "oom", text: `killed for memory: ${used || "limit "}${limit}` };
+      const peak = end.usage?.memoryPeakBytes;
+      const used = peak === undefined ? "limit" : `used ${mebibytes(peak)} of`;
+      return { reason: "oom", text: `killed for memory: ${used} ${mebibytes(memoryBytes)}` };
     }
-    if (end.signal !== undefined) return { reason: "signaled", text: `killed by ${end.signal}` };
+    if (end.signal !== undefined) return { reason: "signaled", text: `killed by ${end.signal}${forks}` };
+    if (end.exitCode !== 0 && refused > 0) return { reason: "exited", text: `exit code ${end.exitCode}${forks}` };
     return { reason: "exited" };
   }
 

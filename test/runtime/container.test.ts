@@ -387,6 +387,9 @@ describe("isolation", () => {
       { resources },
     );
     expect(stdout + stderr).toMatch(/^[5-8] .*Resource temporarily unavailable/);
+    const failed = await host.run("for i in $(seq 20); do sleep 100 & done; wait", { resources });
+    expect(failed.exitCode).not.toBe(0);
+    expect(failed.message).toMatch(/forks were refused at the limit of 10 processes/);
   });
 
   test("shows its own limits in /sys/fs/cgroup", async () => {
