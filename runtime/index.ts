@@ -14,8 +14,10 @@ export type {
   OutputSink,
   PreparedConfig,
   ProcessConfig,
-} from "./container.ts";
-export { Container, ExecError, prepareContainer, runContainer } from "./container.ts";
+} from "./container-config.ts";
+export { ExecError } from "./container-config.ts";
+export { Container } from "./container.ts";
+export { prepareContainer, runContainer } from "./create-container.ts";
 export { Host, type HostOptions } from "./host.ts";
 export type { HostCheck } from "./check.ts";
 export { checkHost } from "./check.ts";

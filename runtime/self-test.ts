@@ -1,7 +1,7 @@
 /** The last word on whether a host can do it: a whole container, started and reaped. */
 import { chmodSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import type { HostCheck } from "./check.ts";
-import { runContainer } from "./container.ts";
+import { runContainer } from "./create-container.ts";
 import type { Host } from "./host.ts";
 import { compileProgram } from "./program.ts";
 import { architecture } from "./syscall.ts";

@@ -1,0 +1,78 @@
+/** What a container is asked to be, and what became of it. */
+import type { Image } from "./image.ts";
+import type { UidRange } from "./uid-range.ts";
+
+/**
+ * Receives output as it comes. `chunk` is valid only during the call (copy what must stay); returning `false` stops reading
+ * until `Container.resumeOutput()`.
+ */
+export type OutputSink = (stream: "stdout" | "stderr", chunk: Uint8Array) => boolean | void;
+
+/** What runs in a container; may be known only when it starts. */
+export interface ProcessConfig {
+  /** argv; argv[0] is looked up in PATH of `env` when it has no slash. */
+  readonly args: readonly string[];
+  /** The whole environment; nothing is added. */
+  readonly env: Readonly<Record<string, string>>;
+}
+
+/** What must be known when a container is created. */
+export interface PreparedConfig {
+  /** Names it in messages; [A-Za-z0-9_.-]. */
+  readonly id: string;
+  readonly image: Image;
+  readonly uidRange: UidRange;
+  /** @default "/workspace" if there is a workspace, else "/" */
+  readonly cwd?: string;
+  /** @default "slipway" */
+  readonly hostname?: string;
+  /** Mounted read-write at /workspace. `copyOnWrite` shows the directory without ever changing it. */
+  readonly workspace?: { readonly dir: string; readonly copyOnWrite?: boolean };
+  readonly resources: { readonly memoryBytes: number; readonly cpu: number; readonly pids: number };
+  readonly network: "none" | "host";
+  readonly output: OutputSink;
+  readonly timeoutMs?: number;
+  /** Between SIGTERM and SIGKILL after a cancel or time-out. @default 10000 */
+  readonly graceMs?: number;
+  /** Canceling; the reason is a string or an Error whose message says why. */
+  readonly signal?: AbortSignal;
+}
+
+export type ContainerConfig = PreparedConfig & ProcessConfig;
+
+/** Why the container ended. */
+export type EndReason = "exited" | "signaled" | "oom" | "timeout" | "canceled";
+
+export interface ContainerResult {
+  readonly reason: EndReason;
+  /** 0–255; 128 + signal number where a signal ended it. */
+  readonly exitCode: number;
+  /** `SIGKILL`, where a signal ended it. */
+  readonly signal?: string;
+  readonly oomKilled: boolean;
+  /** One sentence for a person, where there is more to say than the exit code. */
+  readonly message?: string;
+  /** When the program was executed and when it ended, by the kernel's clock; since the epoch, with a fraction. */
+  readonly startedAtMs: number;
+  readonly finishedAtMs: number;
+  readonly cpuTimeMs: number;
+  readonly memoryPeakBytes?: number;
+  readonly pidsPeak?: number;
+}
+
+/** The program cannot be executed: it is missing, not executable or no program. The user's failure, not ours. */
+export class ExecError extends Error {
+  override readonly name = "ExecError";
+  readonly code: string;
+
+  constructor(code: string, program: string) {
+    const reasons: Record<string, string> = {
+      ENOENT: "there is no such program in the image (or its interpreter is missing)",
+      EACCES: "it is not executable",
+      ENOEXEC: "it is not a program for this machine",
+      E2BIG: "its arguments and environment are too large",
+    };
+    super(`Cannot execute "${program}": ${reasons[code] ?? code}`);
+    this.code = code;
+  }
+}
