@@ -1,0 +1,64 @@
+/** The worker thread behind `Networks`: it may block, and visit other network namespaces, without the agent noticing. */
+import { parentPort, workerData } from "node:worker_threads";
+import { CLONE_NEWNET } from "./linux.ts";
+import { type Destination, KernelNetworks, type NetworksConfig } from "./network-kernel.ts";
+import { syscall } from "./syscall.ts";
+
+/** What the thread can be asked for, one at a time. */
+export type NetworkTask =
+  | { readonly kind: "create" }
+  | { readonly kind: "restrict"; readonly slot: number; readonly allowed: readonly Destination[] | undefined }
+  | { readonly kind: "refused"; readonly slot: number }
+  | { readonly kind: "release"; readonly slot: number }
+  | { readonly kind: "close" };
+
+export interface NetworkReply {
+  readonly id: number;
+  readonly result?: unknown;
+  readonly error?: { readonly message: string; readonly code?: string };
+}
+
+if (parentPort === null) throw new Error("network-worker.ts is the entry of a worker thread");
+const port = parentPort;
+
+function run(networks: KernelNetworks, task: NetworkTask): unknown {
+  switch (task.kind) {
+    case "create":
+      return networks.create();
+    case "restrict":
+      networks.restrict(task.slot, task.allowed);
+      break;
+    case "refused":
+      return networks.refused(task.slot);
+    case "release":
+      networks.release(task.slot);
+      break;
+    case "close":
+      networks[Symbol.dispose]();
+      port.close();
+  }
+  return undefined;
+}
+
+/** Errors cross threads as data: a class would arrive without its fields. */
+function reply(id: number, action: () => unknown): boolean {
+  try {
+    port.postMessage({ id, result: action() } satisfies NetworkReply);
+    return true;
+  } catch (error) {
+    const { message, code } = error as NodeJS.ErrnoException;
+    port.postMessage({ id, error: { message, ...(code === undefined ? {} : { code }) } } satisfies NetworkReply);
+    return false;
+  }
+}
+
+let networks: KernelNetworks | undefined;
+reply(0, () => {
+  const config = workerData as NetworksConfig;
+  if (config.scratch) syscall("unshare", CLONE_NEWNET);
+  networks = new KernelNetworks(config);
+});
+if (networks === undefined) port.close();
+port.on("message", ({ id, task }: { id: number; task: NetworkTask }) => {
+  reply(id, () => networks && run(networks, task));
+});
