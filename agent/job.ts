@@ -1,7 +1,7 @@
 /** Runs the steps of one job, each in its own fresh container. */
 import { join } from "node:path";
 import type { JobSpec, StepSpec } from "../pipelines/index.ts";
-import { type Host, type Image, ImageError, resolveImage, type UidRange } from "../runtime/index.ts";
+import { type Host, type Image, ImageError, type JobNetwork, resolveImage, type UidRange } from "../runtime/index.ts";
 import { abortReason, JobTimeout } from "./abort.ts";
 import { asError } from "./cause.ts";
 import { formatDuration } from "./duration.ts";
@@ -36,6 +36,10 @@ export interface JobOptions {
 /** What all steps of a job share. */
 export interface JobContext extends JobOptions {
   readonly uidRange: UidRange;
+  /** The job's network; claimed at its beginning if a step wants it. */
+  readonly jobNetwork: Promise<JobNetwork> | undefined;
+  /** How often the job's network has refused a destination so far. */
+  readonly refused: Map<string, number>;
   readonly signal: AbortSignal;
   /** Runs beside the following steps; the job waits for it at its end. */
   readonly later: (cleanup: Promise<void>) => void;
@@ -66,7 +70,15 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
   } catch (error) {
     setupError = asError(error);
   }
-  const context = { ...options, signal, later: (cleanup: Promise<void>) => void cleanups.push(cleanup.catch(problem)) };
+  const jobNetwork = job.steps.some(({ network }) => network === "job") ? options.host.claimNetwork() : undefined;
+  jobNetwork?.catch(() => {}); // the step that wants it says so
+  const context = {
+    ...options,
+    signal,
+    jobNetwork,
+    refused: new Map<string, number>(),
+    later: (cleanup: Promise<void>) => void cleanups.push(cleanup.catch(problem)),
+  };
   await using images = new ImageCache(options, signal);
   const ready = options.workspace.ready ?? Promise.resolve();
   // Images in the repository are there when the commit is.
@@ -89,6 +101,7 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
     if (early) next?.discard();
     clearTimeout(timer);
     await Promise.all(cleanups);
+    await release(jobNetwork);
     uidRange?.[Symbol.dispose]();
     throw error;
   }
@@ -118,8 +131,15 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
   next?.discard();
   clearTimeout(timer);
   await Promise.all(cleanups);
+  await release(jobNetwork);
   uidRange?.[Symbol.dispose]();
   return { ...(end ?? { status: "success" }), steps };
+}
+
+/** Ends the job's network, if there ever was one. */
+async function release(network: Promise<JobNetwork> | undefined): Promise<void> {
+  const claimed = await network?.catch(() => undefined);
+  claimed?.[Symbol.dispose]();
 }
 
 function compileSecrets(values: readonly string[]): SecretIndex | undefined {

@@ -48,7 +48,8 @@ export class StepRun {
     const { host, image, signal } = this.#context;
     const create = async () => {
       const found = await image("ahead");
-      return signal.aborted ? undefined : prepareContainer(host, this.#prepareConfig(found));
+      const network = await this.#network();
+      return signal.aborted ? undefined : prepareContainer(host, this.#prepareConfig(found, network));
     };
     this.#prepared = create().catch(() => undefined);
   }
@@ -83,12 +84,15 @@ export class StepRun {
       signal.throwIfAborted();
       const process = this.#processConfig(found);
       if (this.#container === undefined) {
-        this.#container = await runContainer(host, { ...this.#prepareConfig(found), ...process });
+        const network = await this.#network();
+        this.#container = await runContainer(host, { ...this.#prepareConfig(found, network), ...process });
       } else {
         await this.#container.start(process);
       }
       onRunning();
-      return describe(await this.#container.result, this.log);
+      const result = await this.#container.result;
+      await this.#noteRefused();
+      return describe(result, this.log);
     } catch (error) {
       return { ...describeError(this.#step, asError(error), this.#context), startedAtMs, finishedAtMs: Date.now() };
     } finally {
@@ -96,9 +100,29 @@ export class StepRun {
     }
   }
 
-  #prepareConfig(image: Image): PreparedConfig {
+  /** Says in the log what the job's network has refused since the last step. */
+  async #noteRefused(): Promise<void> {
+    if (this.#step.network !== "job") return;
+    const network = await this.#context.jobNetwork;
+    for (const { address, port, protocol, count } of (await network?.refused()) ?? []) {
+      const target = `${address.includes(":") ? `[${address}]` : address}:${port}/${protocol}`;
+      const before = this.#context.refused.get(target) ?? 0;
+      this.#context.refused.set(target, count);
+      if (count > before) this.log.note(`network: refused ${target} (${count - before} packets)`);
+    }
+  }
+
+  async #network(): Promise<PreparedConfig["network"]> {
+    const { network } = this.#step;
+    if (network !== "job") return network;
+    const claimed = await this.#context.jobNetwork;
+    if (claimed === undefined) throw new Error("Cannot give the step a network: its job has none");
+    return claimed;
+  }
+
+  #prepareConfig(image: Image, network: PreparedConfig["network"]): PreparedConfig {
     const { id, index, uidRange, workspace, signal } = this.#context;
-    const { resources, network, timeoutMs } = this.#step;
+    const { resources, timeoutMs } = this.#step;
     const output: PreparedConfig["output"] = (stream, chunk) => this.log.write(stream === "stdout" ? 1 : 2, chunk);
     return { id: `${id}-${index}`, image, uidRange, workspace, resources, network, timeoutMs, signal, output };
   }

@@ -31,7 +31,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
 
 /** Each thing by itself, and if nothing required is missing, all of it together. */
 async function checkRuntime(dataDir: string): Promise<HostCheck[]> {
-  const { checkHost, Host, testHost } = await import("../runtime/index.ts");
+  const { checkHost, checkNetworks, Host, testHost } = await import("../runtime/index.ts");
   // Beside the state of an agent that may be running here, on the same file system.
   const stateDir = join(dataDir, `doctor-${process.pid}`);
   const existed = existsSync(dataDir);
@@ -40,7 +40,9 @@ async function checkRuntime(dataDir: string): Promise<HostCheck[]> {
     const checks = found.map((check) => ({ ...check, found: check.found.replaceAll(stateDir, dataDir) }));
     if (checks.some(({ ok, required }) => required && !ok)) return checks;
     await using host = await Host.open({ stateDir });
-    return [...checks, await testHost(host)];
+    const networks = await checkNetworks();
+    // Without them, steps can have no network or the host's.
+    return [...checks, await testHost(host), ...networks.map((check) => ({ ...check, required: false }))];
   } finally {
     rmSync(existed ? stateDir : dataDir, { recursive: true, force: true });
   }

@@ -69,8 +69,9 @@ const stepTable = {
     },
     allow_failure: { shape: flag, summary: "Goes on after a failure of this step.", default: false },
     network: {
-      shape: choice(["none", "host"], { bridge: "host", default: "host", false: "none", true: "host" }),
-      summary: "none is an own network with loopback only, host the agent's.",
+      shape: choice(["none", "job", "host"], { bridge: "job", default: "job", false: "none", true: "job" }),
+      summary:
+        "none is an own network with loopback only; job is shared by the steps of the job that name it and leads to the outside, not to the host or other jobs; host is the agent's.",
       default: DEFAULTS.network,
     },
   },

@@ -19,8 +19,8 @@ export interface Resources {
   readonly pids: number;
 }
 
-/** `none` is an own network namespace with loopback only; `host` is the host's. */
-export type StepNetwork = "none" | "host";
+/** `none` is an own network namespace with loopback only; `job` is shared by the steps of a job and leads to the outside; `host` is the host's. */
+export type StepNetwork = "none" | "job" | "host";
 
 export interface StepSpec {
   readonly name: string;

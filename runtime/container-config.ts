@@ -1,5 +1,6 @@
 /** What a container is asked to be, and what became of it. */
 import type { Image } from "./image.ts";
+import type { JobNetwork } from "./network.ts";
 import type { UidRange } from "./uid-range.ts";
 
 /**
@@ -29,7 +30,8 @@ export interface PreparedConfig {
   /** Mounted read-write at /workspace. `copyOnWrite` shows the directory without ever changing it. */
   readonly workspace?: { readonly dir: string; readonly copyOnWrite?: boolean };
   readonly resources: { readonly memoryBytes: number; readonly cpu: number; readonly pids: number };
-  readonly network: "none" | "host";
+  /** Loopback only, the host's, or a job's, which is the caller's to dispose. */
+  readonly network: "none" | "host" | JobNetwork;
   readonly output: OutputSink;
   readonly timeoutMs?: number;
   /** Between SIGTERM and SIGKILL after a cancel or time-out. @default 10000 */

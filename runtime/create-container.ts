@@ -1,5 +1,5 @@
 /** Creates containers: file systems, limits, pipes, and a launcher that becomes one. */
-import { mkdirSync } from "node:fs";
+import { chownSync, mkdirSync, writeFileSync } from "node:fs";
 import { Container, writeProcess } from "./container.ts";
 import type { ContainerConfig, PreparedConfig, ProcessConfig } from "./container-config.ts";
 import type { Host } from "./host.ts";
@@ -14,6 +14,7 @@ import {
   MOUNT_ATTR_RDONLY,
 } from "./linux.ts";
 import { cloneMount } from "./mount.ts";
+import type { JobNetwork } from "./network.ts";
 import { cloneForContainer, mountDev, mountOverlay, overlayData, standardMounts } from "./rootfs.ts";
 import { seccompProfile } from "./seccomp.ts";
 import { architecture, close, cString, pipe, syscall } from "./syscall.ts";
@@ -123,6 +124,9 @@ function prepareLaunch(
 ): { plan: LaunchPlan; sources: readonly number[] } {
   const { descriptors } = made;
   const { image, uidRange: range } = config;
+  const hostname = config.hostname ?? "slipway";
+  const network = typeof config.network === "object" ? config.network : undefined;
+  if (network !== undefined) writeNetworkFiles(made.directory, network, { hostname, owner: range.base });
   const sources: number[] = [];
   const place = (fd: number) => launchedDescriptors.first + sources.push(fd) - 1;
   const attached = image.binds.map(({ source, target }) => ({
@@ -135,7 +139,12 @@ function prepareLaunch(
   }
   const mounts: PlannedMount[] = standardMounts({
     dev: place(descriptors.own(mountDev(range))),
-    ...(config.network === "host" ? { hostSys: place(descriptors.own(cloneHostSys())) } : {}),
+    sys:
+      config.network === "host"
+        ? { fd: place(descriptors.own(cloneHostSys())) }
+        : network === undefined
+          ? "own"
+          : "network",
     cgroupControllers: host.cgroupControllers,
     attached,
   });
@@ -152,8 +161,8 @@ function prepareLaunch(
     ...(made.cgroupFd === undefined ? {} : { cgroupFd: place(made.cgroupFd) }),
     attachPath: host.attachDir,
     idMap: { base: range.base, size: range.size },
-    ownNetwork: config.network !== "host",
-    hostname: config.hostname ?? "slipway",
+    network: network === undefined ? (config.network === "host" ? "host" : "own") : { fd: place(network.namespaceFd) },
+    hostname,
     mounts,
     maskedPaths: host.maskedPaths,
     readonlyPaths: host.readonlyPaths,
@@ -165,6 +174,19 @@ function prepareLaunch(
     cwd: config.cwd ?? (config.workspace === undefined ? "/" : "/workspace"),
   };
   return { plan, sources };
+}
+
+/** /etc/hosts and /etc/resolv.conf of a job's network, over those of the skeleton; before the overlay is mounted. */
+function writeNetworkFiles(
+  directory: string,
+  network: JobNetwork,
+  options: { readonly hostname: string; readonly owner: number },
+): void {
+  const etc = `${directory}/upper/etc`;
+  mkdirSync(etc, { recursive: true, mode: 0o755 });
+  writeFileSync(`${etc}/hosts`, network.hosts(options.hostname), { mode: 0o644 });
+  writeFileSync(`${etc}/resolv.conf`, network.resolvConf, { mode: 0o644 });
+  for (const path of [etc, `${etc}/hosts`, `${etc}/resolv.conf`]) chownSync(path, options.owner, options.owner);
 }
 
 function prepareRootfs(

@@ -23,3 +23,5 @@ export type { HostCheck } from "./check.ts";
 export { checkHost } from "./check.ts";
 export { ImageError, resolveImage } from "./image.ts";
 export { testHost } from "./self-test.ts";
+export type { JobNetwork, Refused } from "./network.ts";
+export { checkNetworks } from "./network-check.ts";

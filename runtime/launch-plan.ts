@@ -63,6 +63,7 @@ import {
   SOCK_DGRAM,
 } from "./linux.ts";
 import { messageBytes, type Operation, type Value } from "./program.ts";
+import { attachNetworkSys, joinNetwork, networkMemory } from "./network-join.ts";
 import { processBytes, processLayout } from "./process-block.ts";
 import { loadSeccomp, type SeccompFilter } from "./seccomp.ts";
 
@@ -91,6 +92,8 @@ export type PlannedMount =
       readonly flags: number;
       readonly data?: string;
     }
+  /** The sysfs of the network that stage 0 has joined. */
+  | { readonly kind: "networkSys"; readonly target: string }
   | { readonly kind: "directory"; readonly target: string }
   | { readonly kind: "remount"; readonly target: string; readonly flags: number };
 
@@ -113,7 +116,8 @@ export interface LaunchPlan {
   readonly idMap: { readonly base: number; readonly size: number };
   /** v2: the open cgroup directory. On v1 the launcher has joined already. */
   readonly cgroupFd?: number;
-  readonly ownNetwork: boolean;
+  /** A network of its own with loopback only, the agent's, or a namespace that is there already, by descriptor. */
+  readonly network: "own" | "host" | { readonly fd: number };
   readonly hostname: string;
   readonly mounts: readonly PlannedMount[];
   readonly maskedPaths: readonly { readonly path: string; readonly directory: boolean }[];
@@ -157,7 +161,7 @@ function memory(plan: LaunchPlan): Operation[] {
   clone.writeBigUInt64LE(
     BigInt(CLONE_PARENT | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER) +
       BigInt(CLONE_NEWPID) +
-      (plan.ownNetwork ? BigInt(CLONE_NEWNET) : 0n) +
+      (plan.network === "own" ? BigInt(CLONE_NEWNET) : 0n) +
       (cgroupFd === undefined ? 0n : BigInt(CLONE_INTO_CGROUP)),
     0,
   );
@@ -176,6 +180,7 @@ function memory(plan: LaunchPlan): Operation[] {
     { memory: "initPidMessage", size: messageBytes, bytes: message_(message.initPid) },
     { memory: "executedMessage", size: 32, bytes: message_(message.executed) },
     { memory: "payloadExitedMessage", size: 32, bytes: message_(message.payloadExited) },
+    ...networkMemory,
     { memory: "process", size: processBytes },
   ];
 }
@@ -207,6 +212,7 @@ function stageZero(plan: LaunchPlan): Operation[] {
     ...("fd" in plan.rootfs
       ? [{ name: `enter "${plan.attachPath}"`, call: "chdir", args: [{ text: plan.attachPath }] }]
       : []),
+    ...(typeof plan.network === "object" ? joinNetwork(plan.network.fd) : []),
     {
       name: "clone into new namespaces",
       call: "clone3",
@@ -343,6 +349,8 @@ function plannedMount(mount: PlannedMount): Operation {
         call: "mount",
         args: [{ text: mount.type }, target, { text: mount.type }, mount.flags, mount.data ? { text: mount.data } : 0],
       };
+    case "networkSys":
+      return attachNetworkSys(mount.target);
     case "directory":
       return { name: `make directory "/${mount.target}"`, call: "mkdirat", args: [AT_FDCWD, target, 0o755] };
     case "remount":
@@ -406,7 +414,7 @@ function nameAndNetwork(plan: LaunchPlan): Operation[] {
     { name: "set standard input", call: "dup3", args: [{ load: "descriptor" }, 0, 0] },
     { name: "close /dev/null", call: "close", args: [{ load: "descriptor" }] },
   ];
-  if (plan.ownNetwork) {
+  if (plan.network === "own") {
     const request = Buffer.alloc(40); // struct ifreq
     request.write("lo");
     request.writeUInt16LE(IFF_UP | IFF_RUNNING, 16);
@@ -521,6 +529,8 @@ function superviseThePayload(plan: LaunchPlan): Operation[] {
   return [
     // The payload may not trace or read init, which speaks for the container.
     { name: "protect init", call: "prctl", args: [PR_SET_DUMPABLE, 0, 0, 0, 0] },
+    // Before, not after: when init goes on, a short program may have ended already.
+    readClock("executedMessage"),
     {
       name: "clone the payload",
       call: "clone",
@@ -531,7 +541,7 @@ function superviseThePayload(plan: LaunchPlan): Operation[] {
     },
     { name: "go on as the payload", unequal: [0, 1], goto: PAYLOAD },
     { label: "reap" },
-    ...reportWithTime("report that the program was executed", plan.statusFd, "executedMessage"),
+    report("report that the program was executed", plan.statusFd, "executedMessage"),
     ...[1, 2].map((fd): Operation => ({ name: `close descriptor ${fd}`, call: "close", args: [fd] })),
     { label: "reap one" },
     {
@@ -545,18 +555,21 @@ function superviseThePayload(plan: LaunchPlan): Operation[] {
       unequal: [{ load: "reapedPid" }, { load: "payloadPid" }],
       goto: "reap one",
     },
-    ...reportWithTime("report the payload's end", plan.statusFd, "payloadExitedMessage"),
+    readClock("payloadExitedMessage"),
+    report("report the payload's end", plan.statusFd, "payloadExitedMessage"),
     { label: "abandoned" },
     { name: "end init", call: "exit_group", args: [0] },
   ];
 }
 
-function reportWithTime(name: string, statusFd: number, memory: string): Operation[] {
+/** Into the timespec behind a message. */
+function readClock(memory: string): Operation {
   const time: Value = { addressOf: memory, offset: messageBytes };
-  return [
-    { name: "read the clock", call: "clock_gettime", args: [CLOCK_REALTIME, time] },
-    { name, call: "write", args: [statusFd, { addressOf: memory }, messageBytes + timespecBytes] },
-  ];
+  return { name: "read the clock", call: "clock_gettime", args: [CLOCK_REALTIME, time] };
+}
+
+function report(name: string, statusFd: number, memory: string): Operation {
+  return { name, call: "write", args: [statusFd, { addressOf: memory }, messageBytes + timespecBytes] };
 }
 
 function execute(): Operation[] {

@@ -158,7 +158,8 @@ export function cloneForContainer(path: string, range: UidRange, options: { read
 /** The mounts of every container, in the order of the runtime specification; `dev`, binds and workspace by descriptor. */
 export function standardMounts(options: {
   readonly dev: number;
-  readonly hostSys?: number;
+  /** Of this network: a new sysfs, a clone of the host's, or the one that stage 0 makes in a job's network. */
+  readonly sys: "own" | "network" | { readonly fd: number };
   readonly cgroupControllers: readonly string[] | "unified" | undefined;
   readonly attached: readonly { readonly fd: number; readonly target: string }[];
 }): PlannedMount[] {
@@ -166,10 +167,7 @@ export function standardMounts(options: {
   const mounts: PlannedMount[] = [
     { kind: "attach", fd: options.dev, target: "dev" },
     { kind: "mount", type: "proc", target: "proc", flags: strict },
-    // A new sysfs shows the network namespace it is mounted in and may be mounted only by its owner.
-    options.hostSys === undefined
-      ? { kind: "mount", type: "sysfs", target: "sys", flags: strict | MS_RDONLY }
-      : { kind: "attach", fd: options.hostSys, target: "sys" },
+    sysMount(options.sys, strict | MS_RDONLY),
     {
       kind: "mount",
       type: "devpts",
@@ -183,6 +181,13 @@ export function standardMounts(options: {
   mounts.push(...cgroupMounts(options.cgroupControllers));
   for (const { fd, target } of options.attached) mounts.push({ kind: "attach", fd, target });
   return mounts;
+}
+
+/** A new sysfs shows the network namespace it is mounted in and may be mounted only by its owner. */
+function sysMount(sys: "own" | "network" | { readonly fd: number }, flags: number): PlannedMount {
+  if (sys === "own") return { kind: "mount", type: "sysfs", target: "sys", flags };
+  if (sys === "network") return { kind: "networkSys", target: "sys" };
+  return { kind: "attach", fd: sys.fd, target: "sys" };
 }
 
 /** What /sys/fs/cgroup shows: all of v2, or the v1 hierarchies that limit the container. */

@@ -9,7 +9,7 @@ const plan: LaunchPlan = {
   startFd: 10,
   attachPath: "/state/attach",
   idMap: { base: 268435456, size: 65536 },
-  ownNetwork: true,
+  network: "own",
   hostname: "slipway",
   mounts: [
     { kind: "attach", fd: 11, target: "dev" },
@@ -106,6 +106,6 @@ describe("planLaunch", () => {
     expect(flags({}).flags & CLONE_INTO_CGROUP).toBe(0n);
     expect(flags({ cgroupFd: 12 })).toEqual({ flags: flags({}).flags | CLONE_INTO_CGROUP, cgroup: 12n });
     expect(flags({}).flags & CLONE_NEWNET).toBe(CLONE_NEWNET);
-    expect(flags({ ownNetwork: false }).flags & CLONE_NEWNET).toBe(0n);
+    expect(flags({ network: "host" }).flags & CLONE_NEWNET).toBe(0n);
   });
 });
