@@ -26,6 +26,7 @@ export const entries: Readonly<Record<string, Entry>> = {
   agent: { summary: "Start an agent: runs jobs on this machine", load: () => import("./agent.ts") },
   repo: { summary: "Add, list or remove repositories", load: () => import("./repo.ts"), isGroup: true },
   build: { summary: "List, show, follow, cancel or rerun builds", load: () => import("./build.ts"), isGroup: true },
+  oci: { summary: "Run OCI bundles: an OCI runtime for Podman and others", load: () => import("./oci.ts") },
   demo: { summary: "Show all of it in a few seconds, in a temporary directory", load: () => import("./demo.ts") },
 };
 
@@ -49,7 +50,7 @@ async function runVerb(argv: readonly string[], context: Context): Promise<numbe
     const verb = await findVerb(first, words, context);
     if (verb === undefined) return exitCodes.success;
     name = `${verb.usage.name} `;
-    if (wantsHelp(words)) {
+    if (verb.ownHelp === undefined && wantsHelp(words)) {
       context.print(helpText(verb.usage));
       return exitCodes.success;
     }

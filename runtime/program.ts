@@ -64,6 +64,12 @@ export interface Program {
 
 const codeAddress = 0x1000_0000;
 const dataAddress = 0x1010_0000;
+const tableAddress = dataAddress + 64;
+
+/** Which record of the table is at `address`: the operations in their order, without labels and memory. */
+export function recordIndex(address: bigint): number {
+  return Number(address - BigInt(tableAddress)) / recordBytes;
+}
 
 /**
  * Compiles operations.
@@ -166,7 +172,6 @@ function layOut(operations: readonly Operation[]): Layout {
   }
   const scratchAddress = dataAddress;
   const failMessageAddress = dataAddress + 48;
-  const tableAddress = dataAddress + 64;
   let end = tableAddress + records.length * recordBytes;
   const take = (size: number): number => {
     const address = (end + 7) & ~7;

@@ -149,6 +149,27 @@ export function sendDescriptors(socket: number, descriptors: readonly number[]):
   }
 }
 
+/** Receives one descriptor, O_CLOEXEC; waits for it. @throws {SyscallError} `ENOMSG` if a message came without one. */
+export function receiveDescriptor(socket: number): number {
+  const data = Buffer.alloc(64);
+  const iovec = Buffer.alloc(16);
+  iovec.writeBigUInt64LE(BigInt(koffi.address(data)), 0);
+  iovec.writeBigUInt64LE(BigInt(data.length), 8);
+  const control = Buffer.alloc(24);
+  const message = Buffer.alloc(56);
+  message.writeBigUInt64LE(BigInt(koffi.address(iovec)), 16);
+  message.writeBigUInt64LE(1n, 24);
+  message.writeBigUInt64LE(BigInt(koffi.address(control)), 32);
+  message.writeBigUInt64LE(BigInt(control.length), 40);
+  const result = trySyscall("recvmsg", socket, message, MSG_CMSG_CLOEXEC);
+  const came = data.length + iovec.length > 0 && control.readBigUInt64LE(0) === 20n;
+  if (result < 0 || !came) throw new SyscallError("recvmsg", result < 0 ? -result : ENOMSG, "receive a descriptor");
+  return control.readInt32LE(16);
+}
+
+const MSG_CMSG_CLOEXEC = 0x40000000;
+const ENOMSG = 42;
+
 const spawnAttributes = Buffer.alloc(512);
 const POSIX_SPAWN_SETSIGDEF = 4;
 const POSIX_SPAWN_SETSIGMASK = 8;

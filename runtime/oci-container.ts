@@ -1,0 +1,835 @@
+/** The operations of the OCI runtime specification on containers: create, start, state, kill, delete. */
+import { existsSync, fstatSync, readFileSync, renameSync, rmSync, unlinkSync, writeFileSync } from "node:fs";
+import { constants } from "node:os";
+import { resolve } from "node:path";
+import {
+  AF_UNIX,
+  AT_FDCWD,
+  F_GETFL,
+  F_SETFL,
+  MFD_CLOEXEC,
+  MNT_DETACH,
+  O_DIRECTORY,
+  O_NONBLOCK,
+  O_PATH,
+  O_RDONLY,
+  O_RDWR,
+  O_WRONLY,
+  OPEN_TREE_CLOEXEC,
+  OPEN_TREE_CLONE,
+  RESOLVE_IN_ROOT,
+  RLIMIT,
+  S_IFIFO,
+  SIGKILL,
+  SOCK_CLOEXEC,
+  SOCK_STREAM,
+} from "./linux.ts";
+import {
+  cgroupPath,
+  cgroupProcesses,
+  delegateCgroup,
+  findCgroupMounts,
+  limitCgroup,
+  makeCgroup,
+  type OciCgroup,
+  removeCgroup,
+} from "./oci-cgroup.ts";
+import {
+  isNew,
+  type NamespaceType,
+  type OciConfig,
+  type OciDevice,
+  type OciProcess,
+  parseOciConfig,
+} from "./oci-config.ts";
+import { deviceRules, loadDeviceFilter } from "./oci-device-filter.ts";
+import { beneathRoot } from "./oci-file-system.ts";
+import { runHook } from "./oci-hooks.ts";
+import { cloneRoot, resolveMounts } from "./oci-mounts.ts";
+import { OciConfigError } from "./oci-parser.ts";
+import { namespaceFlags, ociMessage, type OciPlan, planOciContainer } from "./oci-plan.ts";
+import { type ProcessPlan, readCapabilities } from "./oci-process.ts";
+import { type OciRecord, OciStore, type OciState, startTime, stateOf } from "./oci-state.ts";
+import { innermostPid, writeIdMaps } from "./oci-user-namespace.ts";
+import { compileProgram, failMessage, messageBytes, type Operation, recordIndex } from "./program.ts";
+import { kill } from "./reaper.ts";
+import { ociSeccomp } from "./seccomp-oci.ts";
+import { startProgram } from "./start-program.ts";
+import {
+  architecture,
+  close,
+  cString,
+  errnoName,
+  open,
+  openat2,
+  pipe,
+  SyscallError,
+  syscall,
+  trySyscall,
+} from "./syscall.ts";
+
+/** Says what does not stop anything. */
+export type Warn = (message: string) => void;
+
+export interface CreateOptions {
+  readonly root: string;
+  readonly id: string;
+  readonly bundle: string;
+  readonly pidFile?: string;
+  /** Receives the master end of the terminal. */
+  readonly consoleSocket?: string;
+  /** A connected socket instead; the caller's to close. */
+  readonly consoleFd?: number;
+  /** How many descriptors from 3 on the program gets. */
+  readonly preserveFds: number;
+  /** How many of those are listening sockets that systemd handed down; the program is told. @see sd_listen_fds(3) */
+  readonly listenFds?: number;
+  readonly usesPivot: boolean;
+  readonly newKeyring: boolean;
+  readonly systemdCgroup: boolean;
+  readonly warn: Warn;
+}
+
+/** Descriptors to close when the container has its own copies. */
+export class OwnedDescriptors {
+  readonly #fds = new Set<number>();
+
+  readonly own = (fd: number): number => {
+    this.#fds.add(fd);
+    return fd;
+  };
+
+  pipe(): { readonly read: number; readonly write: number } {
+    const ends = pipe();
+    this.own(ends.read);
+    this.own(ends.write);
+    return ends;
+  }
+
+  close(...fds: readonly number[]): void {
+    for (const fd of fds) if (this.#fds.delete(fd)) close(fd);
+  }
+
+  closeAll(): void {
+    this.close(...this.#fds);
+  }
+}
+
+/** Creates a container: everything up to its program, which waits for `startContainer`. @throws {Error} And leaves nothing. */
+export function createContainer(options: CreateOptions): OciRecord {
+  const store = new OciStore(options.root, options.id);
+  const bundle = resolve(options.bundle);
+  const text = readConfigFile(bundle);
+  const config = parseOciConfig(text);
+  if (config.root === undefined) throw new OciConfigError("root is missing");
+  checkConsole(config.process, options);
+  store.make();
+  const rootPath = resolve(bundle, config.root.path);
+  let record: OciRecord = {
+    id: options.id,
+    bundle,
+    rootPath,
+    created: new Date().toISOString(),
+    pid: 0,
+    pidStart: "",
+    cgroup: { directories: [], made: [] },
+    mountsOnHost: !config.linux?.namespaces?.some(({ type }) => type === "mount"),
+    operations: { first: 0, names: [] },
+  };
+  const update = (change: Partial<OciRecord>) => {
+    record = { ...record, ...change };
+    store.write(record);
+  };
+  let ranHooks = false;
+  const descriptors = new OwnedDescriptors();
+  try {
+    store.writeConfig(text);
+    update({});
+    const mounts = findCgroupMounts();
+    update({
+      cgroup: makeCgroup(cgroupPath(options.id, config.linux?.cgroupsPath, options.systemdCgroup), mounts),
+    });
+    launch({ options, store, config, record, descriptors, update, onHooks: () => (ranHooks = true) });
+    if (options.pidFile !== undefined) writePidFile(options.pidFile, record.pid);
+    return record;
+  } catch (error) {
+    descriptors.closeAll();
+    if (record.pid !== 0) end(record.pid);
+    destroy(store, record);
+    if (ranHooks) runPoststop(config, record, options.warn);
+    throw error;
+  } finally {
+    descriptors.closeAll();
+  }
+}
+
+function readConfigFile(bundle: string): string {
+  try {
+    return readFileSync(`${bundle}/config.json`, "utf8");
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    throw new Error(`Cannot read the bundle "${bundle}": config.json: ${code}`, { cause: error });
+  }
+}
+
+function checkConsole(process: OciProcess | undefined, options: CreateOptions): void {
+  const has = options.consoleSocket !== undefined || options.consoleFd !== undefined;
+  if (process?.terminal && !has) {
+    throw new Error("process.terminal needs somebody who takes the terminal: give --console-socket");
+  }
+  if (has && !process?.terminal)
+    throw new Error("--console-socket is for a process with a terminal: set process.terminal");
+}
+
+export function writePidFile(path: string, pid: number): void {
+  writeFileSync(`${path}.new`, `${pid}`);
+  renameSync(`${path}.new`, path);
+}
+
+interface Launch {
+  readonly options: CreateOptions;
+  readonly store: OciStore;
+  readonly config: OciConfig;
+  readonly record: OciRecord;
+  readonly descriptors: OwnedDescriptors;
+  readonly update: (change: Partial<OciRecord>) => void;
+  readonly onHooks: () => void;
+}
+
+function launch({ options, store, config, record, descriptors, update, onHooks }: Launch): void {
+  const { own } = descriptors;
+  const { cgroup, rootPath, bundle, id } = record;
+  const status = descriptors.pipe();
+  const go = descriptors.pipe();
+  const fifos = makeFifos(store, own);
+  const memory = (name: string) => own(syscall("memfd_create", cString(name), MFD_CLOEXEC));
+  const hookState = memory("slipway-hook-state");
+  const hookOutput = memory("slipway-hook-output");
+  const consoleFd =
+    options.consoleFd ?? (options.consoleSocket === undefined ? undefined : own(connectUnix(options.consoleSocket)));
+  const rules = deviceRules(config.linux?.resources?.devices, config.linux?.devices ?? []);
+  const unified = cgroup.directories.every(({ version }) => version === 2);
+  const process = config.process === undefined ? undefined : planProcess(config.process, config, { rootPath, options });
+  const cgroupMounts = findCgroupMounts();
+  const local: OciPlan = {
+    id,
+    config,
+    architecture,
+    statusFd: status.write,
+    goFd: go.read,
+    rootFd: own(cloneRootOf(rootPath, config)),
+    rootPath,
+    mounts: resolveMounts({ config, bundle, rootPath, cgroup, cgroupMounts, own }),
+    ...devicesOf(config, own),
+    cgroupFds: cgroup.directories.map(({ path }) => own(open(`${path}/cgroup.procs`, O_WRONLY))),
+    deviceFilter:
+      unified && rules !== undefined ? cgroup.directories.flatMap(({ path }) => loadDeviceFilter(rules, path)) : [],
+    joined: (config.linux?.namespaces ?? [])
+      .filter((namespace) => !isNew(namespace))
+      .map(({ type, path }) => ({ type, fd: own(openNamespace(type, path ?? "")) })),
+    hookState,
+    hookOutput,
+    ...(consoleFd === undefined ? {} : { consoleFd }),
+    startFd: fifos.start,
+    answerFd: fifos.answer,
+    process,
+    newKeyring: options.newKeyring,
+    usesPivot: options.usesPivot,
+  };
+  const { plan, pairs } = placePlan(local, options.preserveFds);
+  const operations = planOciContainer(plan);
+  const names = operationNames(operations);
+  const first = names.lastIndexOf("wait for the start") - 1;
+  const link = new ProgramLink(operations, { statusFd: plan.statusFd, status: status.read, go: go.write, hookOutput });
+  inheritStdio();
+  const stage = startProgram(link.file, "slipway-oci", pairs);
+  descriptors.close(status.write, go.read);
+  const stateNow = (pid: number, state: OciState["status"]) => stateOf({ id, bundle, pid }, state, config.annotations);
+
+  const pid = link.expect(ociMessage.initPid);
+  update({ pid, pidStart: startTime(pid) ?? "", operations: { first, names: names.slice(first) } });
+  trySyscall("wait4", stage, Buffer.alloc(4), 0, 0);
+  const user = config.linux?.namespaces?.find(({ type }) => type === "user");
+  if (user !== undefined && isNew(user)) {
+    writeIdMaps(pid, config.linux?.uidMappings ?? [], config.linux?.gidMappings ?? []);
+  }
+  const { pids, ...earlyResources } = config.linux?.resources ?? {};
+  limitCgroup(cgroup, earlyResources, rules);
+  if (isDelegated(config)) delegateCgroup(cgroup, hostUser(config));
+  link.go();
+
+  link.expect(ociMessage.mounted);
+  onHooks();
+  for (const kind of ["prestart", "createRuntime"] as const) {
+    for (const hook of config.hooks?.[kind] ?? []) runHook(kind, hook, stateNow(pid, "created"));
+  }
+  const inner = innermostPid(pid);
+  writeMemory(hookState, JSON.stringify(stateNow(inner, "created")));
+  link.go();
+
+  link.expect(ociMessage.ready);
+  if (config.process !== undefined) setLimits(pid, config.process);
+  // Last: the processes that set the container up count, too.
+  if (pids !== undefined) limitCgroup(cgroup, { pids }, undefined);
+  link.go();
+
+  link.expect(ociMessage.created);
+  writeMemory(hookState, JSON.stringify(stateNow(inner, "created")));
+}
+
+function cloneRootOf(rootPath: string, config: OciConfig): number {
+  try {
+    return cloneRoot(rootPath, config.linux?.rootfsPropagation);
+  } catch (error) {
+    throw new OciConfigError(`root.path "${rootPath}": ${(error as Error).message}`, { cause: error });
+  }
+}
+
+/** The program's side of the descriptors: numbers above all that are in use here, so that none is overwritten too early. */
+function placePlan(local: OciPlan, preserveFds: number): { plan: OciPlan; pairs: (readonly [number, number])[] } {
+  const placed = new PlacedDescriptors(preserveFds);
+  const at = (fd: number) => placed.add(fd);
+  const added = {
+    statusFd: at(local.statusFd),
+    goFd: at(local.goFd),
+    rootFd: at(local.rootFd),
+    mounts: local.mounts.map((mount) => (mount.kind === "tree" ? { ...mount, fd: at(mount.fd) } : mount)),
+    boundDevices: local.boundDevices.map((mount) => ({ ...mount, fd: at(mount.fd) })),
+    cgroupFds: local.cgroupFds.map(at),
+    joined: local.joined.map(({ type, fd }) => ({ type, fd: at(fd) })),
+    hookState: at(local.hookState),
+    hookOutput: at(local.hookOutput),
+    startFd: at(local.startFd),
+    answerFd: at(local.answerFd),
+  };
+  const consoleFd = local.consoleFd === undefined ? undefined : at(local.consoleFd);
+  const fix = (fd: number) => placed.base + fd;
+  return {
+    plan: {
+      ...local,
+      statusFd: fix(added.statusFd),
+      goFd: fix(added.goFd),
+      rootFd: fix(added.rootFd),
+      mounts: added.mounts.map((mount) => (mount.kind === "tree" ? { ...mount, fd: fix(mount.fd) } : mount)),
+      boundDevices: added.boundDevices.map((mount) => ({ ...mount, fd: fix(mount.fd) })),
+      cgroupFds: added.cgroupFds.map(fix),
+      joined: added.joined.map(({ type, fd }) => ({ type, fd: fix(fd) })),
+      hookState: fix(added.hookState),
+      hookOutput: fix(added.hookOutput),
+      startFd: fix(added.startFd),
+      answerFd: fix(added.answerFd),
+      ...(consoleFd === undefined ? {} : { consoleFd: fix(consoleFd) }),
+    },
+    pairs: placed.pairs(),
+  };
+}
+
+/** Collects descriptors, then chooses their numbers in the program. */
+export class PlacedDescriptors {
+  readonly #sources: number[] = [];
+  readonly #preserveFds: number;
+
+  constructor(preserveFds: number) {
+    this.#preserveFds = preserveFds;
+  }
+
+  /** Returns the place, to which `base` is to be added when all are known. */
+  add(fd: number): number {
+    return this.#sources.push(fd) - 1;
+  }
+
+  get base(): number {
+    return Math.max(64, 3 + this.#preserveFds, Math.max(...this.#sources) + 1);
+  }
+
+  /** For posix_spawn: standard and preserved descriptors stay where they are. */
+  pairs(): (readonly [number, number])[] {
+    const { base } = this;
+    const kept = Array.from({ length: 3 + this.#preserveFds }, (_, fd) => [fd, fd] as const);
+    return [...kept, ...this.#sources.map((fd, i) => [fd, base + i] as const)];
+  }
+}
+
+/** Node may have made a standard descriptor non-blocking, for everybody who shares it: the container's program does. */
+export function inheritStdio(): void {
+  for (const fd of [0, 1, 2]) {
+    const flags = trySyscall("fcntl", fd, F_GETFL);
+    if (flags >= 0 && (flags & O_NONBLOCK) !== 0) trySyscall("fcntl", fd, F_SETFL, flags & ~O_NONBLOCK);
+  }
+}
+
+export function operationNames(operations: readonly Operation[]): string[] {
+  return operations.flatMap((operation) => ("name" in operation ? [operation.name] : []));
+}
+
+/** The conversation with a program that is setting a container up. */
+export class ProgramLink {
+  readonly file: Uint8Array;
+  readonly #names: readonly string[];
+  readonly #status: number;
+  readonly #go: number;
+  readonly #hookOutput: number | undefined;
+
+  constructor(
+    operations: readonly Operation[],
+    fds: { readonly statusFd: number; readonly status: number; readonly go: number; readonly hookOutput?: number },
+  ) {
+    this.file = compileProgram(operations, { architecture, statusFd: fds.statusFd }).file;
+    this.#names = operationNames(operations);
+    this.#status = fds.status;
+    this.#go = fds.go;
+    this.#hookOutput = fds.hookOutput;
+  }
+
+  /** Waits for a message and returns its value. @throws {Error} If the program fails instead. */
+  expect(kind: number): number {
+    const message = readMessage(this.#status);
+    if (message === undefined) throw new Error("The container's process was killed while it was being set up");
+    if (message.kind === failMessage) throw this.#failure(message);
+    if (message.kind !== kind) throw new Error(`The container's process said ${message.kind} instead of ${kind}`);
+    return message.value;
+  }
+
+  /** Waits for the program's execve. @throws {Error} If it fails. */
+  expectExecution(): void {
+    const message = readMessage(this.#status);
+    if (message !== undefined) throw this.#failure(message);
+  }
+
+  go(): void {
+    // EPIPE: it has failed, and said so.
+    trySyscall("write", this.#go, Buffer.from("g"), 1);
+  }
+
+  #failure({ value, address }: Message): Error {
+    const name = this.#names[recordIndex(address)] ?? "an operation";
+    const said = this.#hookOutput === undefined ? "" : readFileSync(`/proc/self/fd/${this.#hookOutput}`, "utf8").trim();
+    return failure(name, value, /hook/.test(name) ? said.slice(-1000) : "");
+  }
+}
+
+interface Message {
+  readonly kind: number;
+  readonly value: number;
+  readonly address: bigint;
+}
+
+function readMessage(fd: number): Message | undefined {
+  const bytes = Buffer.alloc(messageBytes);
+  const length = trySyscall("read", fd, bytes, bytes.length);
+  if (length !== messageBytes) return undefined;
+  return { kind: bytes.readUInt32LE(0), value: bytes.readUInt32LE(4), address: bytes.readBigUInt64LE(8) };
+}
+
+function failure(name: string, errno: number, said: string): Error {
+  const code = errnoName(errno);
+  if (name.endsWith("failed")) return new Error(`The ${name}${said === "" ? "" : `: ${said}`}`);
+  const reasons: Record<string, string> = {
+    ENOENT: "there is no such program in the container",
+    EACCES: "it is not executable",
+    ENOEXEC: "it is not a program for this machine",
+  };
+  // "executable file not found in $PATH" and "permission denied": callers look for the words of runc.
+  const words: Record<string, string> = {
+    ENOENT: " (executable file not found in $PATH: no such file or directory)",
+    EACCES: " (permission denied)",
+  };
+  if (name.startsWith("execute ")) {
+    return Object.assign(new Error(`Cannot ${name}: ${reasons[code] ?? code}${words[code] ?? ""}`), { code });
+  }
+  return Object.assign(new Error(`Cannot create the container: ${name}: ${code}`), { code, errno });
+}
+
+/** `start` writes to one, the container's process answers through the other: its end is the execution of the program. */
+function makeFifos(store: OciStore, own: (fd: number) => number): { start: number; answer: number } {
+  for (const path of [store.startFifo, store.answerFifo]) {
+    syscall("mknodat", AT_FDCWD, cString(path), S_IFIFO | 0o600, 0);
+  }
+  // Opened for both: neither opening nor reading then depends on whether somebody else has it open.
+  const start = own(open(store.startFifo, O_RDWR));
+  own(open(store.answerFifo, O_RDONLY | O_NONBLOCK));
+  const answer = own(open(store.answerFifo, O_WRONLY));
+  return { start, answer };
+}
+
+/** Connects to a socket of any path: the address has room for 107 bytes only. */
+export function connectUnix(path: string): number {
+  const socket = syscall("socket", AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const place = open(path, O_PATH);
+  const name = `/proc/self/fd/${place}`;
+  const address = Buffer.alloc(2 + name.length + 1);
+  address.writeUInt16LE(AF_UNIX, 0);
+  address.write(name, 2);
+  const result = trySyscall("connect", socket, address, address.length);
+  close(place);
+  if (result === 0) return socket;
+  close(socket);
+  throw new SyscallError("connect", -result, `connect to "${path}"`);
+}
+
+function openNamespace(type: NamespaceType, path: string): number {
+  if (!path.startsWith("/")) throw new OciConfigError(`linux.namespaces: the path "${path}" must be absolute`);
+  const fd = open(path, O_RDONLY);
+  const NS_GET_NSTYPE = 0xb703;
+  const found = trySyscall("ioctl", fd, NS_GET_NSTYPE, 0);
+  if (found === namespaceFlags[type]) return fd;
+  close(fd);
+  throw new OciConfigError(`linux.namespaces: "${path}" is no ${type} namespace`);
+}
+
+const standardDevices: readonly OciDevice[] = [
+  ["null", 1, 3],
+  ["zero", 1, 5],
+  ["full", 1, 7],
+  ["random", 1, 8],
+  ["urandom", 1, 9],
+  ["tty", 5, 0],
+].map(([name, major, minor]) => ({
+  type: "c",
+  path: `/dev/${name}`,
+  major: Number(major),
+  minor: Number(minor),
+  fileMode: 0o666,
+}));
+
+/** Nodes are made, but in a user namespace, where that is forbidden, the host's are bound. */
+function devicesOf(
+  config: OciConfig,
+  own: (fd: number) => number,
+): Pick<OciPlan, "devices" | "makesDev" | "boundDevices"> {
+  const isCallers = config.mounts?.some(
+    ({ destination, options }) =>
+      beneathRoot(destination) === "dev" && options?.some((option) => option === "bind" || option === "rbind"),
+  );
+  if (isCallers) return { devices: [], makesDev: false, boundDevices: [] };
+  const configured = config.linux?.devices ?? [];
+  for (const device of configured) {
+    if (device.type !== "p" && (device.major === undefined || device.minor === undefined)) {
+      throw new OciConfigError(`linux.devices "${device.path}" needs major and minor`);
+    }
+  }
+  const paths = new Set(configured.map(({ path }) => beneathRoot(path)));
+  const devices = [...standardDevices.filter(({ path }) => !paths.has(beneathRoot(path))), ...configured];
+  if (!config.linux?.namespaces?.some(({ type }) => type === "user")) {
+    return { devices, makesDev: true, boundDevices: [] };
+  }
+  const boundDevices = devices.map(({ path }) => {
+    const fd = trySyscall("open_tree", AT_FDCWD, cString(path), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+    if (fd < 0) throw new SyscallError("open_tree", -fd, `bind device "${path}" of the host`);
+    return { kind: "tree" as const, fd: own(fd), destination: path, isDirectory: false, readonlyAtLast: false };
+  });
+  return { devices: [], makesDev: true, boundDevices };
+}
+
+/** What is decided here about the process: its filter, label, environment. @throws {OciConfigError} */
+export function planProcess(
+  process: OciProcess,
+  config: OciConfig,
+  context: {
+    readonly rootPath: string;
+    readonly options: { readonly preserveFds: number; readonly listenFds?: number; readonly warn: Warn };
+  },
+): ProcessPlan {
+  const lastCapability = Number(readFileSync("/proc/sys/kernel/cap_last_cap", "utf8"));
+  const hasUsers = config.linux?.namespaces?.some(({ type }) => type === "user");
+  const all = (1n << 64n) - 1n;
+  const capabilities = readCapabilities(process.capabilities, {
+    lastCapability,
+    ownBounding: hasUsers ? all : ownCapabilities("CapBnd"),
+    ownPermitted: hasUsers ? all : ownCapabilities("CapPrm"),
+  });
+  for (const warning of capabilities.warnings) context.options.warn(warning);
+  const seccomp = config.linux?.seccomp === undefined ? undefined : ociSeccomp(config.linux.seccomp, architecture);
+  const { env: given = [] } = process;
+  const env = [...given];
+  if (!env.some((entry) => entry.startsWith("HOME="))) {
+    env.push(`HOME=${homeOf(process.user?.uid ?? 0, context.rootPath) ?? "/"}`);
+  }
+  const { listenFds } = context.options;
+  if (listenFds) env.push(`LISTEN_FDS=${listenFds}`, "LISTEN_PID=1");
+  return {
+    process: { ...process, env },
+    capabilities,
+    lastCapability,
+    seccomp,
+    label: labelOf(process),
+    keepsGroups: false,
+    preserveFds: context.options.preserveFds,
+  };
+}
+
+function ownCapabilities(set: "CapBnd" | "CapPrm"): bigint {
+  const mask = new RegExp(`^${set}:\\s*([0-9a-f]+)$`, "m").exec(readFileSync("/proc/self/status", "utf8"))?.[1];
+  return BigInt(`0x${mask ?? "0"}`);
+}
+
+function labelOf({ apparmorProfile, selinuxLabel }: OciProcess): ProcessPlan["label"] {
+  if (apparmorProfile && apparmorProfile !== "unconfined") {
+    if (!readText("/sys/module/apparmor/parameters/enabled").startsWith("Y")) {
+      throw new OciConfigError(
+        `process.apparmorProfile "${apparmorProfile}" is not supported: this kernel has no AppArmor`,
+      );
+    }
+    const own = "/proc/self/attr/apparmor/exec";
+    return { file: existsSync(own) ? own : "/proc/self/attr/exec", text: `exec ${apparmorProfile}` };
+  }
+  if (selinuxLabel) {
+    if (!existsSync("/sys/fs/selinux/enforce")) {
+      throw new OciConfigError(`process.selinuxLabel "${selinuxLabel}" is not supported: this kernel has no SELinux`);
+    }
+    return { file: "/proc/self/attr/exec", text: selinuxLabel };
+  }
+  return undefined;
+}
+
+function readText(path: string): string {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return "";
+  }
+}
+
+function homeOf(uid: number, rootPath: string): string | undefined {
+  const root = open(rootPath, O_PATH | O_DIRECTORY);
+  try {
+    const fd = openat2(root, "etc/passwd", { flags: O_RDONLY | O_NONBLOCK, resolve: RESOLVE_IN_ROOT });
+    try {
+      if (!fstatSync(fd).isFile()) return undefined;
+      const lines = readFileSync(fd, "utf8").split("\n");
+      return lines.map((line) => line.split(":")).find((fields) => fields[2] === `${uid}`)?.[5];
+    } finally {
+      close(fd);
+    }
+  } catch {
+    return undefined;
+  } finally {
+    close(root);
+  }
+}
+
+/** The user of the host that is root in the container's user namespace. */
+function hostUser(config: OciConfig): number {
+  const uid = config.process?.user?.uid ?? 0;
+  const map = config.linux?.uidMappings?.find(
+    ({ containerID, size }) => uid >= containerID && uid < containerID + size,
+  );
+  return map === undefined ? 0 : map.hostID + uid - map.containerID;
+}
+
+/** Whether the specification wants the cgroup given away: a namespace of its own, and a writable mount. */
+function isDelegated(config: OciConfig): boolean {
+  const ownNamespace = config.linux?.namespaces?.some((namespace) => namespace.type === "cgroup" && isNew(namespace));
+  const writable = config.mounts?.some(
+    ({ source, destination, options }) =>
+      source === "cgroup" && destination === "/sys/fs/cgroup" && !options?.includes("ro"),
+  );
+  return ownNamespace === true && writable === true && hostUser(config) !== 0;
+}
+
+/** From outside: in a user namespace the process itself could not raise them. */
+export function setLimits(pid: number, process: OciProcess): void {
+  const limits = new Map((process.rlimits ?? []).map((limit) => [limit.type, limit]));
+  for (const { type, soft, hard } of limits.values()) {
+    if (soft > hard) throw new OciConfigError(`process.rlimits: the soft limit of ${type} is above the hard one`);
+    const value = Buffer.alloc(16);
+    value.writeBigUInt64LE(soft, 0);
+    value.writeBigUInt64LE(hard, 8);
+    const result = trySyscall("prlimit64", pid, RLIMIT[type], value, 0);
+    if (result < 0) throw new SyscallError("prlimit64", -result, `set ${type} to ${soft}, at the most ${hard}`);
+  }
+  if (limits.has("RLIMIT_NOFILE")) return;
+  // Node raises its own soft limit when it starts; the caller's is what the container should have.
+  const callers = Buffer.alloc(16);
+  if (trySyscall("prlimit64", globalThis.process.ppid, RLIMIT.RLIMIT_NOFILE, 0, callers) < 0) return;
+  trySyscall("prlimit64", pid, RLIMIT.RLIMIT_NOFILE, callers, 0);
+}
+
+function writeMemory(fd: number, text: string): void {
+  const bytes = Buffer.from(text);
+  syscall("ftruncate", fd, 0);
+  syscall("pwrite64", fd, bytes, bytes.length, 0);
+}
+
+/** Kills a process of ours that is being set up, and reaps it. */
+function end(pid: number): void {
+  kill(pid, SIGKILL);
+  trySyscall("wait4", pid, Buffer.alloc(4), 0, 0);
+}
+
+/** Starts the program of a created container. @throws {Error} If it is not created, or the program cannot be executed. */
+export function startContainer(root: string, id: string, warn: Warn): OciRecord {
+  const store = new OciStore(root, id);
+  const record = store.read();
+  const status = store.status(record);
+  if (status !== "created") throw new Error(`Cannot start container "${id}": it is ${status}, not created`);
+  const config = store.readConfig();
+  if (config.process?.args === undefined)
+    throw new Error(`Cannot start container "${id}": its configuration has no process`);
+  const answer = open(store.answerFifo, O_RDONLY | O_NONBLOCK);
+  const start = open(store.startFifo, O_WRONLY | O_NONBLOCK);
+  // Whoever takes the name away is the one who starts.
+  unlinkSync(store.startFifo);
+  trySyscall("fcntl", answer, F_SETFL, 0);
+  trySyscall("write", start, Buffer.from("s"), 1);
+  close(start);
+  const message = readMessage(answer);
+  close(answer);
+  rmSync(store.answerFifo, { force: true });
+  if (message !== undefined) {
+    const { first, names } = record.operations;
+    const name = names[recordIndex(message.address) - first] ?? "start the program";
+    if (/hook/.test(name)) stopAndDestroy(store, record, config, warn);
+    throw failure(name, message.value, "");
+  }
+  try {
+    const { annotations, hooks } = config;
+    for (const hook of hooks?.poststart ?? []) runHook("poststart", hook, stateOf(record, "running", annotations));
+  } catch (error) {
+    stopAndDestroy(store, record, config, warn);
+    throw error;
+  }
+  return record;
+}
+
+function stopAndDestroy(store: OciStore, record: OciRecord, config: OciConfig, warn: Warn): void {
+  kill(record.pid, SIGKILL);
+  awaitStop(store, record);
+  destroy(store, record);
+  runPoststop(config, record, warn);
+}
+
+/** The state of a container, as the specification has it. @throws {Error} If there is none. */
+export function containerState(root: string, id: string): OciState {
+  const store = new OciStore(root, id);
+  return store.state(store.read());
+}
+
+/** A signal's number by name, with or without SIG, or number. @throws {Error} */
+export function signalNumber(signal: string): number {
+  if (/^\d{1,2}$/.test(signal) && Number(signal) <= 64) return Number(signal);
+  const name = signal.toUpperCase().replace(/^(?:SIG)?/, "SIG");
+  const number = Object.entries(constants.signals).find(([known]) => known === name)?.[1];
+  const realtime = /^SIGRTM(IN\+|AX-)(\d{1,2})$/.exec(name);
+  if (realtime !== null) return realtime[1] === "IN+" ? 34 + Number(realtime[2]) : 64 - Number(realtime[2]);
+  if (number === undefined) throw new Error(`There is no signal ${JSON.stringify(signal)}`);
+  return number;
+}
+
+/** Sends a signal to a container's process, or to all its processes. @throws {Error} If it does not run. */
+export function killContainer(root: string, id: string, signal: number, options: { readonly all: boolean }): void {
+  const store = new OciStore(root, id);
+  const record = store.read();
+  const status = store.status(record);
+  if (options.all) {
+    for (const pid of ownProcesses(record)) trySyscall("kill", pid, signal);
+    return;
+  }
+  if (status !== "created" && status !== "running") {
+    throw new Error(`Cannot send signal ${signal} to container "${id}": container not running, it is ${status}`);
+  }
+  const fd = trySyscall("pidfd_open", record.pid, 0);
+  // Held now: if it still is the one that we mean, the id cannot change its meaning any more.
+  const isSame = fd >= 0 && startTime(record.pid) === record.pidStart;
+  const result = isSame ? trySyscall("pidfd_send_signal", fd, signal, 0, 0) : -3;
+  if (fd >= 0) close(fd);
+  if (result < 0) throw new SyscallError("kill", -result, `send signal ${signal} to container "${id}"`);
+  // Without a pid namespace of its own nothing dies with the container's process.
+  if (signal === SIGKILL && !hasOwnPids(store))
+    for (const pid of ownProcesses(record)) trySyscall("kill", pid, SIGKILL);
+}
+
+function hasOwnPids(store: OciStore): boolean {
+  return (
+    store.readConfig().linux?.namespaces?.some((namespace) => namespace.type === "pid" && isNew(namespace)) ?? false
+  );
+}
+
+/** Those in cgroups that were made for this container, and in no other's. */
+function ownProcesses({ cgroup }: OciRecord): number[] {
+  const directories = cgroup.directories.filter(({ path }) => cgroup.made.includes(path));
+  return cgroupProcesses({ directories, made: [] });
+}
+
+/** Removes a stopped container and all that was made for it. @throws {Error} If it is not stopped, unless `force`. */
+export function deleteContainer(
+  root: string,
+  id: string,
+  options: { readonly force: boolean; readonly warn: Warn },
+): void {
+  const store = new OciStore(root, id);
+  let record: OciRecord;
+  try {
+    record = store.read();
+  } catch (error) {
+    if (!options.force) throw error;
+    store.remove(); // a create that was killed before it wrote anything
+    return;
+  }
+  const status = store.status(record);
+  if (status !== "stopped") {
+    if (!options.force) throw new Error(`Cannot delete container "${id}": it is ${status}, not stopped; kill it first`);
+    if (record.pid !== 0) kill(record.pid, SIGKILL);
+    awaitStop(store, record);
+  }
+  let config: OciConfig | undefined;
+  try {
+    config = store.readConfig();
+  } catch (error) {
+    options.warn(`Container "${id}" has lost its configuration: ${(error as Error).message}`);
+  }
+  destroy(store, record);
+  if (config !== undefined) runPoststop(config, record, options.warn);
+}
+
+const stopLimitMs = 10_000;
+
+function awaitStop(store: OciStore, record: OciRecord): void {
+  if (record.pid === 0) return;
+  const until = performance.now() + stopLimitMs;
+  while (store.status(record) !== "stopped") {
+    if (performance.now() > until) {
+      throw new Error(`Container "${record.id}" still runs ${stopLimitMs / 1000} s after SIGKILL`);
+    }
+    pause(2);
+  }
+}
+
+function pause(milliseconds: number): void {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, milliseconds);
+}
+
+/** Undoes what `create` did. */
+function destroy(store: OciStore, record: OciRecord): void {
+  const until = performance.now() + stopLimitMs;
+  for (let left = ownProcesses(record); left.length > 0 && performance.now() < until; left = ownProcesses(record)) {
+    for (const pid of left) kill(pid, SIGKILL);
+    pause(2);
+  }
+  while (record.cgroup.made.some((path) => existsSync(path)) && performance.now() < until) {
+    removeCgroup(record.cgroup);
+    if (isEmptyOfOurs(record.cgroup)) break;
+    pause(2);
+  }
+  if (record.mountsOnHost && record.pid !== 0) unmountOnHost(record.rootPath);
+  store.remove();
+}
+
+/** Whether what is left of it belongs to others: parents that more than one container shares. */
+function isEmptyOfOurs({ directories, made }: OciCgroup): boolean {
+  return directories.every(({ path }) => !made.includes(path) || !existsSync(path));
+}
+
+function unmountOnHost(rootPath: string): void {
+  trySyscall("umount2", cString(rootPath), MNT_DETACH);
+}
+
+function runPoststop(config: OciConfig, record: OciRecord, warn: Warn): void {
+  for (const hook of config.hooks?.poststop ?? []) {
+    try {
+      runHook("poststop", hook, stateOf(record, "stopped", config.annotations));
+    } catch (error) {
+      warn((error as Error).message);
+    }
+  }
+}

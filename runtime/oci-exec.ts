@@ -1,0 +1,136 @@
+/** A further process in an OCI container that runs. */
+import { readFileSync, readlinkSync } from "node:fs";
+import { SIGKILL, O_WRONLY } from "./linux.ts";
+import { findCgroupMounts } from "./oci-cgroup.ts";
+import type { NamespaceType, OciConfig, OciProcess } from "./oci-config.ts";
+import {
+  connectUnix,
+  inheritStdio,
+  OwnedDescriptors,
+  PlacedDescriptors,
+  planProcess,
+  ProgramLink,
+  setLimits,
+  type Warn,
+  writePidFile,
+} from "./oci-container.ts";
+import { ociMessage, planOciExec } from "./oci-plan.ts";
+import { cpuMask } from "./oci-process.ts";
+import { OciStore } from "./oci-state.ts";
+import { kill } from "./reaper.ts";
+import { startProgram } from "./start-program.ts";
+import { open, syscall, trySyscall } from "./syscall.ts";
+
+export interface ExecOptions {
+  readonly root: string;
+  readonly id: string;
+  /** Completes or replaces the process of the configuration. */
+  readonly process: (config: OciConfig) => OciProcess;
+  readonly pidFile?: string;
+  readonly consoleSocket?: string;
+  readonly consoleFd?: number;
+  readonly preserveFds: number;
+  readonly warn: Warn;
+}
+
+/** Starts the process and returns its id; it is the caller's child. @throws {Error} If it cannot be started. */
+export function execInContainer(options: ExecOptions): number {
+  const store = new OciStore(options.root, options.id);
+  const record = store.read();
+  const status = store.status(record);
+  if (status !== "running" && status !== "created") {
+    throw new Error(`Cannot execute in container "${options.id}": it is ${status}, not running`);
+  }
+  const config = store.readConfig();
+  const process = options.process(config);
+  const descriptors = new OwnedDescriptors();
+  const { own } = descriptors;
+  let pid = 0;
+  try {
+    const pidFd = own(syscall("pidfd_open", record.pid, 0));
+    const consoleFd =
+      options.consoleFd ?? (options.consoleSocket === undefined ? undefined : own(connectUnix(options.consoleSocket)));
+    if (process.terminal && consoleFd === undefined) {
+      throw new Error("A terminal needs somebody who takes it: give --console-socket");
+    }
+    const status = descriptors.pipe();
+    const go = descriptors.pipe();
+    const placed = new PlacedDescriptors(options.preserveFds);
+    const cgroups = cgroupFiles(record.pid).map((path) => placed.add(own(open(path, O_WRONLY))));
+    const at = [status.write, go.read, pidFd].map((fd) => placed.add(fd));
+    const consoleAt = consoleFd === undefined ? undefined : placed.add(consoleFd);
+    const fix = (place: number | undefined) => placed.base + (place ?? 0);
+    const statusFd = fix(at[0]);
+    const affinity = process.execCPUAffinity;
+    const mask = (which: "initial" | "final") => {
+      const text = affinity?.[which];
+      return text ? { [which]: cpuMask(text, `process.execCPUAffinity.${which}`) } : {};
+    };
+    const operations = planOciExec({
+      config,
+      statusFd,
+      goFd: fix(at[1]),
+      pidFd: fix(at[2]),
+      cgroupFds: cgroups.map(fix),
+      namespaces: differingNamespaces(record.pid),
+      ...(consoleAt === undefined ? {} : { consoleFd: fix(consoleAt) }),
+      process: {
+        ...planProcess(process, config, { rootPath: `/proc/${record.pid}/root`, options }),
+        keepsGroups: readFileSync(`/proc/${record.pid}/setgroups`, "utf8").trim() === "deny",
+      },
+      affinity: { ...mask("initial"), ...mask("final") },
+    });
+    const link = new ProgramLink(operations, { statusFd, status: status.read, go: go.write });
+    inheritStdio();
+    const stage = startProgram(link.file, "slipway-exec", placed.pairs());
+    descriptors.close(status.write, go.read);
+    pid = link.expect(ociMessage.initPid);
+    trySyscall("wait4", stage, Buffer.alloc(4), 0, 0);
+    link.go();
+    link.expect(ociMessage.ready);
+    setLimits(pid, process);
+    link.go();
+    link.expectExecution();
+    if (options.pidFile !== undefined) writePidFile(options.pidFile, pid);
+    return pid;
+  } catch (error) {
+    if (pid !== 0) {
+      kill(pid, SIGKILL);
+      trySyscall("wait4", pid, Buffer.alloc(4), 0, 0);
+    }
+    throw error;
+  } finally {
+    descriptors.closeAll();
+  }
+}
+
+/** The cgroups in which the container's process is now, which may be below the one that was made for it. */
+function cgroupFiles(pid: number): string[] {
+  const paths = new Map<string, string>();
+  for (const line of readFileSync(`/proc/${pid}/cgroup`, "utf8").trim().split("\n")) {
+    const [, controllers = "", path = "/"] = /^\d+:([^:]*):(.*)$/.exec(line) ?? [];
+    paths.set(controllers, path);
+  }
+  return findCgroupMounts().flatMap(({ version, controllers, mountPoint }) => {
+    const path = paths.get(version === 2 ? "" : controllers.join(",")) ?? paths.get(controllers.toReversed().join(","));
+    return path === undefined ? [] : [`${mountPoint}${path === "/" ? "" : path}/cgroup.procs`];
+  });
+}
+
+const namespaceFiles: Readonly<Record<NamespaceType, string>> = {
+  user: "user",
+  mount: "mnt",
+  pid: "pid",
+  network: "net",
+  ipc: "ipc",
+  uts: "uts",
+  cgroup: "cgroup",
+  time: "time",
+};
+
+function differingNamespaces(pid: number): NamespaceType[] {
+  return (Object.keys(namespaceFiles) as NamespaceType[]).filter((type) => {
+    const file = namespaceFiles[type];
+    return readlinkSync(`/proc/${pid}/ns/${file}`) !== readlinkSync(`/proc/self/ns/${file}`);
+  });
+}

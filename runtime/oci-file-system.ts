@@ -1,0 +1,522 @@
+/**
+ * The file system of an OCI container as operations: mounts, device nodes, masked and read-only paths.
+ *
+ * Every path of the container is resolved beneath its root with openat2 (RESOLVE_IN_ROOT), then used by descriptor: no
+ * symbolic link of an image leads out, and what is checked is what is used (CVE-2021-30465, CVE-2025-31133, -52565).
+ */
+import { posix } from "node:path";
+import {
+  AT_EMPTY_PATH,
+  AT_FDCWD,
+  AT_RECURSIVE,
+  EACCES,
+  EEXIST,
+  ELOOP,
+  ENOENT,
+  ENOTDIR,
+  EPERM,
+  EROFS,
+  FSCONFIG_CMD_CREATE,
+  FSCONFIG_CMD_RECONFIGURE,
+  FSCONFIG_SET_FLAG,
+  FSCONFIG_SET_STRING,
+  FSMOUNT_CLOEXEC,
+  FSOPEN_CLOEXEC,
+  MOUNT_ATTR_NODEV,
+  MOUNT_ATTR_NOEXEC,
+  MOUNT_ATTR_NOSUID,
+  MOUNT_ATTR_RDONLY,
+  MOVE_MOUNT_F_EMPTY_PATH,
+  MOVE_MOUNT_T_EMPTY_PATH,
+  O_CLOEXEC,
+  O_DIRECTORY,
+  O_NOFOLLOW,
+  O_PATH,
+  OPEN_TREE_CLOEXEC,
+  OPEN_TREE_CLONE,
+  RESOLVE_IN_ROOT,
+  RESOLVE_NO_MAGICLINKS,
+  RESOLVE_NO_SYMLINKS,
+  S_IFBLK,
+  S_IFCHR,
+  S_IFIFO,
+  S_IFREG,
+} from "./linux.ts";
+import type { OciDevice } from "./oci-config.ts";
+import { mountAttr, type MountOptions } from "./oci-mount-options.ts";
+import type { Operation, Value } from "./program.ts";
+import type { Architecture } from "./syscall-table.ts";
+
+/** A mount that the runtime has resolved: nothing of it depends on the host any more. */
+export type ResolvedMount =
+  /** A detached tree: a bind, or a file system that was filled before. */
+  | {
+      readonly kind: "tree";
+      readonly fd: number;
+      readonly destination: string;
+      readonly isDirectory: boolean;
+      readonly readonlyAtLast: boolean;
+    }
+  | {
+      readonly kind: "new";
+      readonly type: string;
+      readonly source: string;
+      readonly destination: string;
+      readonly options: MountOptions;
+      /** Other mounts may need places in it first. */
+      readonly readonlyAtLast: boolean;
+    }
+  | { readonly kind: "remount"; readonly destination: string; readonly options: MountOptions }
+  | { readonly kind: "link"; readonly destination: string; readonly text: string };
+
+/** Memory that means "nothing" until a descriptor is stored there. */
+const nothing = 0xffff_ffff;
+
+/** A path of the container without its leading slash; "." is the root. */
+export function beneathRoot(path: string): string {
+  return posix.normalize(`/${path}`).replace(/^\/+|\/+$/g, "") || ".";
+}
+
+/** Writes the operations; one for each container, because it names memory and labels. */
+export class FileSystemPlan {
+  readonly #rootFd: number;
+  readonly #how = new Map<string, Buffer>();
+  readonly #readonlyLater: { readonly memory: string; readonly destination: string }[] = [];
+  #names = 0;
+
+  /** @param rootFd The root file system's mount, as the program sees it. */
+  constructor(rootFd: number) {
+    this.#rootFd = rootFd;
+  }
+
+  /** Reserves what the others use; once, at the start of the program. */
+  memory(): Operation[] {
+    const names = ["directory", "target", "context", "mount", "node", "nodeStatus"];
+    return names.map((memory) => ({ memory, size: memory === "nodeStatus" ? 256 : 4 }));
+  }
+
+  /** Opens a path beneath the root. `tolerate`: then the memory keeps what it had. */
+  open(
+    path: string,
+    store: string,
+    options: { flags?: number; resolve?: number; tolerate?: readonly number[] } = {},
+  ): Operation {
+    const flags = (options.flags ?? O_PATH) | O_CLOEXEC;
+    const resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | (options.resolve ?? 0);
+    return {
+      name: `open "/${path === "." ? "" : path}" in the container`,
+      call: "openat2",
+      args: [this.#rootFd, { text: path }, { bytes: this.#openHow(flags, resolve) }, 24],
+      store,
+      ...(options.tolerate === undefined ? {} : { tolerate: options.tolerate }),
+    };
+  }
+
+  #openHow(flags: number, resolve: number): Buffer {
+    const key = `${flags} ${resolve}`;
+    const how = this.#how.get(key) ?? Buffer.alloc(24);
+    how.writeBigUInt64LE(BigInt(flags), 0);
+    how.writeBigUInt64LE(BigInt(resolve), 16);
+    this.#how.set(key, how);
+    return how;
+  }
+
+  /** Makes what is missing of a path's directories; `directory` then holds the last one, to be closed. */
+  #directories(path: string): Operation[] {
+    const parts = path === "." ? [] : path.split("/");
+    const operations = [this.open(".", "directory", { flags: O_PATH | O_DIRECTORY })];
+    parts.forEach((part, i) => {
+      const prefix = parts.slice(0, i + 1).join("/");
+      operations.push(
+        {
+          name: `make directory "/${prefix}" in the container`,
+          call: "mkdirat",
+          args: [{ load: "directory" }, { text: part }, 0o755],
+          // If it is missing then, opening it says so.
+          tolerate: [EEXIST, EROFS, EPERM, EACCES],
+        },
+        closeMemory("directory"),
+        this.open(prefix, "directory", { flags: O_PATH | O_DIRECTORY }),
+      );
+    });
+    return operations;
+  }
+
+  /** Makes a directory and those above it. */
+  directory(path: string): Operation[] {
+    return [...this.#directories(beneathRoot(path)), closeMemory("directory")];
+  }
+
+  /** Opens the place of a mount as `target`, made if it is missing. */
+  #target(destination: string, options: { isDirectory: boolean; resolve?: number }): Operation[] {
+    const path = beneathRoot(destination);
+    const parent = posix.dirname(path);
+    const name = posix.basename(path);
+    const make: Operation = options.isDirectory
+      ? {
+          name: `make directory "/${path}" in the container`,
+          call: "mkdirat",
+          args: [{ load: "directory" }, { text: name }, 0o755],
+          tolerate: [EEXIST, EROFS, EPERM, EACCES],
+        }
+      : {
+          name: `make file "/${path}" in the container`,
+          call: "mknodat",
+          args: [{ load: "directory" }, { text: name }, S_IFREG | 0o644, 0],
+          tolerate: [EEXIST, EROFS, EPERM, EACCES],
+        };
+    return [
+      ...this.#directories(parent),
+      make,
+      closeMemory("directory"),
+      this.open(path, "target", {
+        flags: O_PATH | (options.isDirectory ? O_DIRECTORY : 0),
+        ...(options.resolve === undefined ? {} : { resolve: options.resolve }),
+      }),
+    ];
+  }
+
+  /** One mount of the configuration. */
+  mount(mount: ResolvedMount): Operation[] {
+    switch (mount.kind) {
+      case "tree":
+        return [
+          ...this.#target(mount.destination, { isDirectory: mount.isDirectory }),
+          ...this.#attach(mount.fd, mount.destination),
+          ...(mount.readonlyAtLast ? this.#remember(mount.fd, mount.destination) : []),
+        ];
+      case "new":
+        return this.#mountNew(mount);
+      case "remount":
+        return this.#remount(mount);
+      case "link":
+    }
+    return this.#link(mount);
+  }
+
+  #link(mount: ResolvedMount & { readonly kind: "link" }): Operation[] {
+    const path = beneathRoot(mount.destination);
+    return [
+      ...this.#directories(posix.dirname(path)),
+      {
+        name: `make symbolic link "/${path}" in the container`,
+        call: "symlinkat",
+        args: [{ text: mount.text }, { load: "directory" }, { text: posix.basename(path) }],
+        tolerate: [EEXIST],
+      },
+      closeMemory("directory"),
+    ];
+  }
+
+  #attach(fd: Value, destination: string): Operation[] {
+    return [
+      {
+        name: `attach "${destination}"`,
+        call: "move_mount",
+        args: [fd, { text: "" }, { load: "target" }, { text: "" }, MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH],
+      },
+      closeMemory("target"),
+    ];
+  }
+
+  #mountNew(mount: ResolvedMount & { readonly kind: "new" }): Operation[] {
+    const { type, source, destination, options } = mount;
+    const what = `${type} on "${destination}"`;
+    const wanted = options.attributes.set | options.recursiveAttributes.set;
+    const attributes = mount.readonlyAtLast ? wanted & ~MOUNT_ATTR_RDONLY : wanted;
+    // What these show decides over what is masked in them: no symbolic link of an image says where they are.
+    const resolve = type === "proc" || type === "sysfs" ? RESOLVE_NO_SYMLINKS : 0;
+    const propagation = options.propagation?.flag;
+    return [
+      ...this.#target(destination, { isDirectory: true, resolve }),
+      { name: `open file system ${what}`, call: "fsopen", args: [{ text: type }, FSOPEN_CLOEXEC], store: "context" },
+      configure(what, "source", source),
+      ...options.data.map(({ key, value }) => configure(what, key, value)),
+      {
+        name: `mount ${what}`,
+        call: "fsconfig",
+        args: [{ load: "context" }, FSCONFIG_CMD_CREATE, 0, 0, 0],
+      },
+      {
+        name: `mount ${what}`,
+        call: "fsmount",
+        args: [{ load: "context" }, FSMOUNT_CLOEXEC, attributes],
+        store: "mount",
+      },
+      closeMemory("context"),
+      ...(propagation === undefined
+        ? []
+        : [setAttributes(`set the propagation of ${what}`, { load: "mount" }, mountAttr(unchanged, { propagation }))]),
+      ...this.#attach({ load: "mount" }, destination),
+      ...(mount.readonlyAtLast && (wanted & MOUNT_ATTR_RDONLY) !== 0
+        ? this.#remember({ load: "mount" }, destination)
+        : [closeMemory("mount")]),
+    ];
+  }
+
+  /** Keeps a mount's descriptor until `makeReadonly`. */
+  #remember(fd: Value, destination: string): Operation[] {
+    const memory = this.#name("readonly");
+    this.#readonlyLater.push({ memory, destination });
+    return [
+      { memory, size: 4 },
+      { name: `keep "${destination}"`, call: "dup", args: [fd], store: memory },
+    ];
+  }
+
+  /** Makes those mounts read-only that were to be, now that all is in place. */
+  makeReadonly(): Operation[] {
+    return this.#readonlyLater.map(({ memory, destination }) =>
+      setAttributes(
+        `make "${destination}" read-only`,
+        { load: memory },
+        mountAttr({ set: MOUNT_ATTR_RDONLY, clear: 0 }),
+      ),
+    );
+  }
+
+  #remount({ destination, options }: ResolvedMount & { readonly kind: "remount" }): Operation[] {
+    const what = `"${destination}"`;
+    const attr = mountAttr(options.attributes, { propagation: options.propagation?.flag ?? 0 });
+    return [
+      this.open(beneathRoot(destination), "target"),
+      setAttributes(`remount ${what}`, { load: "target" }, attr),
+      ...(options.data.length === 0
+        ? []
+        : [
+            {
+              name: `remount ${what}`,
+              call: "fspick",
+              args: [{ load: "target" }, { text: "" }, FSPICK_CLOEXEC | FSPICK_EMPTY_PATH],
+              store: "context",
+            },
+            ...options.data.map(({ key, value }) => configure(what, key, value)),
+            {
+              name: `remount ${what}`,
+              call: "fsconfig",
+              args: [{ load: "context" }, FSCONFIG_CMD_RECONFIGURE, 0, 0, 0],
+            },
+            closeMemory("context"),
+          ]),
+      closeMemory("target"),
+    ];
+  }
+
+  /** Makes a device node, and checks that what is there is one: an image may have put something else in its place. */
+  device(device: OciDevice, architecture: Architecture): Operation[] {
+    const path = beneathRoot(device.path);
+    const type = { c: S_IFCHR, u: S_IFCHR, b: S_IFBLK, p: S_IFIFO }[device.type];
+    const mode = type | ((device.fileMode ?? 0o666) & 0o7777);
+    const number = deviceNumber(device.major ?? 0, device.minor ?? 0);
+    const name = posix.basename(path);
+    const at = statOffsets[architecture];
+    const wrong = this.#name("wrong node");
+    const right = this.#name("right node");
+    return [
+      ...this.#directories(posix.dirname(path)),
+      {
+        name: `make device "/${path}" in the container`,
+        call: "mknodat",
+        args: [{ load: "directory" }, { text: name }, mode, number],
+        tolerate: [EEXIST],
+      },
+      {
+        name: `open device "/${path}" in the container`,
+        call: "openat",
+        args: [{ load: "directory" }, { text: name }, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0],
+        store: "node",
+      },
+      {
+        name: `look at device "/${path}" in the container`,
+        call: "newfstatat",
+        args: [{ load: "node" }, { text: "" }, { addressOf: "nodeStatus" }, AT_EMPTY_PATH],
+      },
+      ...(device.type === "p"
+        ? []
+        : [
+            {
+              name: `compare device "/${path}"`,
+              unequal: [{ load: "nodeStatus", offset: at.rdev }, number] as const,
+              goto: wrong,
+            },
+          ]),
+      {
+        name: `set the mode of device "/${path}" in the container`,
+        call: "fchmodat",
+        args: [{ load: "directory" }, { text: name }, mode & 0o7777],
+      },
+      {
+        name: `look at device "/${path}" in the container`,
+        call: "newfstatat",
+        args: [{ load: "node" }, { text: "" }, { addressOf: "nodeStatus" }, AT_EMPTY_PATH],
+      },
+      { name: `compare device "/${path}"`, unequal: [{ load: "nodeStatus", offset: at.mode }, mode], goto: wrong },
+      {
+        name: `set the owner of device "/${path}" in the container`,
+        call: "fchownat",
+        args: [{ load: "node" }, { text: "" }, device.uid ?? 0, device.gid ?? 0, AT_EMPTY_PATH],
+      },
+      closeMemory("node"),
+      closeMemory("directory"),
+      { name: "go on", unequal: [0, 1], goto: right },
+      { label: wrong },
+      { name: `make device "/${path}" in the container: something else is there`, fail: EEXIST },
+      { label: right },
+    ];
+  }
+
+  /** The symbolic links that every /dev has. */
+  deviceLinks(): Operation[] {
+    const links = [
+      ["fd", "/proc/self/fd"],
+      ["stdin", "/proc/self/fd/0"],
+      ["stdout", "/proc/self/fd/1"],
+      ["stderr", "/proc/self/fd/2"],
+    ] as const;
+    return [
+      ...this.#directories("dev"),
+      ...links.map(
+        ([name, text]): Operation => ({
+          name: `make symbolic link "/dev/${name}" in the container`,
+          call: "symlinkat",
+          args: [{ text }, { load: "directory" }, { text: name }],
+          tolerate: [EEXIST],
+        }),
+      ),
+      {
+        name: 'remove "/dev/ptmx" in the container',
+        call: "unlinkat",
+        args: [{ load: "directory" }, { text: "ptmx" }, 0],
+        tolerate: [ENOENT],
+      },
+      {
+        name: 'make symbolic link "/dev/ptmx" in the container',
+        call: "symlinkat",
+        args: [{ text: "pts/ptmx" }, { load: "directory" }, { text: "ptmx" }],
+      },
+      closeMemory("directory"),
+    ];
+  }
+
+  /** Covers a directory with an empty read-only tmpfs and anything else with the host's /dev/null; what is missing stays so. */
+  mask(path: string): Operation[] {
+    const place = beneathRoot(path);
+    const directory = this.#name("mask directory");
+    const file = this.#name("mask file");
+    const done = this.#name("masked");
+    const attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+    return [
+      absent(directory),
+      absent(file),
+      this.open(place, directory, { flags: O_PATH | O_DIRECTORY, tolerate: missing }),
+      ...this.#ifPresent(directory, [
+        { name: `mask "${path}"`, call: "fsopen", args: [{ text: "tmpfs" }, FSOPEN_CLOEXEC], store: "context" },
+        configure(`mask on "${path}"`, "nr_blocks", "1"),
+        configure(`mask on "${path}"`, "nr_inodes", "1"),
+        configure(`mask on "${path}"`, "mode", "755"),
+        { name: `mask "${path}"`, call: "fsconfig", args: [{ load: "context" }, FSCONFIG_CMD_CREATE, 0, 0, 0] },
+        {
+          name: `mask "${path}"`,
+          call: "fsmount",
+          args: [{ load: "context" }, FSMOUNT_CLOEXEC, attributes],
+          store: "mount",
+        },
+        closeMemory("context"),
+        attachTo(directory, `mask "${path}"`),
+        closeMemory("mount"),
+        closeMemory(directory),
+        { name: "go on", unequal: [0, 1], goto: done },
+      ]),
+      this.open(place, file, { tolerate: missing }),
+      ...this.#ifPresent(file, [
+        {
+          name: `mask "${path}"`,
+          call: "open_tree",
+          args: [AT_FDCWD, { text: "/dev/null" }, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC],
+          store: "mount",
+        },
+        attachTo(file, `mask "${path}"`),
+        closeMemory("mount"),
+        closeMemory(file),
+      ]),
+      { label: done },
+    ];
+  }
+
+  /** Mounts a path read-only on itself; what is missing stays so. */
+  readonly(path: string): Operation[] {
+    const place = this.#name("readonly path");
+    return [
+      absent(place),
+      this.open(beneathRoot(path), place, { tolerate: missing }),
+      ...this.#ifPresent(place, [
+        {
+          name: `clone "${path}"`,
+          call: "open_tree",
+          args: [{ load: place }, { text: "" }, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE],
+          store: "mount",
+        },
+        setAttributes(`make "${path}" read-only`, { load: "mount" }, mountAttr({ set: MOUNT_ATTR_RDONLY, clear: 0 })),
+        attachTo(place, `make "${path}" read-only`),
+        closeMemory("mount"),
+        closeMemory(place),
+      ]),
+    ];
+  }
+
+  #ifPresent(memory: string, operations: readonly Operation[]): Operation[] {
+    const present = this.#name("present");
+    const skip = this.#name("skip");
+    return [
+      { name: "if it is there", unequal: [{ load: memory }, nothing], goto: present },
+      { name: "else go on", unequal: [0, 1], goto: skip },
+      { label: present },
+      ...operations,
+      { label: skip },
+    ];
+  }
+
+  #name(what: string): string {
+    return `${what} ${++this.#names}`;
+  }
+}
+
+const FSPICK_CLOEXEC = 1;
+const FSPICK_EMPTY_PATH = 8;
+const unchanged = { set: 0, clear: 0 };
+const missing = [ENOENT, ENOTDIR, EACCES, ELOOP];
+
+/** Where struct stat has st_mode and st_rdev. */
+const statOffsets = { x64: { mode: 24, rdev: 40 }, arm64: { mode: 16, rdev: 32 } } as const;
+
+/** The kernel's dev_t of 32 bits. @see makedev(3) */
+function deviceNumber(major: number, minor: number): number {
+  return (((minor & 0xff) | (major << 8) | ((minor & ~0xff) << 12)) & 0xffff_ffff) >>> 0;
+}
+
+function absent(memory: string): Operation {
+  return { memory, size: 4, bytes: Buffer.alloc(4, 0xff) };
+}
+
+export function closeMemory(memory: string): Operation {
+  return { name: `close ${memory}`, call: "close", args: [{ load: memory }] };
+}
+
+function configure(what: string, key: string, value: string | undefined): Operation {
+  const args: Value[] =
+    value === undefined
+      ? [FSCONFIG_SET_FLAG, { text: key }, 0, 0]
+      : [FSCONFIG_SET_STRING, { text: key }, { text: value }, 0];
+  const option = value === undefined ? key : `${key}=${value}`;
+  return { name: `mount ${what} with option "${option}"`, call: "fsconfig", args: [{ load: "context" }, ...args] };
+}
+
+/** mount_setattr(2) of one mount. */
+export function setAttributes(name: string, fd: Value, attr: Buffer): Operation {
+  return { name, call: "mount_setattr", args: [fd, { text: "" }, AT_EMPTY_PATH, { bytes: attr }, attr.length] };
+}
+
+function attachTo(memory: string, name: string): Operation {
+  const flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH;
+  return { name, call: "move_mount", args: [{ load: "mount" }, { text: "" }, { load: memory }, { text: "" }, flags] };
+}

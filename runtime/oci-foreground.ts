@@ -1,0 +1,85 @@
+/** Stays with a process that was started in an OCI container: passes signals and a terminal on, tells how it ended. */
+import { createReadStream, write } from "node:fs";
+import { constants } from "node:os";
+import { TIOCSWINSZ } from "./linux.ts";
+import { kill, reap } from "./reaper.ts";
+import { close, receiveDescriptor, trySyscall } from "./syscall.ts";
+
+/** A socket pair's ends: the program sends its terminal to one, we take it from the other. */
+export interface TerminalSocket {
+  readonly ours: number;
+  readonly theirs: number;
+}
+
+/** Waits for the end of a child of ours and returns what a shell would: its exit code, or 128 and the signal. */
+export async function foreground(pid: number, terminal: TerminalSocket | undefined): Promise<number> {
+  const ended = reap(pid);
+  const names = (Object.keys(constants.signals) as NodeJS.Signals[]).filter((name) => !unforwarded.has(name));
+  const forward = (_: NodeJS.Signals, number: number) => void kill(pid, number);
+  for (const name of names) process.on(name, forward);
+  const shown = terminal === undefined ? undefined : showTerminal(receiveDescriptor(terminal.ours));
+  if (terminal !== undefined) {
+    close(terminal.ours);
+    close(terminal.theirs);
+  }
+  try {
+    const { exitCode, signal } = await ended;
+    await shown?.ended;
+    return exitCode ?? 128 + (signal ?? 0);
+  } finally {
+    for (const name of names) process.off(name, forward);
+    shown?.restore();
+  }
+}
+
+/** Those that cannot be caught, mean this process, or that Node needs itself. */
+const unforwarded = new Set<string>([
+  "SIGKILL",
+  "SIGSTOP",
+  "SIGCHLD",
+  "SIGPIPE",
+  "SIGURG",
+  "SIGWINCH",
+  "SIGPROF",
+  "SIGSEGV",
+  "SIGBUS",
+  "SIGFPE",
+  "SIGILL",
+  "SIGTRAP",
+  "SIGABRT",
+  "SIGIOT",
+  "SIGTSTP",
+  "SIGTTIN",
+  "SIGTTOU",
+]);
+
+function showTerminal(master: number): { readonly ended: Promise<void>; readonly restore: () => void } {
+  const resize = () => {
+    const size = Buffer.alloc(8);
+    size.writeUInt16LE(process.stdout.rows ?? 24, 0);
+    size.writeUInt16LE(process.stdout.columns ?? 80, 2);
+    trySyscall("ioctl", master, TIOCSWINSZ, size);
+  };
+  if (process.stdout.isTTY) {
+    resize();
+    process.stdout.on("resize", resize);
+  }
+  if (process.stdin.isTTY) process.stdin.setRawMode(true);
+  // The last reader of the other end makes the read fail with EIO: that is its end of file.
+  const output = createReadStream("", { fd: master, autoClose: false });
+  const ended = new Promise<void>((resolve) => {
+    output.on("error", () => resolve());
+    output.on("end", () => resolve());
+  });
+  output.on("data", (chunk) => void process.stdout.write(chunk));
+  process.stdin.on("data", (chunk: Buffer) => write(master, chunk, () => undefined));
+  return {
+    ended,
+    restore: () => {
+      if (process.stdin.isTTY) process.stdin.setRawMode(false);
+      process.stdin.pause();
+      process.stdout.off("resize", resize);
+      close(master);
+    },
+  };
+}

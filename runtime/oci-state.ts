@@ -1,0 +1,150 @@
+/** What is known of OCI containers between two commands: one directory per container below `--root`. */
+import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import type { OciCgroup } from "./oci-cgroup.ts";
+import { type OciConfig, parseOciConfig } from "./oci-config.ts";
+
+export const ociVersion = "1.3.0";
+
+export type OciStatus = "creating" | "created" | "running" | "stopped";
+
+/** The state that the specification defines, as commands print it and hooks read it. */
+export interface OciState {
+  readonly ociVersion: string;
+  readonly id: string;
+  readonly status: OciStatus;
+  readonly pid: number;
+  readonly bundle: string;
+  readonly annotations?: Readonly<Record<string, string>>;
+}
+
+/** state.json; plain data. */
+export interface OciRecord {
+  readonly id: string;
+  readonly bundle: string;
+  readonly rootPath: string;
+  /** RFC 3339. */
+  readonly created: string;
+  /** 0 until there is one. */
+  readonly pid: number;
+  /** Field 22 of /proc/PID/stat: an id alone may mean another process by now. */
+  readonly pidStart: string;
+  readonly cgroup: OciCgroup;
+  /** The container's mounts are the host's: to be unmounted when it is deleted. */
+  readonly mountsOnHost: boolean;
+  /** What may still fail when it starts: names of operations, the first with this number. */
+  readonly operations: { readonly first: number; readonly names: readonly string[] };
+}
+
+/** An id names a directory. @throws {Error} */
+export function checkId(id: string): string {
+  if (!/^[A-Za-z0-9_+.-]{1,1024}$/.test(id) || id === "." || id === "..") {
+    throw new Error(`Container id ${JSON.stringify(id)} is not supported: it must be of letters, digits and _+-.`);
+  }
+  return id;
+}
+
+/** One container's directory. */
+export class OciStore {
+  readonly id: string;
+  readonly directory: string;
+
+  constructor(root: string, id: string) {
+    this.id = checkId(id);
+    this.directory = `${root}/${id}`;
+  }
+
+  get startFifo(): string {
+    return `${this.directory}/start`;
+  }
+
+  get answerFifo(): string {
+    return `${this.directory}/answer`;
+  }
+
+  /** Reserves the id. @throws {Error} If it is taken. */
+  make(): void {
+    try {
+      mkdirSync(this.directory.slice(0, this.directory.lastIndexOf("/")), { recursive: true, mode: 0o711 });
+      mkdirSync(this.directory, { mode: 0o700 });
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+      throw new Error(`Cannot create container "${this.id}": there is one with this id`, { cause: error });
+    }
+  }
+
+  writeConfig(text: string): void {
+    writeFileSync(`${this.directory}/config.json`, text, { mode: 0o600 });
+  }
+
+  /** As it was when the container was created. */
+  readConfig(): OciConfig {
+    return parseOciConfig(readFileSync(`${this.directory}/config.json`, "utf8"));
+  }
+
+  write(record: OciRecord): void {
+    writeFileSync(`${this.directory}/state.json.new`, JSON.stringify(record), { mode: 0o600 });
+    renameSync(`${this.directory}/state.json.new`, `${this.directory}/state.json`);
+  }
+
+  /** @throws {Error} If there is no such container. */
+  read(): OciRecord {
+    try {
+      return JSON.parse(readFileSync(`${this.directory}/state.json`, "utf8")) as OciRecord;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+      throw new Error(`Container "${this.id}" does not exist`, { cause: error });
+    }
+  }
+
+  remove(): void {
+    rmSync(this.directory, { recursive: true, force: true });
+  }
+
+  /** What the container is doing now. */
+  status(record: OciRecord): OciStatus {
+    if (record.pid === 0) return "creating";
+    if (startTime(record.pid) !== record.pidStart) return "stopped";
+    return readdirSync(this.directory).includes("start") ? "created" : "running";
+  }
+
+  state(record: OciRecord, status = this.status(record)): OciState {
+    const { annotations } = this.readConfig();
+    return stateOf(record, status, annotations);
+  }
+}
+
+export function stateOf(
+  { id, bundle, pid }: Pick<OciRecord, "id" | "bundle" | "pid">,
+  status: OciStatus,
+  annotations: ReadonlyMap<string, string> | undefined,
+): OciState {
+  return {
+    ociVersion,
+    id,
+    status,
+    pid: status === "stopped" ? 0 : pid,
+    bundle,
+    ...(annotations === undefined ? {} : { annotations: Object.fromEntries(annotations) }),
+  };
+}
+
+/** When a process started, in the kernel's own count; undefined if it is gone or a zombie. */
+export function startTime(pid: number): string | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    return fields[0] === "Z" || fields[0] === "X" ? undefined : fields[19];
+  } catch {
+    return undefined;
+  }
+}
+
+/** The containers below a root. */
+export function listStores(root: string): OciStore[] {
+  try {
+    return readdirSync(root).map((id) => new OciStore(root, id));
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return [];
+    throw error;
+  }
+}

@@ -1,0 +1,85 @@
+/** A user namespace with given id maps, held by a descriptor, as idmapped mounts want one. */
+import { readFileSync, writeFileSync } from "node:fs";
+import { CLONE_NEWUSER, CLONE_PARENT, O_RDONLY } from "./linux.ts";
+import type { IdMapping } from "./oci-config.ts";
+import { compileProgram, failMessage, messageBytes, type Operation } from "./program.ts";
+import { placeDescriptors, startProgram } from "./start-program.ts";
+import { architecture, close, open, pipe, SyscallError, trySyscall } from "./syscall.ts";
+
+/** The lines of /proc/PID/uid_map. */
+export function idMapText(mappings: readonly IdMapping[]): string {
+  return mappings.map(({ containerID, hostID, size }) => `${containerID} ${hostID} ${size}\n`).join("");
+}
+
+/** Writes both id maps of a process in a new user namespace. @throws {Error} */
+export function writeIdMaps(pid: number, uids: readonly IdMapping[], gids: readonly IdMapping[]): void {
+  for (const [file, mappings] of [
+    ["uid_map", uids],
+    ["gid_map", gids],
+  ] as const) {
+    try {
+      writeFileSync(`/proc/${pid}/${file}`, idMapText(mappings));
+    } catch (error) {
+      throw new Error(`Cannot map ids: write "${idMapText(mappings).trim()}" to ${file}: ${(error as Error).message}`, {
+        cause: error,
+      });
+    }
+  }
+}
+
+/** Makes a user namespace and returns a descriptor of it; the caller closes it. @throws {SyscallError | Error} */
+export function mapUserNamespace(uids: readonly IdMapping[], gids: readonly IdMapping[]): number {
+  const status = pipe();
+  const release = pipe();
+  const { targets, pairs } = placeDescriptors([status.write, release.read] as const);
+  const [statusFd, releaseFd] = targets;
+  const program = compileProgram(holderPlan(statusFd, releaseFd), { architecture, statusFd });
+  const stage = startProgram(program.file, "slipway-userns", pairs);
+  close(status.write);
+  close(release.read);
+  let holder = 0;
+  try {
+    const answer = Buffer.alloc(messageBytes);
+    const length = trySyscall("read", status.read, answer, answer.length);
+    if (length !== messageBytes || answer.readUInt32LE(0) === failMessage) {
+      throw new SyscallError("clone3", answer.readUInt32LE(4), "make a user namespace");
+    }
+    holder = answer.readUInt32LE(4);
+    writeIdMaps(holder, uids, gids);
+    return open(`/proc/${holder}/ns/user`, O_RDONLY);
+  } finally {
+    close(release.write);
+    close(status.read);
+    for (const pid of [stage, holder]) if (pid !== 0) trySyscall("wait4", pid, Buffer.alloc(4), 0, 0);
+  }
+}
+
+function holderPlan(statusFd: number, releaseFd: number): Operation[] {
+  const clone = Buffer.alloc(88);
+  clone.writeBigUInt64LE(BigInt(CLONE_NEWUSER | CLONE_PARENT), 0);
+  const ready = Buffer.alloc(messageBytes);
+  ready.writeUInt32LE(failMessage + 1, 0);
+  return [
+    { memory: "cloneArguments", size: 88, bytes: clone },
+    { memory: "ready", size: messageBytes, bytes: ready },
+    { memory: "byte", size: 8 },
+    {
+      name: "clone into a new user namespace",
+      call: "clone3",
+      args: [{ addressOf: "cloneArguments" }, 88],
+      store: { memory: "ready", offset: 4 },
+      ifPositive: "answer",
+    },
+    { name: "wait for the runtime", call: "read", args: [releaseFd, { addressOf: "byte" }, 1] },
+    { name: "end", call: "exit_group", args: [0] },
+    { label: "answer" },
+    { name: "answer", call: "write", args: [statusFd, { addressOf: "ready" }, messageBytes] },
+    { name: "end", call: "exit_group", args: [0] },
+  ];
+}
+
+/** A process's id in its own, innermost pid namespace. */
+export function innermostPid(pid: number): number {
+  const line = /^NSpid:\s*(.*)$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1];
+  return Number(line?.trim().split(/\s+/).at(-1) ?? pid);
+}

@@ -1,0 +1,20 @@
+/**
+ * Containers as the OCI runtime specification has them: a bundle in, a life cycle of commands.
+ *
+ * Apart from index.ts because a command that starts anew for every operation should load nothing it does not need.
+ */
+export {
+  createContainer,
+  deleteContainer,
+  killContainer,
+  signalNumber,
+  startContainer,
+  containerState,
+} from "./oci-container.ts";
+export { execInContainer } from "./oci-exec.ts";
+export { ociFeatures } from "./oci-features.ts";
+export { foreground, type TerminalSocket } from "./oci-foreground.ts";
+export { type OciConfig, type OciProcess, parseOciConfig, parseOciProcess } from "./oci-config.ts";
+export { OciConfigError } from "./oci-parser.ts";
+export { listStores, ociVersion, type OciRecord, type OciState, type OciStore } from "./oci-state.ts";
+export { socketPair } from "./syscall.ts";
