@@ -12,7 +12,7 @@ import {
 import type { Host } from "../runtime/index.ts";
 import { containerName, runAttempt } from "./attempt.ts";
 import { asError } from "./cause.ts";
-import { FencedError, ServerClient } from "./server-client.ts";
+import { FencedError, ServerClient, UnansweredError } from "./server-client.ts";
 
 export interface AgentOptions {
   readonly serverUrl: string;
@@ -31,6 +31,11 @@ export interface AgentOptions {
   readonly logger: Logger;
 }
 
+/**
+ * How long an agent tries to claim what it has taken out of the queue. Then another agent may: the server finds the attempt
+ * gone from the queue and puts it there again.
+ */
+const claimPatienceMs = 10_000;
 /** How long a stopping agent tries to tell the server how its jobs ended. */
 const lastReportsMs = 15_000;
 
@@ -46,6 +51,7 @@ export class Agent implements AsyncDisposable {
   readonly #running = new Map<string, AbortController>();
   readonly #cleanups = new Set<Promise<void>>();
   readonly #giveUp = new AbortController();
+  readonly #draining = new AbortController();
   #redis: RedisConnection | undefined;
   #worker: JobWorker | undefined;
   #cancellations: CancelSubscription | undefined;
@@ -74,6 +80,8 @@ export class Agent implements AsyncDisposable {
       pools,
       slots: jobs,
       handler: (attemptId) => this.#handle(attemptId),
+      // Else an agent that the server does not know, or cannot be reached by, would keep attempts from those that can.
+      ready: () => (this.#client.isReachable ? undefined : this.#client.reach(this.#draining.signal)),
       onError: (error) => logger.warn({ err: error }, error.message),
     });
   }
@@ -83,8 +91,9 @@ export class Agent implements AsyncDisposable {
     return [...this.#running.keys()];
   }
 
-  /** Takes no more attempts; resolves when the running ones are finished and reported. */
+  /** Takes no more attempts; resolves when the running ones are finished and reported. What is not claimed by now is given back. */
   async drain(): Promise<void> {
+    this.#draining.abort();
     await this.#worker?.pause();
     await Promise.all(this.#cleanups);
   }
@@ -104,6 +113,7 @@ export class Agent implements AsyncDisposable {
 
   async #stop(): Promise<void> {
     const stopped = new Error(`agent "${this.#options.name}" was stopped`);
+    this.#draining.abort();
     for (const job of this.#running.values()) job.abort(stopped);
     const timer = setTimeout(() => this.#giveUp.abort(stopped), lastReportsMs);
     await this.#worker?.close({ force: true });
@@ -123,8 +133,11 @@ export class Agent implements AsyncDisposable {
     try {
       const claimedAtMs = performance.now();
       const signal = AbortSignal.any([job.signal, this.#giveUp.signal]);
-      const claimed = await this.#client.claim({ attemptId, agent: name }, signal).catch((error: unknown) => {
+      const patience = AbortSignal.any([this.#draining.signal, AbortSignal.timeout(claimPatienceMs)]);
+      const claim = this.#client.claim({ attemptId, agent: name }, { signal, patience });
+      const claimed = await claim.catch((error: unknown) => {
         if (error instanceof FencedError || signal.aborted) logger.info(asError(error).message);
+        else if (error instanceof UnansweredError) logger.warn(`gives the attempt back: ${error.message}`);
         else throw error;
       });
       if (claimed === undefined) return;

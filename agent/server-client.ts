@@ -19,7 +19,7 @@ export class FencedError extends Error {
 }
 
 /** The server did not take a request, for a reason that may pass: it is away, overloaded, or does not know the token (yet). */
-class UnansweredError extends Error {
+export class UnansweredError extends Error {
   override readonly name = "UnansweredError";
 }
 
@@ -48,13 +48,15 @@ export interface ServerClientOptions {
 }
 
 interface Call {
-  readonly method: "POST" | "PUT";
+  readonly method: "GET" | "POST" | "PUT";
   readonly path: string;
   readonly attempt?: AttemptKey;
   readonly body?: Buffer;
   readonly type?: string;
   readonly timeoutMs?: number;
   readonly signal?: AbortSignal;
+  /** Once it is aborted, a call that is not answered is not tried again. */
+  readonly patience?: AbortSignal;
 }
 
 interface Answer {
@@ -74,6 +76,7 @@ export class ServerClient implements Disposable {
   readonly #logger: Logger;
   readonly #connections: HttpAgent | HttpsAgent;
   #awaySinceMs: number | undefined;
+  #hasAnswered = false;
 
   /** @throws {Error} If the URL is not one of a server. */
   constructor({ serverUrl, token, logger }: ServerClientOptions) {
@@ -88,14 +91,31 @@ export class ServerClient implements Disposable {
     this.#connections = base.protocol === "https:" ? new HttpsAgent(options) : new HttpAgent(options);
   }
 
+  /** Whether the server answered the last call, and as one that knows the token. */
+  get isReachable(): boolean {
+    return this.#hasAnswered && this.#awaySinceMs === undefined;
+  }
+
+  /** Resolves once the server is there and knows the token, or the signal is aborted. */
+  async reach(signal: AbortSignal): Promise<void> {
+    await this.#persist({ method: "GET", path: "api/agent/hello", signal }).catch((error: unknown) => {
+      if (!signal.aborted) throw error;
+    });
+  }
+
   /**
    * Claims an attempt.
    *
+   * @param options.patience Once it is aborted, a claim that is not answered is not tried again.
    * @throws {FencedError} If it is not to be had (any more).
+   * @throws {UnansweredError} If patience was at its end.
    * @throws The signal's reason, if it was aborted.
    */
-  async claim(request: ClaimRequest, signal: AbortSignal): Promise<ClaimedJob> {
-    const answer = await this.#persist({ method: "POST", path: "api/agent/claim", ...json(request), signal });
+  async claim(
+    request: ClaimRequest,
+    options: { readonly signal: AbortSignal; readonly patience: AbortSignal },
+  ): Promise<ClaimedJob> {
+    const answer = await this.#persist({ method: "POST", path: "api/agent/claim", ...json(request), ...options });
     return JSON.parse(answer.body.toString());
   }
 
@@ -172,15 +192,16 @@ export class ServerClient implements Disposable {
   }
 
   async #persist(call: Call): Promise<Answer> {
+    const wakers = AbortSignal.any([call.signal, call.patience].filter((signal) => signal !== undefined));
     for (let retryMs = firstRetryMs; ; retryMs = Math.min(retryMs * 2, lastRetryMs)) {
       call.signal?.throwIfAborted();
       try {
         return await this.#send(call);
       } catch (error) {
-        if (!(error instanceof UnansweredError)) throw error;
+        if (!(error instanceof UnansweredError) || call.patience?.aborted === true) throw error;
       }
       // Not all agents at the same moment, when a server comes back.
-      await delay(retryMs * (0.5 + Math.random() / 2), undefined, { signal: call.signal }).catch(() => {});
+      await delay(retryMs * (0.5 + Math.random() / 2), undefined, { signal: wakers }).catch(() => {});
     }
   }
 
@@ -264,6 +285,7 @@ export class ServerClient implements Disposable {
   }
 
   #answered(): void {
+    this.#hasAnswered = true;
     if (this.#awaySinceMs === undefined) return;
     const seconds = Math.round((performance.now() - this.#awaySinceMs) / 1000);
     this.#awaySinceMs = undefined;

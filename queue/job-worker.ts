@@ -19,6 +19,11 @@ export interface JobWorkerOptions {
   /** How many handlers run at once, over all pools. */
   readonly slots: number;
   readonly handler: JobHandler;
+  /**
+   * Asked before each attempt is looked for; none is taken before the promise resolves. Undefined: now. It must not wait for
+   * ever once the worker is paused.
+   */
+  readonly ready?: () => Promise<void> | undefined;
   /** Redis went away (once per outage), or a handler rejected. Must not throw. */
   readonly onError: (error: Error) => void;
   /** Shown by `CLIENT LIST`. @default "slipway-agent" */
@@ -167,7 +172,11 @@ export class JobWorker implements AsyncDisposable {
       try {
         if (this.#running.size >= this.#options.slots) {
           await Promise.race([this.#slotFreed.promise, this.#stopped.promise]);
-        } else if (!(await this.#takeOne())) {
+          continue;
+        }
+        const ready = this.#options.ready?.();
+        if (ready !== undefined) await Promise.race([ready, this.#stopped.promise]);
+        if (!(await this.#takeOne())) {
           await this.#waitForWork();
         }
         this.#trouble = undefined;

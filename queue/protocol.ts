@@ -3,6 +3,7 @@
  * about an attempt carries the attempt's fencing token in `slipway-attempt-token`, and 409 means: stop, somebody else
  * owns this job now (or it was canceled).
  *
+ * GET  /api/agent/hello                                        → 204: the server is there and knows the token
  * POST /api/agent/claim                                        ClaimRequest → 200 ClaimedJob | 409 { error }
  * POST /api/agent/attempts/:attemptId/renew                    → 200 RenewResponse | 409
  * POST /api/agent/attempts/:attemptId/steps/:index             StepReport → 204 | 409

@@ -31,7 +31,7 @@ type AttemptRoute = { Params: { attemptId: string } };
 type StepRoute = { Params: { attemptId: string; index: string } };
 type LogRoute = StepRoute & { Querystring: { offset?: string } };
 
-/** Serves the protocol of queue/protocol.ts: claim, renew, steps, logs, finish. */
+/** Serves the protocol of queue/protocol.ts: hello, claim, renew, steps, logs, finish. */
 export async function serveAgents(app: FastifyInstance, options: AgentApiOptions): Promise<void> {
   const { store, logs, watch, scheduler, access, leaseMs } = options;
   app.addHook("onRequest", async (request) => access.requireAgent(request));
@@ -40,6 +40,8 @@ export async function serveAgents(app: FastifyInstance, options: AgentApiOptions
     { parseAs: "buffer", bodyLimit: maxChunkBodyBytes },
     (_request, body, done) => done(null, body),
   );
+
+  app.get("/api/agent/hello", async (_request, reply) => reply.code(204).send());
 
   app.post("/api/agent/claim", async (request) => {
     const { attemptId, agent } = parse(claimRequestSchema, request.body);

@@ -163,9 +163,9 @@ describe("Agent", () => {
     const { attemptId, pool } = await offer([step("true")]);
     server.owners.set(attemptId, "somebody else");
     const agent = await startAgent(pool);
-    await server.until(() => server.requests.length > 0);
+    await server.until(() => server.requests.length > 1);
     await agent.drain();
-    expect(server.requests).toEqual(["POST /api/agent/claim"]);
+    expect(server.requests).toEqual(["GET /api/agent/hello", "POST /api/agent/claim"]);
   });
 
   test("reports a commit that does not exist in the first step's log", async () => {
@@ -291,6 +291,38 @@ describe("Agent", () => {
     await startAgent(pool);
     await server.until(() => server.finished.has(attemptId));
     expect(answers).toEqual([]);
+  });
+
+  test("takes nothing out of the queue before the server knows its token", async () => {
+    const { attemptId, pool } = await offer([step("true")]);
+    let isKnown = false;
+    server.intercept = () => (isKnown ? undefined : { status: 401 });
+    await startAgent(pool);
+    await server.until(() => server.requests.length >= 2);
+    expect(new Set(server.requests)).toEqual(new Set(["GET /api/agent/hello"]));
+    expect(await queue.waiting(pool)).toBe(1);
+    isKnown = true;
+    await server.until(() => server.finished.has(attemptId));
+  });
+
+  test("drain gives a claim back that is not answered, and waits for no server", async () => {
+    const { attemptId, pool } = await offer([step("true")]);
+    server.intercept = (path) => (path.endsWith("/claim") ? { status: 503 } : undefined);
+    const agent = await startAgent(pool);
+    await server.until(() => server.requests.some((line) => line.endsWith("/claim")));
+    await agent.drain();
+    await agent.stop();
+    expect(server.owners.has(attemptId)).toBe(false);
+    expect(await queue.has(pool, attemptId)).toBe(false);
+  });
+
+  test("drain ends while the server is away", async () => {
+    const { pool } = await offer([step("true")]);
+    server.intercept = () => ({ status: 503 });
+    const agent = await startAgent(pool);
+    await server.until(() => server.requests.length > 0);
+    await agent.drain();
+    expect(await queue.waiting(pool)).toBe(1);
   });
 
   test("goes on when the server takes no more of a log", async () => {

@@ -80,6 +80,7 @@ export class ProtocolServer implements AsyncDisposable {
 
   #answer(path: string, request: IncomingMessage, body: Buffer): { status: number; body?: unknown } {
     if (request.headers.authorization !== `Bearer ${this.agentToken}`) return { status: 401, body: { error: "who?" } };
+    if (path === "/api/agent/hello") return { status: 204 };
     if (path === "/api/agent/claim")
       return this.#claim(JSON.parse(body.toString()) as { attemptId: string; agent: string });
     const [, attemptId = "", action = ""] = /^\/api\/agent\/attempts\/([^/]+)\/(.*)$/.exec(path) ?? [];

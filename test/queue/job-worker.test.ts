@@ -255,6 +255,29 @@ describe("JobWorker", () => {
     expect([...s.desk.aborted]).toEqual([["a1", "canceled by ann"]]);
   });
 
+  test("takes nothing before it is ready", async () => {
+    const ready = Promise.withResolvers<void>();
+    let isAsked = false;
+    await using s = await scene({
+      ready: () => {
+        isAsked = true;
+        return ready.promise;
+      },
+    });
+    await s.queue.enqueue("default", "a1");
+    await until(() => isAsked);
+    expect(await s.queue.waiting("default")).toBe(1);
+    ready.resolve();
+    await until(() => s.desk.started.length === 1);
+    s.desk.end("a1");
+  });
+
+  test("pauses while it is not ready", async () => {
+    await using s = await scene({ ready: () => new Promise(() => {}) });
+    await s.worker.pause();
+    expect(s.worker.running).toEqual([]);
+  });
+
   test("pause takes no more and resolves when the last handler has ended", async () => {
     await using s = await scene({ slots: 2 });
     await s.queue.enqueue("default", "a1");

@@ -64,6 +64,11 @@ describe("the agent token", () => {
     expect(answer.status).toBe(401);
   });
 
+  test("is greeted when it is right", async () => {
+    expect((await harness.agentCall("GET", "/api/agent/hello")).status).toBe(204);
+    expect((await harness.call("GET", "/api/agent/hello")).status).toBe(401);
+  });
+
   test("is not the admin token", async () => {
     expect((await harness.call("POST", "/api/agent/claim", { body: {} })).status).toBe(401);
   });
