@@ -232,8 +232,9 @@ async function renderBuild(build: BuildView, api: Api, context: Context): Promis
     paint("dim", `${api.url}/builds/${build.id}`),
     "",
   ];
+  const states = new Map(build.jobs.map(({ name, status }) => [name, status]));
   if (build.diagnostics !== undefined) lines.push(build.diagnostics.formatted.split("\n").map(plain).join("\n"));
-  return `${lines.join("\n")}\n${quiet.transcript.summary()}`;
+  return `${lines.join("\n")}\n${quiet.transcript.summary({ reasons: true, states })}`;
 }
 
 export const verbs: Readonly<Record<string, Verb>> = {

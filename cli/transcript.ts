@@ -106,19 +106,24 @@ export class Transcript {
     this.#print(`${this.#job(job).label} ${this.#paint("yellow", plain(text))}\n`);
   }
 
-  /** The table at the end: one row per job. */
-  summary(): string {
+  /**
+   * The table at the end: one row per job.
+   *
+   * @param options.reasons Say below a job why it failed: for a reader who has not seen it happen.
+   * @param options.states What jobs without an outcome do now, by name.
+   */
+  summary(options: { readonly reasons?: boolean; readonly states?: ReadonlyMap<string, string> } = {}): string {
     const rows = this.#jobs.map(({ name, label, steps, outcome }) => ({
       label,
       mark: outcome === undefined ? " " : this.#mark(outcome),
-      status: (outcome?.status ?? "").padEnd(8),
+      status: (outcome?.status ?? options.states?.get(name) ?? "").padEnd(8),
       time: outcome?.durationMs === undefined ? "" : duration(outcome.durationMs),
       steps: steps.map((step) => this.#short(step)).join(this.#paint("dim", ", ")),
-      name,
+      why: options.reasons === true ? this.#why(outcome) : "",
     }));
     const width = Math.max(0, ...rows.map(({ time }) => time.length));
     return rows
-      .map((row) => `${row.mark} ${row.label}  ${row.status}  ${row.time.padStart(width)}  ${row.steps}\n`)
+      .map((row) => `${row.mark} ${row.label}  ${row.status}  ${row.time.padStart(width)}  ${row.steps}\n${row.why}`)
       .join("");
   }
 
@@ -156,6 +161,11 @@ export class Transcript {
     if (outcome.allowedFailure === true) return this.#paint("yellow", marks.failure);
     const style = { success: "green", failure: "red", error: "red", canceled: "yellow", skipped: "dim" } as const;
     return this.#paint(style[outcome.status], marks[outcome.status]);
+  }
+
+  #why(outcome: Outcome | undefined): string {
+    const isTold = outcome?.reason === undefined || outcome.status === "success";
+    return isTold ? "" : `    ${this.#paint(outcome.status === "skipped" ? "dim" : "red", plain(outcome.reason))}\n`;
   }
 
   #ending(part: Part, outcome: Outcome): string {
