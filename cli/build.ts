@@ -6,7 +6,7 @@ import { parseArguments, parseCount, UsageError, type Usage } from "./arguments.
 import { followBuild, printBuild } from "./follow.ts";
 import { findRepository } from "./repo.ts";
 import { StopSignals } from "./signals.ts";
-import { duration, plain, type Paint } from "./terminal.ts";
+import { cell, duration, plain, type Paint } from "./terminal.ts";
 import { exitCodes, type Context, type Verb } from "./verb.ts";
 
 const buildOperand = `
@@ -200,7 +200,7 @@ function renderList(builds: readonly BuildSummary[], paint: Paint): string {
         title(build),
         build.status,
         startedAtMs !== undefined && finishedAtMs !== undefined ? duration(finishedAtMs - startedAtMs) : "",
-        `${event.kind} ${plain(ref)}`,
+        `${event.kind} ${cell(ref, 40)}`,
         event.commit.slice(0, 10),
       ],
     };
@@ -209,7 +209,7 @@ function renderList(builds: readonly BuildSummary[], paint: Paint): string {
   const lines = rows.map(({ build, cells }) => {
     const padded = cells.map((cell, column) => cell.padEnd(widths[column] ?? 0));
     padded[1] = paint(statusStyles[build.status], padded[1] ?? "");
-    return `${padded.join("  ")}  ${plain(build.title ?? "")}  ${paint("dim", build.id)}`;
+    return `${padded.join("  ")}  ${cell(build.title ?? "", 72)}  ${paint("dim", build.id)}`;
   });
   return `${lines.join("\n")}\n`;
 }

@@ -42,6 +42,12 @@ export function plain(text: string): string {
   return unsafe.test(text) ? text.replace(unsafeAll, escaped) : text;
 }
 
+/** A name as a table shows it: `plain`, in at most so many characters. */
+export function cell(text: string, most: number): string {
+  const characters = Array.from(plain(text));
+  return characters.length <= most ? characters.join("") : `${characters.slice(0, most - 1).join("")}…`;
+}
+
 function escaped(character: string): string {
   const code = character.charCodeAt(0);
   if (code < 0x100) return `\\x${code.toString(16).padStart(2, "0")}`;

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { duration, logLine, painter, plain, wantsColours } from "../../cli/terminal.ts";
+import { cell, duration, logLine, painter, plain, wantsColours } from "../../cli/terminal.ts";
 
 describe("plain", () => {
   test("leaves ordinary names alone, in every script", () => {
@@ -9,6 +9,15 @@ describe("plain", () => {
   test("shows control characters instead of sending them", () => {
     expect(plain("a\x1b]0;owned\x07b\r\nc\x9bd")).toBe("a\\x1b]0;owned\\x07b\\x0d\\x0ac\\x9bd");
     expect(plain("safe\u202eelpmis")).toBe("safe\\u{202e}elpmis");
+  });
+});
+
+describe("cell", () => {
+  test("keeps a long name from stretching a table", () => {
+    expect(cell("main", 4)).toBe("main");
+    expect(cell("main-2", 4)).toBe("mai…");
+    expect(cell("😀😀😀", 2)).toBe("😀…");
+    expect(cell("\x1b", 4)).toBe("\\x1b");
   });
 });
 
