@@ -53,8 +53,9 @@ export async function serveApi(app: FastifyInstance, options: ApiOptions): Promi
   serveFollowing(app, options);
 }
 
+const nameCharacters = /^[^\p{Cc}\p{Cf}\p{Cs}\u2028\u2029]*$/u;
 const newRepositorySchema = z.strictObject({
-  name: z.string().trim().min(1).max(300),
+  name: z.string().trim().min(1).max(300).regex(nameCharacters, "must hold no control or invisible characters"),
   cloneUrl: z.string().min(1).max(2000),
   secret: z.string().min(8).max(200).optional(),
 });

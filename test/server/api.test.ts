@@ -35,6 +35,8 @@ describe("repositories", () => {
   });
 
   test.each([
+    [{ name: "owner/a\npi", cloneUrl: "/x" }, 400, /"name": must hold no control or invisible characters/],
+    [{ name: "owner/\u202eipa", cloneUrl: "/x" }, 400, /"name": must hold no control/],
     [{ name: "owner/api", cloneUrl: "/x" }, 409, /there is one of that name/],
     [{ name: "x", cloneUrl: "ext::sh -c date" }, 400, /clone URL/],
     [{ name: "x", cloneUrl: "-x" }, 400, /option/],
