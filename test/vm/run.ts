@@ -5,6 +5,7 @@
  * software emulation, which works inside a virtual machine too. Arguments go to vitest; the exit code is its own.
  */
 import { execFileSync, spawn } from "node:child_process";
+import { createHash } from "node:crypto";
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -18,6 +19,7 @@ const packages = [
   "iproute2",
   "kmod",
   "linux-image-cloud-amd64",
+  "nftables",
   "procps",
   "python3",
   "redis-server",
@@ -38,7 +40,8 @@ try {
 /** A minimal Debian; kept beside the temporary directory, for making it takes longer than anything but the tests. */
 function buildRoot(directory: string): string {
   const root = join(directory, "root");
-  const cached = join(tmpdir(), "slipway-vm-debian.tar");
+  const contents = createHash("sha256").update(packages.join()).digest("hex").slice(0, 12);
+  const cached = join(tmpdir(), `slipway-vm-debian-${contents}.tar`);
   if (!existsSync(cached)) {
     console.log("building a Debian 12 root file system");
     const args = ["--quiet", "--variant=minbase", `--include=${packages.join(",")}`, "bookworm", `${cached}.part`];
