@@ -1,7 +1,7 @@
 import { mkdirSync } from "node:fs";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
-import { type FastifyError, type FastifyInstance, fastify } from "fastify";
+import { type FastifyError, type FastifyInstance, type FastifyReply, fastify } from "fastify";
 import { type Logger, pino } from "pino";
 import { type RedisConnection, checkRedis, connectRedis } from "../queue/index.ts";
 import { Access } from "./access.ts";
@@ -148,6 +148,14 @@ function createApp(options: ServerOptions, logger: Logger): FastifyInstance {
     // Followers of a build would else keep the server from stopping.
     forceCloseConnections: true,
     routerOptions: { maxParamLength: 300 },
+    // What cannot even be routed is answered like everything else.
+    frameworkErrors: (error, request, reply) => {
+      // Its type is that of a route, which this request has none of.
+      void (reply as FastifyReply)
+        .code(error.statusCode ?? 400)
+        .headers(securityHeaders)
+        .send({ error: `Cannot read the address of this ${request.method} request: its percent-encoding is wrong` });
+    },
   });
   app.addHook("onRequest", async (_request, reply) => void reply.headers(securityHeaders));
   app.addHook("onResponse", async (request, reply) => {
@@ -162,10 +170,13 @@ function createApp(options: ServerOptions, logger: Logger): FastifyInstance {
     const path = (request.url.split("?")[0] ?? "").slice(0, 200);
     return reply.code(404).send({ error: `There is nothing at ${request.method} ${path}` });
   });
-  app.setErrorHandler<FastifyError | HttpError | FencedError>((error, _request, reply) => {
+  app.setErrorHandler<FastifyError | HttpError | FencedError>((error, request, reply) => {
     if (error instanceof HttpError) return reply.code(error.statusCode).send({ error: error.message, ...error.fields });
     if (error instanceof FencedError) return reply.code(409).send({ error: error.message });
     const status = error.statusCode ?? 500;
+    if (status === 413) {
+      return reply.code(413).send({ error: `The body has more than ${request.routeOptions.bodyLimit} bytes` });
+    }
     if (status < 500) return reply.code(status).send({ error: error.message });
     logger.error({ err: error }, "a request failed");
     return reply.code(500).send({ error: "Slipway's own error; the server's log has it" });

@@ -42,12 +42,18 @@ export async function serveWebhooks(app: FastifyInstance, options: WebhookOption
   );
   app.addHook("onRequest", async (request) => void envelope(request)); // Refused before its body is read.
 
-  app.post<{ Params: { repositoryId: string } }>(
+  type Addressed = { Params: { repositoryId: string } };
+  const addressed = ({ params: { repositoryId } }: FastifyRequest<Addressed>) => {
+    const repository = findRepository(store, repositoryId);
+    if (!repository) throw new HttpError(404, `There is no repository "${repositoryId.slice(0, 40)}"`);
+    return repository;
+  };
+  app.post<Addressed>(
     "/hooks/:repositoryId",
-    { bodyLimit: maxBodyBytes },
+    // Before the body, too: who does not know an address cannot make the server hold 25 MiB.
+    { bodyLimit: maxBodyBytes, onRequest: async (request) => void addressed(request) },
     async (request, reply) => {
-      const repository = findRepository(store, request.params.repositoryId);
-      if (!repository) throw new HttpError(404, `There is no repository "${request.params.repositoryId.slice(0, 40)}"`);
+      const repository = addressed(request);
       const { headers, payload } = open(request, repository.secret);
       const event = readEvent(headers, payload);
       return answer(reply, receive(options, { request, headers, repository, event }));

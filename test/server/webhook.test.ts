@@ -116,7 +116,13 @@ describe("POST /hooks/:repositoryId", () => {
 
   test("refuses a body of more than 25 MiB", async () => {
     const answer = await repository.hook(" ".repeat((25 << 20) + 1));
-    expect(answer.status).toBe(413);
+    expect(answer).toMatchObject({ status: 413, json: { error: "The body has more than 26214400 bytes" } });
+  });
+
+  test("answers an address that cannot be decoded like everything else", async () => {
+    const answer = await harness.call("POST", "/hooks/%ff");
+    expect(answer).toMatchObject({ status: 400, json: { error: expect.stringContaining("percent-encoding") } });
+    expect(Object.keys(answer.json)).toEqual(["error"]);
   });
 
   test("takes a body of 24 MiB", async () => {
@@ -219,9 +225,13 @@ describe("hostile connections", () => {
     expect(await slow).toMatch(/^HTTP\/1.1 408/);
   });
 
-  function slowHead(length: number): string {
+  test("an address that is no repository's is refused before its body", async () => {
+    expect(await raw(slowHead(20 << 20, "r000000000000000000"))).toMatch(/^HTTP\/1.1 404/);
+  });
+
+  function slowHead(length: number, id = repository.id): string {
     const headers = [
-      `POST /hooks/${repository.id} HTTP/1.1`,
+      `POST /hooks/${id} HTTP/1.1`,
       "host: 127.0.0.1",
       "content-type: application/json",
       "x-github-event: push",
