@@ -3,16 +3,19 @@
 import { exitCodes } from "./verb.ts";
 
 const orphanGraceMs = 3000;
+const parentCheckMs = 500;
 
 /**
  * Listens for SIGINT, SIGTERM and SIGHUP until disposed.
  *
  * `drain` aborts on the first of them, `stop` on the second; the reason names the signal. A process started by
- * `slipway up` stops when its parent is gone, which it learns from the closed IPC channel.
+ * `slipway up` stops when its parent is gone, which it learns from the closed IPC channel; one started by `npx` or `npm run`
+ * drains then, for npm passes signals to the shell in between, which dies of them and tells nobody.
  */
 export class StopSignals implements Disposable {
   readonly #drain = new AbortController();
   readonly #stop = new AbortController();
+  #parentCheck: NodeJS.Timeout | undefined;
   readonly #onSignal = (name: string) => this.#next(new Error(`received ${name}`));
   readonly #onDisconnect = () => {
     for (let i = 0; i < 2; i++) this.#next(new Error("slipway up is gone"));
@@ -23,6 +26,7 @@ export class StopSignals implements Disposable {
   constructor() {
     for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(name, this.#onSignal);
     process.on("disconnect", this.#onDisconnect);
+    if (process.env["npm_command"] !== undefined && process.channel === undefined) this.#watchParent();
   }
 
   get drain(): AbortSignal {
@@ -33,6 +37,15 @@ export class StopSignals implements Disposable {
     return this.#stop.signal;
   }
 
+  #watchParent(): void {
+    const { ppid } = process;
+    this.#parentCheck = setInterval(() => {
+      if (process.ppid === ppid) return;
+      clearInterval(this.#parentCheck);
+      this.#next(new Error("npm, which started this, is gone"));
+    }, parentCheckMs).unref();
+  }
+
   #next(reason: Error): void {
     if (this.#drain.signal.aborted) this.#stop.abort(reason);
     else this.#drain.abort(reason);
@@ -41,6 +54,7 @@ export class StopSignals implements Disposable {
   [Symbol.dispose](): void {
     for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.off(name, this.#onSignal);
     process.off("disconnect", this.#onDisconnect);
+    clearInterval(this.#parentCheck);
   }
 }
 
