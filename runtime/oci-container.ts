@@ -63,6 +63,8 @@ import {
   open,
   openat2,
   pipe,
+  sendDescriptors,
+  socketPair,
   SyscallError,
   syscall,
   trySyscall,
@@ -200,7 +202,7 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
   const { own } = descriptors;
   const { cgroup, rootPath, bundle, id } = record;
   const status = descriptors.pipe();
-  const go = descriptors.pipe();
+  const [goOurs, goTheirs] = socketPair().map(own) as [number, number];
   const fifos = makeFifos(store, own);
   const memory = (name: string) => own(syscall("memfd_create", cString(name), MFD_CLOEXEC));
   const hookState = memory("slipway-hook-state");
@@ -210,16 +212,16 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
   const rules = deviceRules(config.linux?.resources?.devices, config.linux?.devices ?? []);
   const unified = cgroup.directories.every(({ version }) => version === 2);
   const process = config.process === undefined ? undefined : planProcess(config.process, config, { rootPath, options });
-  const cgroupMounts = findCgroupMounts();
+  const mounts = resolveMounts({ config, bundle, rootPath, cgroup, cgroupMounts: findCgroupMounts() });
   const local: OciPlan = {
     id,
     config,
     architecture,
     statusFd: status.write,
-    goFd: go.read,
+    goFd: goTheirs,
     rootFd: own(cloneRootOf(rootPath, config)),
     rootPath,
-    mounts: resolveMounts({ config, bundle, rootPath, cgroup, cgroupMounts, own }),
+    mounts: mounts.map(({ mount }) => mount),
     ...devicesOf(config, own),
     cgroupFds: cgroup.directories.map(({ path }) => own(open(`${path}/cgroup.procs`, O_WRONLY))),
     deviceFilter:
@@ -240,10 +242,10 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
   const operations = planOciContainer(plan);
   const names = operationNames(operations);
   const first = names.lastIndexOf("wait for the start") - 1;
-  const link = new ProgramLink(operations, { statusFd: plan.statusFd, status: status.read, go: go.write, hookOutput });
+  const link = new ProgramLink(operations, { statusFd: plan.statusFd, status: status.read, go: goOurs, hookOutput });
   inheritStdio();
   const stage = startProgram(link.file, "slipway-oci", pairs);
-  descriptors.close(status.write, go.read);
+  descriptors.close(status.write, goTheirs);
   const stateNow = (pid: number, state: OciState["status"]) => stateOf({ id, bundle, pid }, state, config.annotations);
 
   const pid = link.expect(ociMessage.initPid);
@@ -258,6 +260,11 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
   if (isDelegated(config)) delegateCgroup(cgroup, hostUser(config));
   link.go();
 
+  for (const { open: openTree } of mounts) {
+    if (openTree === undefined) continue;
+    link.expect(ociMessage.mountPlease);
+    link.give(openTree());
+  }
   link.expect(ociMessage.mounted);
   onHooks();
   for (const kind of ["prestart", "createRuntime"] as const) {
@@ -293,8 +300,7 @@ function placePlan(local: OciPlan, preserveFds: number): { plan: OciPlan; pairs:
     statusFd: at(local.statusFd),
     goFd: at(local.goFd),
     rootFd: at(local.rootFd),
-    mounts: local.mounts.map((mount) => (mount.kind === "tree" ? { ...mount, fd: at(mount.fd) } : mount)),
-    boundDevices: local.boundDevices.map((mount) => ({ ...mount, fd: at(mount.fd) })),
+    boundDevices: local.boundDevices.map(({ fd, ...mount }) => ({ ...mount, at: at(fd ?? 0) })),
     cgroupFds: local.cgroupFds.map(at),
     joined: local.joined.map(({ type, fd }) => ({ type, fd: at(fd) })),
     hookState: at(local.hookState),
@@ -310,8 +316,7 @@ function placePlan(local: OciPlan, preserveFds: number): { plan: OciPlan; pairs:
       statusFd: fix(added.statusFd),
       goFd: fix(added.goFd),
       rootFd: fix(added.rootFd),
-      mounts: added.mounts.map((mount) => (mount.kind === "tree" ? { ...mount, fd: fix(mount.fd) } : mount)),
-      boundDevices: added.boundDevices.map((mount) => ({ ...mount, fd: fix(mount.fd) })),
+      boundDevices: added.boundDevices.map(({ at: place, ...mount }) => ({ ...mount, fd: fix(place) })),
       cgroupFds: added.cgroupFds.map(fix),
       joined: added.joined.map(({ type, fd }) => ({ type, fd: fix(fd) })),
       hookState: fix(added.hookState),
@@ -399,6 +404,18 @@ export class ProgramLink {
   go(): void {
     // EPIPE: it has failed, and said so.
     trySyscall("write", this.#go, Buffer.from("g"), 1);
+  }
+
+  /** Answers with a descriptor, which is closed here. */
+  give(fd: number): void {
+    try {
+      sendDescriptors(this.#go, [fd]);
+    } catch (error) {
+      // It has failed, and said so.
+      if ((error as NodeJS.ErrnoException).code !== "EPIPE") throw error;
+    } finally {
+      close(fd);
+    }
   }
 
   #failure({ value, address }: Message): Error {

@@ -137,6 +137,8 @@ export function deviceProgram(rules: readonly DeviceRule[]): Buffer {
     }
     emit(mov32, register(0), 0, allow ? 1 : 0);
     emit(exit, 0, 0, 0);
+    // Decides everything: what came before it never does, and the verifier refuses instructions that nothing reaches.
+    if (length === 2) return Buffer.concat(code);
   }
   emit(mov32, register(0), 0, 0);
   emit(exit, 0, 0, 0);

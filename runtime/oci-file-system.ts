@@ -44,7 +44,7 @@ import {
 } from "./linux.ts";
 import type { OciDevice } from "./oci-config.ts";
 import { mountAttr, type MountOptions } from "./oci-mount-options.ts";
-import type { Operation, Value } from "./program.ts";
+import { messageBytes, type Operation, type Value } from "./program.ts";
 import type { Architecture } from "./syscall-table.ts";
 
 /** A mount that the runtime has resolved: nothing of it depends on the host any more. */
@@ -52,7 +52,8 @@ export type ResolvedMount =
   /** A detached tree: a bind, or a file system that was filled before. */
   | {
       readonly kind: "tree";
-      readonly fd: number;
+      /** Undefined: the runtime makes it when its turn comes, so that the kernel numbers mounts in their order. */
+      readonly fd: number | undefined;
       readonly destination: string;
       readonly isDirectory: boolean;
       readonly readonlyAtLast: boolean;
@@ -69,6 +70,15 @@ export type ResolvedMount =
   | { readonly kind: "remount"; readonly destination: string; readonly options: MountOptions }
   | { readonly kind: "link"; readonly destination: string; readonly text: string };
 
+/** How the program asks the runtime for trees: a message on one descriptor, the tree on a socket. */
+export interface MountRequests {
+  readonly message: number;
+  readonly statusFd: number;
+  readonly socketFd: number;
+  /** Where to go on if there is no answer. */
+  readonly abandoned: string;
+}
+
 /** Memory that means "nothing" until a descriptor is stored there. */
 const nothing = 0xffff_ffff;
 
@@ -80,19 +90,40 @@ export function beneathRoot(path: string): string {
 /** Writes the operations; one for each container, because it names memory and labels. */
 export class FileSystemPlan {
   readonly #rootFd: number;
+  readonly #requests: MountRequests;
   readonly #how = new Map<string, Buffer>();
   readonly #readonlyLater: { readonly memory: string; readonly destination: string }[] = [];
   #names = 0;
 
   /** @param rootFd The root file system's mount, as the program sees it. */
-  constructor(rootFd: number) {
+  constructor(rootFd: number, requests: MountRequests) {
     this.#rootFd = rootFd;
+    this.#requests = requests;
   }
 
   /** Reserves what the others use; once, at the start of the program. */
   memory(): Operation[] {
-    const names = ["directory", "target", "context", "mount", "node", "nodeStatus"];
-    return names.map((memory) => ({ memory, size: memory === "nodeStatus" ? 256 : 4 }));
+    const message = Buffer.alloc(56); // struct msghdr
+    message.writeBigUInt64LE(1n, 24);
+    message.writeBigUInt64LE(24n, 40); // room for one descriptor, and what the kernel makes of it again
+    const vector = Buffer.alloc(16);
+    vector.writeBigUInt64LE(1n, 8);
+    const names = ["directory", "target", "context", "mount", "node"];
+    return [
+      ...names.map((memory) => ({ memory, size: 4 })),
+      { memory: "nodeStatus", size: 256 },
+      { memory: "treeControl", size: 24 },
+      { memory: "treeVector", size: 16, bytes: vector, pointers: [{ at: 0, to: "byte" }] },
+      {
+        memory: "treeMessage",
+        size: 56,
+        bytes: message,
+        pointers: [
+          { at: 16, to: "treeVector" },
+          { at: 32, to: "treeControl" },
+        ],
+      },
+    ];
   }
 
   /** Opens a path beneath the root. `tolerate`: then the memory keeps what it had. */
@@ -180,11 +211,7 @@ export class FileSystemPlan {
   mount(mount: ResolvedMount): Operation[] {
     switch (mount.kind) {
       case "tree":
-        return [
-          ...this.#target(mount.destination, { isDirectory: mount.isDirectory }),
-          ...this.#attach(mount.fd, mount.destination),
-          ...(mount.readonlyAtLast ? this.#remember(mount.fd, mount.destination) : []),
-        ];
+        return this.#attachTree(mount);
       case "new":
         return this.#mountNew(mount);
       case "remount":
@@ -192,6 +219,43 @@ export class FileSystemPlan {
       case "link":
     }
     return this.#link(mount);
+  }
+
+  #attachTree({
+    fd,
+    destination,
+    isDirectory,
+    readonlyAtLast,
+  }: ResolvedMount & { readonly kind: "tree" }): Operation[] {
+    const tree: Value = fd ?? { load: "treeControl", offset: 16 };
+    const request = Buffer.alloc(messageBytes);
+    request.writeUInt32LE(this.#requests.message, 0);
+    return [
+      ...(fd === undefined
+        ? ([
+            {
+              name: `ask for the mount of "${destination}"`,
+              call: "write",
+              args: [this.#requests.statusFd, { bytes: request }, messageBytes],
+            },
+            {
+              name: `receive the mount of "${destination}"`,
+              call: "recvmsg",
+              args: [this.#requests.socketFd, { addressOf: "treeMessage" }, MSG_CMSG_CLOEXEC],
+              store: "count",
+            },
+            {
+              name: `receive the mount of "${destination}"`,
+              unequal: [{ load: "count" }, 1],
+              goto: this.#requests.abandoned,
+            },
+          ] satisfies Operation[])
+        : []),
+      ...this.#target(destination, { isDirectory }),
+      ...this.#attach(tree, destination),
+      ...(readonlyAtLast ? this.#remember(tree, destination) : []),
+      { name: `close the mount of "${destination}"`, call: "close", args: [tree] },
+    ];
   }
 
   #link(mount: ResolvedMount & { readonly kind: "link" }): Operation[] {
@@ -481,6 +545,7 @@ export class FileSystemPlan {
   }
 }
 
+const MSG_CMSG_CLOEXEC = 0x40000000;
 const FSPICK_CLOEXEC = 1;
 const FSPICK_EMPTY_PATH = 8;
 const unchanged = { set: 0, clear: 0 };

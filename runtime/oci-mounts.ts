@@ -9,6 +9,7 @@ import {
   mkdirSync,
   readdirSync,
   readlinkSync,
+  statSync,
   symlinkSync,
   utimesSync,
 } from "node:fs";
@@ -47,8 +48,12 @@ export interface MountContext {
   readonly rootPath: string;
   readonly cgroup: OciCgroup;
   readonly cgroupMounts: readonly CgroupMount[];
-  /** Takes a descriptor to close once the container has its own. */
-  readonly own: (fd: number) => number;
+}
+
+/** A mount as the program sees it, and what makes it when the program asks. */
+export interface PlannedMount {
+  readonly mount: ResolvedMount;
+  readonly open?: () => number;
 }
 
 /** Clones the root file system as a detached tree. */
@@ -64,17 +69,24 @@ export function cloneRoot(path: string, propagation: string | undefined): number
 }
 
 /** In the order of the configuration. @throws {OciConfigError | SyscallError} Naming the mount. */
-export function resolveMounts(context: MountContext): ResolvedMount[] {
+export function resolveMounts(context: MountContext): PlannedMount[] {
   return (context.config.mounts ?? []).flatMap((mount, i) => {
-    try {
-      return resolveMount(mount, context);
-    } catch (error) {
-      throw new OciConfigError(`mounts[${i}] on "${mount.destination}": ${(error as Error).message}`, { cause: error });
-    }
+    const naming = <T>(work: () => T): T => {
+      try {
+        return work();
+      } catch (error) {
+        const { message } = error as Error;
+        throw new OciConfigError(`mounts[${i}] on "${mount.destination}": ${message}`, { cause: error });
+      }
+    };
+    return naming(() => resolveMount(mount, context)).map(({ mount: resolved, open }) => ({
+      mount: resolved,
+      ...(open === undefined ? {} : { open: () => naming(open) }),
+    }));
   });
 }
 
-function resolveMount(mount: OciMount, context: MountContext): ResolvedMount[] {
+function resolveMount(mount: OciMount, context: MountContext): PlannedMount[] {
   const options = parseMountOptions(mount.options ?? []);
   const { destination } = mount;
   if (beneathRoot(destination) === "." && !options.remount) {
@@ -82,19 +94,38 @@ function resolveMount(mount: OciMount, context: MountContext): ResolvedMount[] {
   }
   const mapsIds = mount.uidMappings !== undefined || mount.gidMappings !== undefined || options.idMap !== "none";
   if (mapsIds && !options.bind) throw new OciConfigError("id mappings are supported for bind mounts only");
-  if (options.remount) return [{ kind: "remount", destination, options }];
+  if (options.remount) return [{ mount: { kind: "remount", destination, options } }];
   if (options.bind) return [bindMount(mount, options, context)];
   const type = mount.type ?? "";
   if (type === "" || type === "none") throw new OciConfigError("its type is missing");
   if (type === "cgroup" || type === "cgroup2") return cgroupMounts(mount, options, context);
-  if (type === "sysfs" && needsHostSys(context.config)) return [hostSys(destination, options, context)];
+  if (type === "sysfs" && needsHostSys(context.config)) return [hostSys(destination, options)];
   const isTmpfs = type === "tmpfs";
   if (options.copyUp) {
     if (!isTmpfs) throw new OciConfigError('option "tmpcopyup" is supported for tmpfs only');
     return [copiedTmpfs(mount, options, context)];
   }
   const readonlyAtLast = isTmpfs || beneathRoot(destination) === "dev";
-  return [{ kind: "new", type, source: mount.source || type, destination, options, readonlyAtLast }];
+  return [{ mount: { kind: "new", type, source: mount.source || type, destination, options, readonlyAtLast } }];
+}
+
+function treeAt(
+  destination: string,
+  options: { readonly isDirectory: boolean; readonly readonlyAtLast?: boolean },
+): ResolvedMount {
+  const { isDirectory, readonlyAtLast = false } = options;
+  return { kind: "tree", fd: undefined, destination, isDirectory, readonlyAtLast };
+}
+
+/** Makes a tree and changes it; one that cannot be changed is closed. */
+function makeTree(tree: number, change: (tree: number) => void): number {
+  try {
+    change(tree);
+    return tree;
+  } catch (error) {
+    close(tree);
+    throw error;
+  }
 }
 
 /** A new sysfs belongs to a network namespace and may be mounted by its owner only. */
@@ -103,10 +134,12 @@ function needsHostSys(config: OciConfig): boolean {
   return find("user") !== undefined && find("network") === undefined;
 }
 
-function hostSys(destination: string, options: MountOptions, { own }: MountContext): ResolvedMount {
-  const tree = own(cloneTree("/sys", true));
-  setTree(tree, 'bind "/sys"', options.attributes, { propagation: MS_PRIVATE, recursive: true });
-  return { kind: "tree", fd: tree, destination, isDirectory: true, readonlyAtLast: false };
+function hostSys(destination: string, options: MountOptions): PlannedMount {
+  const open = () =>
+    makeTree(cloneTree("/sys", true), (tree) =>
+      setTree(tree, 'bind "/sys"', options.attributes, { propagation: MS_PRIVATE, recursive: true }),
+    );
+  return { mount: treeAt(destination, { isDirectory: true }), open };
 }
 
 function cloneTree(path: string, recursive: boolean): number {
@@ -130,29 +163,52 @@ function setTree(
   return tree;
 }
 
-function bindMount(mount: OciMount, options: MountOptions, context: MountContext): ResolvedMount {
+function bindMount(mount: OciMount, options: MountOptions, context: MountContext): PlannedMount {
   if (mount.source === undefined) throw new OciConfigError("a bind mount needs a source");
   const source = posix.resolve(context.bundle, mount.source);
-  const tree = context.own(cloneTree(source, options.recursiveBind));
+  const { isDirectory } = sourceKind(source);
+  const open = () =>
+    makeTree(cloneTree(source, options.recursiveBind), (tree) => changeBind(tree, { mount, options, source, context }));
+  return { mount: treeAt(mount.destination, { isDirectory }), open };
+}
+
+function sourceKind(source: string): { isDirectory: boolean } {
+  try {
+    return { isDirectory: statSync(source).isDirectory() };
+  } catch (error) {
+    throw new OciConfigError(`its source "${source}": ${(error as NodeJS.ErrnoException).code}`, { cause: error });
+  }
+}
+
+function changeBind(
+  tree: number,
+  bind: {
+    readonly mount: OciMount;
+    readonly options: MountOptions;
+    readonly source: string;
+    readonly context: MountContext;
+  },
+): void {
+  const { mount, options, source, context } = bind;
+  const { propagation, attributes, recursiveAttributes } = options;
   const action = `bind "${source}"`;
-  const { propagation } = options;
+  const unchanged: Attributes = { set: 0, clear: 0 };
   // Nothing said: what was set for the root holds, and that is "private" if nothing was set at all.
   const inherited = inheritedPropagation(context.config.linux?.rootfsPropagation);
-  setTree(tree, action, { set: 0, clear: 0 }, { propagation: inherited, recursive: true });
+  setTree(tree, action, unchanged, { propagation: inherited, recursive: true });
   if (propagation !== undefined) {
-    setTree(tree, action, { set: 0, clear: 0 }, { propagation: propagation.flag, recursive: propagation.recursive });
+    setTree(tree, action, unchanged, { propagation: propagation.flag, recursive: propagation.recursive });
   }
-  if (options.idMap !== "none") {
-    const idMapFd = context.own(idMapOf(mount, context.config));
-    setTree(tree, action, { set: 0, clear: 0 }, { recursive: options.idMap === "ridmap", idMapFd });
-  } else if (mount.uidMappings?.length || mount.gidMappings?.length) {
-    const idMapFd = context.own(idMapOf(mount, context.config));
-    setTree(tree, action, { set: 0, clear: 0 }, { recursive: false, idMapFd });
+  if (options.idMap !== "none" || mount.uidMappings?.length || mount.gidMappings?.length) {
+    const idMapFd = idMapOf(mount, context.config);
+    try {
+      setTree(tree, action, unchanged, { recursive: options.idMap === "ridmap", idMapFd });
+    } finally {
+      close(idMapFd);
+    }
   }
-  if (hasAny(options.recursiveAttributes)) setTree(tree, action, options.recursiveAttributes, { recursive: true });
-  if (hasAny(options.attributes)) setTree(tree, action, options.attributes, { recursive: false });
-  const isDirectory = fstatSync(tree).isDirectory();
-  return { kind: "tree", fd: tree, destination: mount.destination, isDirectory, readonlyAtLast: false };
+  if (hasAny(recursiveAttributes)) setTree(tree, action, recursiveAttributes, { recursive: true });
+  if (hasAny(attributes)) setTree(tree, action, attributes, { recursive: false });
 }
 
 const hasAny = ({ set, clear }: Attributes) => set !== 0 || clear !== 0;
@@ -177,36 +233,40 @@ function idMapOf(mount: OciMount, config: OciConfig): number {
 }
 
 /** A tmpfs with what the image has at that place. */
-function copiedTmpfs(mount: OciMount, options: MountOptions, context: MountContext): ResolvedMount {
+function copiedTmpfs(mount: OciMount, options: MountOptions, context: MountContext): PlannedMount {
   const attributes = options.attributes.set & ~MOUNT_ATTR_RDONLY;
-  const data = options.data.map(({ key, value }) => ({ key, ...(value === undefined ? {} : { value }) }));
-  const fd = context.own(makeMount("tmpfs", [{ key: "source", value: mount.source || "tmpfs" }, ...data], attributes));
-  const root = open(context.rootPath, O_PATH | O_DIRECTORY);
-  try {
-    const source = openat2(root, beneathRoot(mount.destination), {
-      flags: O_PATH | O_DIRECTORY,
-      resolve: RESOLVE_IN_ROOT,
+  const data = [{ key: "source", value: mount.source || "tmpfs" }, ...options.data];
+  const open = () =>
+    makeTree(makeMount("tmpfs", data, attributes), (tree) => {
+      const keepsOwn = options.data.some(({ key }) => key === "mode" || key === "uid" || key === "gid");
+      copyUp(tree, mount.destination, context.rootPath, { keepsOwn });
     });
+  const readonlyAtLast = (options.attributes.set & MOUNT_ATTR_RDONLY) !== 0;
+  return { mount: treeAt(mount.destination, { isDirectory: true, readonlyAtLast }), open };
+}
+
+function copyUp(tree: number, destination: string, rootPath: string, options: { readonly keepsOwn: boolean }): void {
+  const root = open(rootPath, O_PATH | O_DIRECTORY);
+  try {
+    const flags = O_PATH | O_DIRECTORY;
+    const source = openat2(root, beneathRoot(destination), { flags, resolve: RESOLVE_IN_ROOT });
     try {
-      const target = `/proc/self/fd/${fd}`;
+      const target = `/proc/self/fd/${tree}`;
       copyTree(`/proc/self/fd/${source}/.`, `${target}/.`);
-      if (!options.data.some(({ key }) => key === "mode" || key === "uid" || key === "gid")) {
-        const { uid, gid, mode } = fstatSync(source);
-        chownSync(`${target}/.`, uid, gid);
-        chmodSync(`${target}/.`, mode & 0o7777);
-      }
+      const { uid, gid, mode } = fstatSync(source);
+      if (options.keepsOwn) return;
+      chownSync(`${target}/.`, uid, gid);
+      chmodSync(`${target}/.`, mode & 0o7777);
     } finally {
       close(source);
     }
   } catch (error) {
     // The image has nothing there.
-    if ((error as NodeJS.ErrnoException).code !== "ENOENT" && (error as NodeJS.ErrnoException).code !== "ENOTDIR")
-      throw error;
+    const { code } = error as NodeJS.ErrnoException;
+    if (code !== "ENOENT" && code !== "ENOTDIR") throw error;
   } finally {
     close(root);
   }
-  const readonlyAtLast = (options.attributes.set & MOUNT_ATTR_RDONLY) !== 0;
-  return { kind: "tree", fd, destination: mount.destination, isDirectory: true, readonlyAtLast };
 }
 
 function copyTree(from: string, to: string): void {
@@ -230,25 +290,11 @@ function copyTree(from: string, to: string): void {
 }
 
 /** What a mount of type `cgroup` shows: all of v2, or a tmpfs with each hierarchy of v1. */
-function cgroupMounts(mount: OciMount, options: MountOptions, context: MountContext): ResolvedMount[] {
+function cgroupMounts(mount: OciMount, options: MountOptions, context: MountContext): PlannedMount[] {
   const { destination } = mount;
-  const hasNamespace = context.config.linux?.namespaces?.some(({ type }) => type === "cgroup") ?? false;
-  const show = (at: string, hierarchy: CgroupMount): ResolvedMount => {
-    const { version, controllers, mountPoint } = hierarchy;
-    if (hasNamespace) {
-      const data = version === 2 ? options.data : controllers.map(controllerOption);
-      const shown = { ...options, data };
-      const type = version === 2 ? "cgroup2" : "cgroup";
-      return { kind: "new", type, source: "cgroup", destination: at, options: shown, readonlyAtLast: false };
-    }
-    const path = context.cgroup.directories.find((directory) => directory.path.startsWith(`${mountPoint}/`))?.path;
-    const fd = context.own(cloneTree(path ?? mountPoint, false));
-    setTree(fd, `bind "${path}"`, options.attributes, { propagation: MS_PRIVATE, recursive: false });
-    return { kind: "tree", fd, destination: at, isDirectory: true, readonlyAtLast: false };
-  };
   const [first, ...others] = context.cgroupMounts;
   if (first === undefined) throw new OciConfigError("this host has no cgroups");
-  if (others.length === 0 && first.version === 2) return [show(destination, first)];
+  if (others.length === 0 && first.version === 2) return [showCgroup(destination, first, options, context)];
   if (mount.type === "cgroup2") throw new OciConfigError("this host has cgroup v1");
   const attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
   const tmpfs: MountOptions = {
@@ -257,20 +303,51 @@ function cgroupMounts(mount: OciMount, options: MountOptions, context: MountCont
     data: [{ key: "mode", value: "755" }],
   };
   return [
-    { kind: "new", type: "tmpfs", source: "tmpfs", destination, options: tmpfs, readonlyAtLast: true },
-    ...context.cgroupMounts.flatMap((hierarchy): ResolvedMount[] => {
+    { mount: { kind: "new", type: "tmpfs", source: "tmpfs", destination, options: tmpfs, readonlyAtLast: true } },
+    ...context.cgroupMounts.flatMap((hierarchy): PlannedMount[] => {
       const name = posix.basename(hierarchy.mountPoint);
       const links = hierarchy.version === 1 && hierarchy.controllers.length > 1 ? hierarchy.controllers : [];
       return [
-        show(`${destination}/${name}`, hierarchy),
+        showCgroup(`${destination}/${name}`, hierarchy, options, context),
         ...links
           .filter((controller) => controller !== name)
           .map(
-            (controller): ResolvedMount => ({ kind: "link", destination: `${destination}/${controller}`, text: name }),
+            (controller): PlannedMount => ({
+              mount: { kind: "link", destination: `${destination}/${controller}`, text: name },
+            }),
           ),
       ];
     }),
   ];
+}
+
+/** One hierarchy: mounted anew in a cgroup namespace, which shows its own part only, else that part of the host's. */
+function showCgroup(
+  destination: string,
+  { version, controllers, mountPoint }: CgroupMount,
+  options: MountOptions,
+  context: MountContext,
+): PlannedMount {
+  if (context.config.linux?.namespaces?.some(({ type }) => type === "cgroup")) {
+    const data = version === 2 ? options.data : controllers.map(controllerOption);
+    const type = version === 2 ? "cgroup2" : "cgroup";
+    return {
+      mount: {
+        kind: "new",
+        type,
+        source: "cgroup",
+        destination,
+        options: { ...options, data },
+        readonlyAtLast: false,
+      },
+    };
+  }
+  const own = context.cgroup.directories.find(({ path }) => path.startsWith(`${mountPoint}/`))?.path ?? mountPoint;
+  const open = () =>
+    makeTree(cloneTree(own, false), (tree) =>
+      setTree(tree, `bind "${own}"`, options.attributes, { propagation: MS_PRIVATE, recursive: false }),
+    );
+  return { mount: treeAt(destination, { isDirectory: true }), open };
 }
 
 function controllerOption(controller: string): { key: string; value?: string } {

@@ -54,8 +54,8 @@ import {
 import { messageBytes, type Operation, type Value } from "./program.ts";
 import type { Architecture } from "./syscall-table.ts";
 
-/** What the program says on its status descriptor, each answered by a byte on the go descriptor but `created`. */
-export const ociMessage = { initPid: 2, created: 3, mounted: 6, ready: 7 } as const;
+/** What the program says on its status descriptor, each but `created` answered on the go socket: by a byte, `mountPlease` with a mount. */
+export const ociMessage = { initPid: 2, created: 3, mounted: 6, ready: 7, mountPlease: 8 } as const;
 
 export const namespaceFlags: Readonly<Record<NamespaceType, number>> = {
   user: CLONE_NEWUSER,
@@ -103,7 +103,12 @@ export interface OciPlan {
 
 /** Lists the operations that create a container and, when the byte comes, start its program. */
 export function planOciContainer(plan: OciPlan): Operation[] {
-  const files = new FileSystemPlan(plan.rootFd);
+  const files = new FileSystemPlan(plan.rootFd, {
+    message: ociMessage.mountPlease,
+    statusFd: plan.statusFd,
+    socketFd: plan.goFd,
+    abandoned: "abandoned",
+  });
   const { config, process } = plan;
   const { linux } = config;
   return [

@@ -118,6 +118,7 @@ export function processMemory(): Operation[] {
     { memory: "label", size: 4 },
     { memory: "cwdEntered", size: 4, bytes: Buffer.from([1, 0, 0, 0]) },
     { memory: "cwd", size: 4096 },
+    { memory: "programFound", size: 4, bytes: Buffer.from([1, 0, 0, 0]) },
   ];
 }
 
@@ -382,6 +383,7 @@ export function dropPrivileges(plan: ProcessPlan, options: { readonly chownStdio
       tolerate: [EACCES],
     },
     ...checkWorkingDirectory(process.cwd, "at first"),
+    ...findProgram(process),
   );
   if (!process.noNewPrivileges && plan.seccomp !== undefined) operations.push(...loadSeccomp(plan.seccomp));
   for (let number = 0; number <= lastCapability; number++) {
@@ -560,6 +562,29 @@ export function execute(plan: ProcessPlan): Operation[] {
     ...(process.noNewPrivileges && plan.seccomp !== undefined ? loadSeccomp(plan.seccomp) : []),
     ...candidates.map((path) => execve(path, candidates.length === 1 ? [] : [ENOENT, ENOTDIR, EACCES])),
     { name: `execute "${args[0]}"`, fail: ENOENT },
+  ];
+}
+
+/** A program that is not there fails the creation: who starts a container has no use for one that cannot start. */
+function findProgram({ args = [], env = [] }: OciProcess): Operation[] {
+  const [name] = args;
+  if (name === undefined) return [];
+  const X_OK = 1;
+  const candidates = programCandidates(name, env);
+  const look = (path: string, tolerate: readonly number[]): Operation => ({
+    name: `execute "${name}"`,
+    call: "faccessat",
+    args: [AT_FDCWD, { text: path }, X_OK],
+    store: "programFound",
+    tolerate,
+  });
+  const [only] = candidates;
+  if (candidates.length === 1 && only !== undefined) return [look(only, [])];
+  return [
+    ...candidates.map((path) => look(path, [ENOENT, ENOTDIR, EACCES])),
+    { name: "has it been found", unequal: [{ load: "programFound" }, 1], goto: "program is there" },
+    { name: `execute "${name}"`, fail: ENOENT },
+    { label: "program is there" },
   ];
 }
 
