@@ -415,8 +415,9 @@ class BuildPage {
     const isCut = log !== undefined && (log.dropped > 0 || log.skippedBytes > 0);
     view.note.hidden = !isCut;
     if (!isCut) return;
+    const more = log.dropped > 0 ? ` and ${count(log.dropped)} lines after that` : "";
     const what =
-      log.skippedBytes > 0 ? `the first ${bytes(log.skippedBytes)}` : `the first ${count(log.dropped)} lines`;
+      log.skippedBytes > 0 ? `the first ${bytes(log.skippedBytes)}${more}` : `the first ${count(log.dropped)} lines`;
     view.note.textContent = `${what} are not shown here: open the raw log`;
   }
 

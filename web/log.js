@@ -41,6 +41,11 @@ export class StepLog {
     }
   }
 
+  /** What to call the line at this index; nothing if nobody has counted the lines before it. */
+  numberOf(index) {
+    return this.skippedBytes > 0 ? undefined : index + 1 + this.dropped;
+  }
+
   #take(text, stream, timeMs) {
     let from = 0;
     while (from < text.length) {
@@ -122,7 +127,8 @@ export class LogView {
   #row(line, index) {
     const row = h("div", { class: `line s${line.stream}` });
     const number = h("span", { class: "n" });
-    number.dataset.n = count(index + 1 + this.#log.dropped);
+    const n = this.#log.numberOf(index);
+    number.dataset.n = n === undefined ? "" : count(n);
     number.dataset.t = clock(line.timeMs);
     const text = h("span", { class: "c" });
     const shown = line.text.length > maxShown ? line.text.slice(0, maxShown) : line.text;
