@@ -1,5 +1,5 @@
 /** `slipway repo …`: the repositories a server builds. */
-import { Api, apiOptions } from "./api.ts";
+import { Api, ApiError, apiOptions } from "./api.ts";
 import { parseArguments, table, UsageError, type Usage } from "./arguments.ts";
 import { didYouMean } from "./did-you-mean.ts";
 import { plain } from "./terminal.ts";
@@ -50,10 +50,13 @@ async function add(argv: readonly string[], context: Context): Promise<number> {
   const api = Api.find(values, context);
   const secret = values.secret === undefined ? {} : { secret: (await readSecret(values.secret)).trim() };
   const [name, cloneUrl] = operands;
-  const added = await api.request<RepositoryAnswer & { secret: string }>("POST", "/api/repositories", {
-    name,
-    cloneUrl,
-    ...secret,
+  const body = { name, cloneUrl, ...secret };
+  const request = api.request<RepositoryAnswer & { secret: string }>("POST", "/api/repositories", body);
+  const added = await request.catch((error: unknown) => {
+    // What the server will not take is what was written here: a bad URL, a name that is taken.
+    if (error instanceof ApiError && (error.status === 400 || error.status === 409))
+      throw new UsageError(error.message);
+    throw error;
   });
   const rows = [
     ["webhook", `${api.url}${added.webhookPath}`],

@@ -103,7 +103,7 @@ describe("slipway up, repo, build", () => {
     expect(list.stdout).toBe(`team/app  ${repository.bare}  ${webhook}\n`);
     expect(list.stdout).not.toContain(secret);
     const again = await talk("repo", "add", "team/app", repository.bare);
-    expect(again).toMatchObject({ code: 125, stderr: expect.stringContaining("there is one of that name") });
+    expect(again).toMatchObject({ code: 2, stderr: expect.stringContaining("there is one of that name") });
   });
 
   test("a push is built; log --follow shows it and exits with its code", async () => {
