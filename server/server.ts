@@ -150,11 +150,12 @@ function createApp(options: ServerOptions, logger: Logger): FastifyInstance {
     routerOptions: { maxParamLength: 300 },
     // What cannot even be routed is answered like everything else.
     frameworkErrors: (error, request, reply) => {
+      const why = error.statusCode === 414 ? "a part of it is too long" : "its percent-encoding is wrong";
       // Its type is that of a route, which this request has none of.
       void (reply as FastifyReply)
         .code(error.statusCode ?? 400)
         .headers(securityHeaders)
-        .send({ error: `Cannot read the address of this ${request.method} request: its percent-encoding is wrong` });
+        .send({ error: `Cannot read the address of this ${request.method} request: ${why}` });
     },
   });
   app.addHook("onRequest", async (_request, reply) => void reply.headers(securityHeaders));

@@ -120,9 +120,11 @@ describe("POST /hooks/:repositoryId", () => {
   });
 
   test("answers an address that cannot be decoded like everything else", async () => {
-    const answer = await harness.call("POST", "/hooks/%ff");
-    expect(answer).toMatchObject({ status: 400, json: { error: expect.stringContaining("percent-encoding") } });
-    expect(Object.keys(answer.json)).toEqual(["error"]);
+    const coded = await harness.call("POST", "/hooks/%ff");
+    const long = await harness.call("POST", `/hooks/${"x".repeat(400)}`);
+    expect(coded).toMatchObject({ status: 400, json: { error: expect.stringContaining("percent-encoding") } });
+    expect(long).toMatchObject({ status: 414, json: { error: expect.stringContaining("too long") } });
+    for (const { json } of [coded, long]) expect(Object.keys(json)).toEqual(["error"]);
   });
 
   test("takes a body of 24 MiB", async () => {
