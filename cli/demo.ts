@@ -53,6 +53,8 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   }
 }
 
+function noop(): void {}
+
 interface DemoOptions {
   readonly directory: string;
   readonly port: number;
@@ -75,9 +77,12 @@ class Demo {
   async run(signals: StopSignals): Promise<number> {
     const { environment } = this.#context;
     const { createRepository, git, installHook } = await import("./demo-repository.ts");
+    const made = createRepository(this.#options.directory, environment);
+    // Git must have ended before the directory can be removed, whatever became of the rest.
+    this.#cleanup.defer(() => made.then(noop, noop));
     const [tree, repository] = await Promise.all([
       this.#phase("Redis, server and agent are up", this.#startTree(signals)),
-      this.#phase("a bare repository and a clone of it", createRepository(this.#options.directory, environment)),
+      this.#phase("a bare repository and a clone of it", made),
     ]);
     const { Api: ServerApi } = await import("./api.ts");
     const api = new ServerApi(tree.url, readFileSync(join(tree.dataDir, "admin-token"), "utf8").trim());
