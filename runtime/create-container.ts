@@ -15,8 +15,10 @@ import {
 } from "./linux.ts";
 import { cloneMount } from "./mount.ts";
 import type { JobNetwork } from "./network.ts";
+import { compileProgram, type Program } from "./program.ts";
 import { cloneForContainer, mountDev, mountOverlay, overlayData, standardMounts } from "./rootfs.ts";
 import { seccompProfile } from "./seccomp.ts";
+import { sealedProgram } from "./start-program.ts";
 import { architecture, close, cString, pipe, syscall } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
 
@@ -76,8 +78,9 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
       startFd: start?.read,
       cgroupFd: cgroupFd === undefined ? undefined : descriptors.own(cgroupFd),
     });
-    const key = JSON.stringify(plan, planKey);
-    const { program, memoryFd } = host.programs.get(key, "slipway-init", plan.statusFd, () => planLaunch(plan));
+    const { program, memoryFd } = compileLaunch(host, plan);
+    // Has the container's own paths in it, and is not kept.
+    if ("layerFds" in plan.rootfs) descriptors.own(memoryFd);
     const block = program.addressOf("process");
     if (process !== undefined) writeProcess(processFd, block, process);
     host.launchers.launch(launcher, memoryFd, [stdout.write, stderr.write, ...sources]);
@@ -101,6 +104,16 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
     descriptors.close();
     host.launchers.replenish();
   }
+}
+
+/** The program of a plan, out of the cache where another container may have the same. */
+function compileLaunch(host: Host, plan: LaunchPlan): { readonly program: Program; readonly memoryFd: number } {
+  const compile = () => planLaunch(plan);
+  if ("fd" in plan.rootfs) {
+    return host.programs.get(JSON.stringify(plan, planKey), "slipway-init", plan.statusFd, compile);
+  }
+  const program = compileProgram(compile(), { architecture, statusFd: plan.statusFd });
+  return { program, memoryFd: sealedProgram(program.file, "slipway-init") };
 }
 
 /** Everything that plans differ in; the seccomp filter is the same for all steps. */

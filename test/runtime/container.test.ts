@@ -12,7 +12,7 @@ import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { type Container, ExecError, prepareContainer, runContainer } from "../../runtime/index.ts";
 import { TestHost } from "./host-fixture.ts";
 
@@ -527,8 +527,12 @@ describe("overlays by path, as kernels before 6.15 want them", () => {
     expect(byPath.stdout).toMatch(/^0\n\/etc\/new\n0\n1\n/);
   });
 
-  test("throw changes away and leave no mount on the host", async () => {
+  test("throw changes away and leave no mount or descriptor on the host", async () => {
     await old.run("echo changed > /etc/passwd");
+    const descriptors = () => readdirSync("/proc/self/fd").length - old.host.launchers.ready;
+    const before = descriptors();
+    for (let i = 0; i < 5; i++) await old.run("true");
+    await vi.waitFor(() => expect(descriptors()).toBe(before));
     expect((await old.run("head -1 /etc/passwd")).stdout).toMatch(/^root:/);
     expect(readFileSync("/proc/self/mountinfo", "utf8")).not.toContain(old.directory);
   });

@@ -89,6 +89,7 @@ function installProject(root: string, vitestArguments: readonly string[]): void 
     "WantedBy=multi-user.target",
   ];
   writeFileSync(join(root, "etc/systemd/system/slipway-test.service"), `${unit.join("\n")}\n`);
+  writeFileSync(join(root, "etc/hosts"), "127.0.0.1\tlocalhost\n::1\tlocalhost\n");
   execFileSync("chroot", [root, "systemctl", "enable", "--quiet", "slipway-test.service"]);
   execFileSync("chroot", [root, "systemctl", "mask", "--quiet", "redis-server.service", "serial-getty@ttyS0.service"]);
 }
