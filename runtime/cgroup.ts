@@ -3,7 +3,16 @@
  *
  * @see {@link https://docs.kernel.org/admin-guide/cgroup-v2.html} and admin-guide/cgroup-v1/
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, statfsSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmdirSync,
+  statSync,
+  statfsSync,
+  writeFileSync,
+} from "node:fs";
 import { rmdir } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { O_DIRECTORY, O_RDONLY, O_WRONLY } from "./linux.ts";
@@ -365,6 +374,30 @@ export function removeCgroupTree(path: string): void {
     return; // gone already
   }
   tryRemove(path);
+}
+
+/**
+ * Removes the directories of agents that are gone for good, whose state directory nobody will use again: a living agent
+ * always has processes in its own, launchers at least. Young ones are left alone, for their agent may be starting.
+ */
+export function sweepDeadAgents(parent: string, ownName: string, minimumAgeMs = 60_000): void {
+  for (const { name } of readdirSync(parent, { withFileTypes: true }).filter((entry) => entry.isDirectory())) {
+    if (!/^slipway-[0-9a-z]+-[0-9a-z]+$/.test(name) || name === ownName) continue;
+    const directory = `${parent}/${name}`;
+    const stat = statSync(directory, { throwIfNoEntry: false });
+    if (stat === undefined || Date.now() - stat.ctimeMs < minimumAgeMs) continue;
+    if (!hasProcesses(directory)) removeCgroupTree(directory);
+  }
+}
+
+function hasProcesses(directory: string): boolean {
+  if (readWords(`${directory}/cgroup.procs`).length > 0) return true;
+  try {
+    const below = readdirSync(directory, { withFileTypes: true }).filter((entry) => entry.isDirectory());
+    return below.some(({ name }) => hasProcesses(`${directory}/${name}`));
+  } catch {
+    return false; // gone meanwhile
+  }
 }
 
 function readWords(path: string): string[] {

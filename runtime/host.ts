@@ -14,8 +14,9 @@ import {
   writeFileSync,
 } from "node:fs";
 import { rm } from "node:fs/promises";
+import { basename, dirname } from "node:path";
 import { canMountDetachedOverlays, checkHost } from "./check.ts";
-import { Cgroups, findCgroups, removeCgroupTree } from "./cgroup.ts";
+import { Cgroups, findCgroups, removeCgroupTree, sweepDeadAgents } from "./cgroup.ts";
 import { Launchers } from "./launcher.ts";
 import {
   EAGAIN,
@@ -218,7 +219,10 @@ export class Host implements AsyncDisposable {
     for (const name of readdirSync(`${stateDir}/trash`)) {
       void this.#track(rm(`${stateDir}/trash/${name}`, { recursive: true, force: true }));
     }
-    for (const directory of this.cgroups?.directories ?? []) sweepCgroups(directory);
+    for (const directory of this.cgroups?.directories ?? []) {
+      sweepCgroups(directory);
+      sweepDeadAgents(dirname(directory), basename(directory));
+    }
     writeSkeleton(this.skeletonDir);
     this.launchers.replenish();
   }

@@ -1,12 +1,23 @@
 /** What containers leave behind: nothing. Counted on the whole machine where that is possible. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, existsSync, mkdtempSync, openSync, readdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { removeCgroupTree, sweepDeadAgents } from "../../runtime/cgroup.ts";
 import { Host, runContainer } from "../../runtime/index.ts";
 import { TestHost } from "./host-fixture.ts";
 
@@ -181,6 +192,29 @@ function alive(pid: number): boolean {
     return false;
   }
 }
+
+test("sweepDeadAgents removes what an agent left that will not come back, and nothing of one that lives", async () => {
+  const [own = ""] = host.host.cgroups?.directories ?? [];
+  // A parent of its own: agents of other tests are starting beside ours.
+  const parent = join(dirname(own), `sweep-test-${process.pid}`);
+  for (const name of ["slipway-dead-1", "slipway-live-1", "other"])
+    mkdirSync(join(parent, name, "c1"), { recursive: true });
+  const sleeper = spawn("sleep", ["1000"], { stdio: "ignore" });
+  try {
+    writeFileSync(join(parent, "slipway-live-1/c1/cgroup.procs"), `${sleeper.pid}`);
+    sweepDeadAgents(parent, "slipway-own-1");
+    expect(existsSync(join(parent, "slipway-dead-1"))).toBe(true); // it may be starting
+    sweepDeadAgents(parent, "slipway-own-1", 0);
+    expect(existsSync(join(parent, "slipway-dead-1"))).toBe(false);
+    expect(existsSync(join(parent, "slipway-live-1/c1"))).toBe(true);
+    expect(existsSync(join(parent, "other/c1"))).toBe(true);
+  } finally {
+    sleeper.kill("SIGKILL");
+    await once(sleeper, "close");
+    removeCgroupTree(parent);
+  }
+  expect(existsSync(parent)).toBe(false);
+});
 
 test("Host.open refuses a state directory that another agent uses", async () => {
   await expect(Host.open({ stateDir: host.host.stateDir })).rejects.toThrow("another agent uses it");
