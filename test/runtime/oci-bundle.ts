@@ -115,7 +115,7 @@ export class OciWorld implements Disposable {
     const output = join(this.directory, `output-${++this.#sequence}`);
     const shell = `exec "$0" "$@" > ${output} 2> ${output}.err < /dev/null ${redirections}`;
     const argv = ["-c", shell, process.execPath, command, "oci", "--root", this.root, ...args];
-    const { status } = spawnSync("/bin/sh", argv, { stdio: "ignore", timeout: 60_000, killSignal: "SIGKILL" });
+    const { status } = spawnSync("/bin/sh", argv, { stdio: "ignore", timeout: 300_000, killSignal: "SIGKILL" });
     return { code: status, stdout: readFileSync(output, "utf8"), stderr: readFileSync(`${output}.err`, "utf8") };
   }
 
