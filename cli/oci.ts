@@ -205,14 +205,19 @@ async function run(argv: readonly string[], context: Context, global: Global): P
   const terminal = terminalSocket(oci.socketPair, config.process?.terminal, options.consoleSocket, values.detach);
   const record = oci.createContainer({ ...options, ...(terminal === undefined ? {} : { consoleFd: terminal.theirs }) });
   const remove = () => oci.deleteContainer(global.root, record.id, { force: true, warn: global.warn });
-  try {
-    oci.startContainer(global.root, record.id, global.warn);
-  } catch (error) {
-    remove();
-    throw error;
+  const start = () => {
+    try {
+      oci.startContainer(global.root, record.id, global.warn);
+    } catch (error) {
+      remove();
+      throw error;
+    }
+  };
+  if (values.detach) {
+    start();
+    return exitCodes.success;
   }
-  if (values.detach) return exitCodes.success;
-  const code = await oci.foreground(record.pid, terminal);
+  const code = await oci.foreground(record.pid, terminal, start);
   if (!values.keep) remove();
   return code;
 }

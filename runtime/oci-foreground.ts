@@ -11,12 +11,26 @@ export interface TerminalSocket {
   readonly theirs: number;
 }
 
-/** Waits for the end of a child of ours and returns what a shell would: its exit code, or 128 and the signal. */
-export async function foreground(pid: number, terminal: TerminalSocket | undefined): Promise<number> {
-  const ended = reap(pid);
+/**
+ * Waits for the end of a child of ours and returns what a shell would: its exit code, or 128 and the signal.
+ *
+ * @param start Starts it, once signals are passed on: one that comes as soon as it runs must not end us alone.
+ */
+export async function foreground(
+  pid: number,
+  terminal: TerminalSocket | undefined,
+  start: () => void = () => undefined,
+): Promise<number> {
   const names = (Object.keys(constants.signals) as NodeJS.Signals[]).filter((name) => !unforwarded.has(name));
   const forward = (_: NodeJS.Signals, number: number) => void kill(pid, number);
   for (const name of names) process.on(name, forward);
+  try {
+    start();
+  } catch (error) {
+    for (const name of names) process.off(name, forward);
+    throw error;
+  }
+  const ended = reap(pid);
   const shown = terminal === undefined ? undefined : showTerminal(receiveDescriptor(terminal.ours));
   if (terminal !== undefined) {
     close(terminal.ours);
