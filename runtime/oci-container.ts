@@ -572,7 +572,17 @@ export function planProcess(
     label: labelOf(process),
     keepsGroups: false,
     preserveFds: context.options.preserveFds,
+    pipes: process.terminal || !process.user?.uid ? [] : [0, 1, 2].filter(isPipe),
   };
+}
+
+/** Of the standard descriptors only pipes are the container's own: files, terminals and /dev/null belong to the host. */
+function isPipe(fd: number): boolean {
+  try {
+    return fstatSync(fd).isFIFO();
+  } catch {
+    return false; // closed
+  }
 }
 
 function ownCapabilities(set: "CapBnd" | "CapPrm"): bigint {

@@ -109,6 +109,8 @@ export interface ProcessPlan {
   /** setgroups(2) is denied in this user namespace. */
   readonly keepsGroups: boolean;
   readonly preserveFds: number;
+  /** The standard descriptors that become the user's, so that it can open them again: /dev/stdout. */
+  readonly pipes: readonly number[];
 }
 
 export function processMemory(): Operation[] {
@@ -356,7 +358,7 @@ function closeMemory2(fd: Value, what: string): Operation {
 }
 
 /** The order is runc's: seccomp before the credentials only if no_new_privs does not allow it after them. */
-export function dropPrivileges(plan: ProcessPlan, options: { readonly chownStdio: boolean }): Operation[] {
+export function dropPrivileges(plan: ProcessPlan): Operation[] {
   const { process, capabilities, lastCapability } = plan;
   const uid = process.user?.uid ?? 0;
   const gid = process.user?.gid ?? 0;
@@ -364,15 +366,13 @@ export function dropPrivileges(plan: ProcessPlan, options: { readonly chownStdio
   const groups = Buffer.alloc(Math.max(4, additional.length * 4));
   additional.forEach((group, i) => groups.writeUInt32LE(group, i * 4));
   const operations: Operation[] = [{ name: "set the umask", call: "umask", args: [process.user?.umask ?? 0o022] }];
-  if (options.chownStdio && uid !== 0) {
-    for (const fd of [0, 1, 2]) {
-      operations.push({
-        name: `give descriptor ${fd} to user ${uid}`,
-        call: "fchown",
-        args: [fd, uid, 0xffff_ffff],
-        tolerate: [EPERM, EROFS, EINVAL],
-      });
-    }
+  for (const fd of plan.pipes) {
+    operations.push({
+      name: `give descriptor ${fd} to user ${uid}`,
+      call: "fchown",
+      args: [fd, uid, 0xffff_ffff],
+      tolerate: [EPERM, EROFS, EINVAL],
+    });
   }
   operations.push(
     {

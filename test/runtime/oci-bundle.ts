@@ -113,9 +113,9 @@ export class OciWorld implements Disposable {
   /** With further redirections, as a shell has them: `3</etc/passwd`. */
   runWith(redirections: string, ...args: readonly string[]): Outcome {
     const output = join(this.directory, `output-${++this.#sequence}`);
-    const shell = `exec "$0" "$@" > ${output} 2> ${output}.err < /dev/null ${redirections}`;
+    const shell = `"$0" "$@" > ${output} 2> ${output}.err < /dev/null ${redirections}; code=$?; wait; exit $code`;
     const argv = ["-c", shell, process.execPath, command, "oci", "--root", this.root, ...args];
-    const { status } = spawnSync("/bin/sh", argv, { stdio: "ignore", timeout: 300_000, killSignal: "SIGKILL" });
+    const { status } = spawnSync("bash", argv, { stdio: "ignore", timeout: 300_000, killSignal: "SIGKILL" });
     return { code: status, stdout: readFileSync(output, "utf8"), stderr: readFileSync(`${output}.err`, "utf8") };
   }
 

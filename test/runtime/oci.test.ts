@@ -1,4 +1,13 @@
-import { existsSync, mkdirSync, readdirSync, readFileSync, readlinkSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { findCgroupMounts } from "../../runtime/oci-cgroup.ts";
@@ -329,6 +338,15 @@ describe("process", () => {
     for (const set of ["CapInh", "CapPrm", "CapEff", "CapAmb"]) expect(stdout).toContain(`${set}:\t0000000000000020`);
     expect(stdout).toContain("CapBnd:\t0000000000000021\nCapAmb");
     expect(stdout).toContain("NoNewPrivs:\t1");
+  });
+
+  test("can open its output again if that is a pipe, and owns nothing else of the host", () => {
+    const before = statSync("/dev/null").uid;
+    const user = { process: { user: { uid: 1000, gid: 1000 } } };
+    const { path } = world.bundle("echo again > /dev/stdout; stat -Lc %u /dev/stdin", user);
+    // Node's own pipes are sockets, which nobody can open again.
+    expect(world.runWith("> >(cat)", "run", "--bundle", path, world.id()).stdout).toBe(`again\n${before}\n`);
+    expect(statSync("/dev/null").uid).toBe(before);
   });
 
   test("a capability that is not known is a warning", () => {
