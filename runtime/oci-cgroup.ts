@@ -14,6 +14,9 @@ import type { OciResources } from "./oci-config.ts";
 import { type DeviceRule, deviceLine } from "./oci-device-filter.ts";
 import { OciConfigError } from "./oci-parser.ts";
 
+/** Where containers go whose configuration names no absolute cgroup. */
+const defaultParent = "slipway-oci";
+
 /** One mounted hierarchy. */
 export interface CgroupMount {
   readonly mountPoint: string;
@@ -58,13 +61,13 @@ export function findCgroupMounts(): readonly CgroupMount[] {
 
 /** The path below each mount point, beginning with a slash. @throws {OciConfigError} */
 export function cgroupPath(id: string, cgroupsPath: string | undefined, systemd: boolean): string {
-  if (!cgroupsPath) return `/slipway-oci/${id}`;
+  if (!cgroupsPath) return `/${defaultParent}/${id}`;
   if (systemd && !cgroupsPath.startsWith("/")) return systemdPath(cgroupsPath);
   if (cgroupsPath.split("/").includes("..")) {
     throw new OciConfigError(`linux.cgroupsPath ${JSON.stringify(cgroupsPath)} must not lead upwards`);
   }
   const path = posix
-    .normalize(`/${cgroupsPath.startsWith("/") ? "" : "slipway-oci/"}${cgroupsPath}`)
+    .normalize(`/${cgroupsPath.startsWith("/") ? "" : `${defaultParent}/`}${cgroupsPath}`)
     .replace(/\/+$/, "");
   if (path === "") throw new OciConfigError('linux.cgroupsPath "/" is not supported: it is the cgroup of everybody');
   return path;
@@ -128,9 +131,22 @@ function enableControllers(path: string, controllers: readonly string[]): void {
 }
 
 /** Removes what was made, as far as nobody else uses it. */
-export function removeCgroup({ made }: OciCgroup): void {
+export function removeCgroup({ directories, made }: OciCgroup): void {
   for (const path of made.toSorted((a, b) => b.length - a.length)) {
     removeTree(path);
+  }
+  // Our own parent was made for whichever container came first; the one that goes last removes it.
+  for (const { path } of directories) {
+    const parent = posix.dirname(path);
+    if (posix.basename(parent) === defaultParent) removeEmpty(parent);
+  }
+}
+
+function removeEmpty(path: string): void {
+  try {
+    rmdirSync(path);
+  } catch {
+    // Gone, or still another container's parent.
   }
 }
 
