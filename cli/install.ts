@@ -29,6 +29,8 @@ const testNeeds: readonly Need[] = [
   { what: "names of services", programs: ["/etc/services"], packages: ["netbase"] },
   { what: "certificates", programs: ["/usr/sbin/update-ca-certificates"], packages: ["ca-certificates"] },
   { what: "setcap", programs: ["setcap"], packages: ["libcap2-bin"] },
+  { what: "ip and bridge", programs: ["ip"], packages: ["iproute2"] },
+  { what: "nft", programs: ["nft"], packages: ["nftables"] },
 ];
 
 /**
