@@ -6,6 +6,7 @@
  * over HTTP, checks out, executes and reports. A *spool* is a step's log on this machine's disk, from which it is sent.
  */
 export { buildVariables, stepEnvironment, workspaceTarget } from "./environment.ts";
+export { lowerResources, type StepCeiling } from "./ceiling.ts";
 export { executeJob, type JobOptions } from "./job.ts";
 export type { JobReporter, JobResult, StepResult } from "./report.ts";
 export { StepLog, type LogTap, type StepLogOptions } from "./step-log.ts";

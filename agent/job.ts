@@ -4,6 +4,7 @@ import type { JobSpec, StepSpec } from "../pipelines/index.ts";
 import { type Host, type Image, ImageError, type JobNetwork, resolveImage, type UidRange } from "../runtime/index.ts";
 import { abortReason, JobTimeout } from "./abort.ts";
 import { asError } from "./cause.ts";
+import { lowerResources, type StepCeiling } from "./ceiling.ts";
 import { formatDuration } from "./duration.ts";
 import { maskText, SecretIndex } from "./masker.ts";
 import type { JobReporter, JobResult, StepResult } from "./report.ts";
@@ -26,8 +27,8 @@ export interface JobOptions {
   readonly maskedValues?: readonly string[];
   /** Where the steps' logs are spooled as `<index>.log`; must exist. Without: output goes to the reporter only. */
   readonly logDir?: string;
-  /** Of each step. @default 1 GiB */
-  readonly logLimitBytes?: number;
+  /** The most that each step gets, whatever the pipeline asks for. */
+  readonly ceiling?: StepCeiling;
   readonly reporter: JobReporter;
   /** Canceling; the reason is a string or an Error whose message says why. */
   readonly signal?: AbortSignal;
@@ -85,9 +86,10 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
   for (const { image } of job.steps) if (!image.startsWith("./")) images.prefetch(image);
 
   const prepareStep = (index: number): StepRun | undefined => {
-    const step = job.steps[index];
-    if (step === undefined || uidRange === undefined) return undefined;
-    const log = openLog(index, options, secrets);
+    const asked = job.steps[index];
+    if (asked === undefined || uidRange === undefined) return undefined;
+    const step = { ...asked, resources: lowerResources(asked.resources, options.ceiling) };
+    const log = openLog(step, index, { ...options, secrets });
     return new StepRun(step, { ...context, uidRange, index, log, image: (when) => images.get(step.image, when) });
   };
 
@@ -193,12 +195,15 @@ class ImageCache implements AsyncDisposable {
   }
 }
 
-function openLog(index: number, options: JobOptions, secrets: SecretIndex | undefined): StepLog {
-  const { reporter } = options;
+function openLog(
+  step: StepSpec,
+  index: number,
+  { reporter, logDir, secrets }: JobOptions & { readonly secrets: SecretIndex | undefined },
+): StepLog {
   return new StepLog({
     secrets,
-    ...(options.logDir !== undefined && { path: join(options.logDir, `${index}.log`) }),
-    ...(options.logLimitBytes !== undefined && { limitBytes: options.logLimitBytes }),
+    limitBytes: step.resources.logBytes,
+    ...(logDir !== undefined && { path: join(logDir, `${index}.log`) }),
     ...(reporter.stepOutput !== undefined && {
       tap: (stream, bytes, timeMs) => reporter.stepOutput?.(index, stream, bytes, timeMs),
     }),

@@ -11,6 +11,6 @@ export { formatDiagnostic } from "./diagnostic.ts";
 export { type BuildPlan, planBuild } from "./plan.ts";
 export { type Advance, advance } from "./graph.ts";
 export { matchGlob } from "./glob.ts";
-export { formatBytes, formatDuration, parseDuration, parseSize, type Quantity } from "./quantity.ts";
+export { formatBytes, formatDuration, parseDuration, parseSize, type Quantity, writeSize } from "./quantity.ts";
 export { pipelineJsonSchema } from "./json-schema.ts";
 export type { JsonSchema } from "./shape.ts";

@@ -3,44 +3,11 @@ import { dictionary, list } from "./collection.ts";
 import { environment } from "./environment.ts";
 import { DEFAULTS, LIMITS } from "./limits.ts";
 import { formatDuration } from "./quantity.ts";
+import { resources } from "./resources.ts";
 import { choice, type FieldValues, flag, mapping, mismatch, type Shape } from "./shape.ts";
 import { quote } from "./suggestion.ts";
 import { triggers } from "./trigger.ts";
-import {
-  checkIdentifier,
-  cores,
-  duration,
-  identifier,
-  image,
-  jobReference,
-  label,
-  NAME_PATTERN,
-  processes,
-  script,
-  size,
-} from "./value.ts";
-
-const resourcesTable = {
-  noun: "resources",
-  fields: {
-    cpu: {
-      shape: cores,
-      summary: "CPU cores the step may use, for example 0.5.",
-      default: DEFAULTS.resources.cpu,
-    },
-    memory: {
-      shape: size,
-      summary: "Memory the step may use; what uses more is killed. 512MiB, 2GiB, 512M (= MiB), 500MB (decimal).",
-      default: `${DEFAULTS.resources.memoryBytes / 1024 ** 3}GiB`,
-    },
-    pids: {
-      shape: processes,
-      summary: "Processes and threads the step may have at once.",
-      default: DEFAULTS.resources.pids,
-    },
-  },
-  synonyms: { cpus: "cpu", cores: "cpu", mem: "memory", ram: "memory", processes: "pids", pid: "pids" },
-} as const;
+import { checkIdentifier, duration, identifier, image, jobReference, label, NAME_PATTERN, script } from "./value.ts";
 
 /** What pipeline, job and step have in common. The nearest one holds. */
 const sharedFields = {
@@ -50,7 +17,7 @@ const sharedFields = {
     default: DEFAULTS.image,
   },
   env: { shape: environment, summary: "Environment variables, merged from pipeline, job and step; the nearest holds." },
-  resources: { shape: mapping(resourcesTable), summary: "Limits of every step below, key by key." },
+  resources: { shape: resources, summary: "Limits of every step below, key by key." },
 } as const;
 
 const stepTable = {
@@ -111,6 +78,8 @@ const stepTable = {
     cpu: "write it below resources",
     memory: "write it below resources",
     pids: "write it below resources",
+    disk: "write it below resources",
+    io: "write it below resources",
   },
 } as const;
 
@@ -205,6 +174,8 @@ const jobTable = {
     cpu: "write it below resources",
     memory: "write it below resources",
     pids: "write it below resources",
+    disk: "write it below resources",
+    io: "write it below resources",
   },
 } as const;
 

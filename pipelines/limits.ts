@@ -17,7 +17,7 @@ export const DEFAULTS = {
   /** Of a step whose job and pipeline write no timeout either. */
   stepTimeoutMs: hourMs,
   jobTimeoutMs: 2 * hourMs,
-  resources: { cpu: 2, memoryBytes: 4 * GiB, pids: 2048 },
+  resources: { cpu: 2, memoryBytes: 4 * GiB, pids: 2048, diskBytes: 20 * GiB, logBytes: GiB },
 } as const satisfies {
   file: string;
   image: string;
@@ -58,7 +58,14 @@ export const LIMITS = {
   cpuMin: 0.01,
   cpuMax: 256,
   memoryMinBytes: 4 * MiB,
-  memoryMaxBytes: 16 * TiB,
+  diskMinBytes: MiB,
+  logMinBytes: KiB,
+  /** Of memory, disk and log. */
+  sizeMaxBytes: 16 * TiB,
+  rateMinBytes: 64 * KiB,
+  rateMaxBytes: TiB,
+  operationsMax: 1_000_000_000,
+  ioWeightMax: 1000,
   pidsMin: 1,
   /** The kernel's own limit, PID_MAX_LIMIT. */
   pidsMax: 4_194_304,

@@ -2,11 +2,12 @@
 import { DEFAULTS, LIMITS } from "./limits.ts";
 import { type JobFields, type PipelineFields, pipelineShape, type StepFields } from "./language.ts";
 import { checkNeeds } from "./needs.ts";
-import type { Diagnostic, JobSpec, Pipeline, Resources, StepSpec } from "./pipeline.ts";
+import type { Diagnostic, JobSpec, Pipeline, StepSpec } from "./pipeline.ts";
 import { Problems } from "./problems.ts";
 import { formatBytes, formatDuration } from "./quantity.ts";
 import type { DictionaryEntry } from "./collection.ts";
 import { mergeEnvironments } from "./environment.ts";
+import { resolveResources } from "./resources.ts";
 import { type Located, readNode } from "./shape.ts";
 import { readSource, type Source, type Span } from "./source.ts";
 import { nameSteps } from "./step-name.ts";
@@ -149,15 +150,4 @@ class PipelineBuilder {
       "repeat less by aliases",
     );
   }
-}
-
-/** The nearest one that names a resource sets it. */
-function resolveResources(levels: readonly JobFields["resources"][]): Resources {
-  const find = (key: "cpu" | "memory" | "pids") =>
-    levels.find((level) => level?.value[key] !== undefined)?.value[key]?.value;
-  return {
-    cpu: find("cpu") ?? DEFAULTS.resources.cpu,
-    memoryBytes: find("memory") ?? DEFAULTS.resources.memoryBytes,
-    pids: find("pids") ?? DEFAULTS.resources.pids,
-  };
 }

@@ -12,11 +12,28 @@ export interface RefFilter {
   readonly patterns: readonly string[];
 }
 
+/** What one step may use. */
 export interface Resources {
   /** CPU cores, for example 0.5. */
   readonly cpu: number;
   readonly memoryBytes: number;
+  /** Processes and threads at once. */
   readonly pids: number;
+  /** What it may add to its root file system and the workspace together. */
+  readonly diskBytes: number;
+  /** What it may print. */
+  readonly logBytes: number;
+  readonly io?: IoLimits;
+}
+
+/** How fast a step may use the disk of the agent's data directory; a key that is absent limits nothing. */
+export interface IoLimits {
+  /** 1 to 1000, against 100 of a step that asks for nothing. */
+  readonly weight?: number;
+  readonly readBytesPerSecond?: number;
+  readonly writeBytesPerSecond?: number;
+  readonly readOperationsPerSecond?: number;
+  readonly writeOperationsPerSecond?: number;
 }
 
 /** `none` is an own network namespace with loopback only; `job` is shared by the steps of a job and leads to the outside; `host` is the host's. */

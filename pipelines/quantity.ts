@@ -89,8 +89,17 @@ const sizeUnits = new Map<string, number>([
 ]);
 export const SIZE_PATTERN = `^\\d+(\\.\\d+)?(${[...sizeUnits.keys()].join("|")})$`;
 
+/** A rate is a size per second. */
+export const RATE_PATTERN = SIZE_PATTERN.replace("$", "/s$");
+
+/** From where to where a quantity may be, in bytes. */
+export interface SizeRange {
+  readonly least: number;
+  readonly most: number;
+}
+
 /** Reads a size such as `512MiB`, `2GiB`, `1.5G` or `500MB` into whole bytes. */
-export function parseSize(text: string): Quantity {
+export function parseSize(text: string, range: SizeRange = memoryRange): Quantity {
   const [, digits = "", unit = ""] = /^(\d{1,15}(?:\.\d{1,9})?)([A-Za-z]{1,3})$/.exec(text) ?? [];
   const factor = sizeUnits.get(unit);
   if (factor === undefined) {
@@ -101,18 +110,35 @@ export function parseSize(text: string): Quantity {
     };
   }
   const value = Math.floor(Number(digits) * factor);
-  if (value < LIMITS.memoryMinBytes || value > LIMITS.memoryMaxBytes) {
+  if (value < range.least || value > range.most) {
     return {
       ok: false,
-      problem: value < LIMITS.memoryMinBytes ? "it is too small" : "it is too large",
-      suggestion:
-        `write a size from ${formatBytes(LIMITS.memoryMinBytes)} to ${formatBytes(LIMITS.memoryMaxBytes)}`.replaceAll(
-          /(\d) (?=[A-Z])/g,
-          "$1",
-        ),
+      problem: value < range.least ? "it is too small" : "it is too large",
+      suggestion: `write a size from ${writeSize(range.least)} to ${writeSize(range.most)}`,
     };
   }
   return { ok: true, value };
+}
+
+const memoryRange: SizeRange = { least: LIMITS.memoryMinBytes, most: LIMITS.sizeMaxBytes };
+
+/** Writes bytes the way `parseSize` reads them, rounded: `10.5MiB`. */
+export function writeSize(bytes: number): string {
+  return formatBytes(bytes).replace(" bytes", "B").replace(" ", "");
+}
+
+/** Reads a rate such as `50MiB/s` into whole bytes per second. */
+export function parseRate(text: string, range: SizeRange): Quantity {
+  const [, size = "", per] = /^(.*?)(\s*(?:\/\s*s(?:ec(?:ond)?)?|ps))?$/is.exec(text.slice(0, 60)) ?? [];
+  const parsed = parseSize(size, range);
+  if (parsed.ok && per === "/s") return parsed;
+  if (parsed.ok) return { ok: false, problem: "a rate is a size per second", suggestion: `did you mean ${size}/s?` };
+  const suggestion = parsed.suggestion
+    .replace(/^(did you mean .*?)\?$/, (_, meant: string) => `${meant.replaceAll(/[KMGT]?i?B\b/g, "$&/s")}?`)
+    .replace("a size from", "a rate from")
+    .replace(/(\w+) to (\w+)$/, "$1/s to $2/s")
+    .replace("a number and a unit, like 512MiB, 2GiB or 500MB", "a size per second, like 50MiB/s or 500KB/s");
+  return { ok: false, problem: parsed.problem.replace("size", "rate"), suggestion };
 }
 
 /** What a size in another spelling means: `512mb`, `2 gib`, `2048`. */

@@ -1,6 +1,6 @@
 /** The shapes of single values: scripts, names, images, durations, sizes, numbers. */
 import { LIMITS } from "./limits.ts";
-import { DURATION_PATTERN, formatBytes, parseDuration, parseSize, type Quantity, SIZE_PATTERN } from "./quantity.ts";
+import { DURATION_PATTERN, formatBytes, parseDuration, type Quantity } from "./quantity.ts";
 import { exceed, type JsonSchema, mismatch, refuse, type Shape, subject } from "./shape.ts";
 import { quote } from "./suggestion.ts";
 import type { YamlNode } from "./tree.ts";
@@ -137,7 +137,8 @@ function checkImage(text: string): { problem: string; suggestion: string } | und
   return { problem: "images from registries are not supported yet", suggestion: imageHelp };
 }
 
-function quantity(expected: string, pattern: string, parse: (text: string) => Quantity): Shape<number> {
+/** A number with a unit. */
+export function quantity(expected: string, pattern: string, parse: (text: string) => Quantity): Shape<number> {
   return {
     expected,
     schema: { type: "string", pattern },
@@ -152,7 +153,6 @@ function quantity(expected: string, pattern: string, parse: (text: string) => Qu
 }
 
 export const duration = quantity("a duration like 90s, 5m or 1h30m", DURATION_PATTERN, parseDuration);
-export const size = quantity("a size like 512MiB or 2GiB", SIZE_PATTERN, parseSize);
 
 /** CPU cores; `500m` of Kubernetes is half of one. */
 export const cores: Shape<number> = {
@@ -177,22 +177,28 @@ function suggestNumber(node: YamlNode): string | undefined {
   return milli === "m" ? `write ${Number(digits) / 1000}` : `write ${digits}, without quotes`;
 }
 
-/** How many processes and threads may live at once. */
-export const processes: Shape<number> = {
-  expected: "a whole number of processes",
-  schema: { type: "integer", minimum: LIMITS.pidsMin, maximum: LIMITS.pidsMax },
-  read(node, place) {
-    if (node.kind !== "scalar" || typeof node.value !== "number") {
-      const digits = /^\d{1,7}$/.exec(scalarText(node) ?? "")?.[0];
-      const help = digits === undefined ? undefined : `write ${digits}, without quotes`;
-      return mismatch(node, place, "a whole number of processes", help);
-    }
-    if (Number.isInteger(node.value) && node.value >= LIMITS.pidsMin && node.value <= LIMITS.pidsMax) return node.value;
-    const range = `a whole number from ${LIMITS.pidsMin} to ${LIMITS.pidsMax}`;
-    place.problems.error(node.span, `${subject(place)} must be ${range}, not ${node.text}`);
-    return undefined;
-  },
-};
+/** A count of something. @param things What is counted: `processes`. */
+export function wholeNumber(
+  things: string,
+  { least, most }: { readonly least: number; readonly most: number },
+): Shape<number> {
+  const expected = `a whole number of ${things}`;
+  return {
+    expected,
+    schema: { type: "integer", minimum: least, maximum: most },
+    read(node, place) {
+      if (node.kind !== "scalar" || typeof node.value !== "number") {
+        const digits = /^\d{1,7}$/.exec(scalarText(node) ?? "")?.[0];
+        const help = digits === undefined ? undefined : `write ${digits}, without quotes`;
+        return mismatch(node, place, expected, help);
+      }
+      if (Number.isInteger(node.value) && node.value >= least && node.value <= most) return node.value;
+      const range = `a whole number from ${least} to ${most}`;
+      place.problems.error(node.span, `${subject(place)} must be ${range}, not ${node.text}`);
+      return undefined;
+    },
+  };
+}
 
 /** The value of an environment variable, exactly as the file writes it: 1.10 stays "1.10". */
 export const variable: Shape<string> = {

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { pino } from "pino";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { Agent, type AgentOptions } from "../../agent/index.ts";
-import type { StepSpec } from "../../pipelines/index.ts";
+import { DEFAULTS, type StepSpec } from "../../pipelines/index.ts";
 import {
   CancelChannel,
   type ClaimedJob,
@@ -71,7 +71,7 @@ async function startAgent(pool: string, options: Partial<AgentOptions> = {}): Pr
 }
 
 function step(run: string, options: Partial<StepSpec> = {}): StepSpec {
-  const resources = { cpu: 1, memoryBytes: 256 * 1024 * 1024, pids: 64 };
+  const resources = { ...DEFAULTS.resources, cpu: 1, memoryBytes: 256 * 1024 * 1024, pids: 64 };
   return {
     name: "step",
     run,

@@ -2,7 +2,7 @@ import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, realpathS
 import { join } from "node:path";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { executeJob, type JobOptions, type JobResult, type StepResult } from "../../agent/index.ts";
-import type { JobSpec, StepSpec } from "../../pipelines/index.ts";
+import { DEFAULTS, type JobSpec, type StepSpec } from "../../pipelines/index.ts";
 import { Host } from "../../runtime/index.ts";
 import { temporaryDir } from "./git-fixture.ts";
 
@@ -31,7 +31,7 @@ function step(run: string, options: Partial<StepSpec> = {}): StepSpec {
     image: "host",
     env: {},
     timeoutMs: 60_000,
-    resources: { cpu: 1, memoryBytes: 256 * 1024 * 1024, pids: 64 },
+    resources: { ...DEFAULTS.resources, cpu: 1, memoryBytes: 256 * 1024 * 1024, pids: 64 },
     network: "none",
     allowFailure: false,
     ...options,
@@ -219,7 +219,7 @@ describe("executeJob", () => {
     const log = readFileSync(join(logDir, "0.log"), "utf8");
     const want = Array.from({ length: 2_000_000 }, (_, n) => `${n + 1}\n`).join("");
     expect(log.replace("done\n", "") === want).toBe(true);
-    const limited = await run([step("seq 1 2000000; exit 4")], { logLimitBytes: 1000 });
+    const limited = await run([step("seq 1 2000000; exit 4")], { ceiling: { logBytes: 1000 } });
     expect(limited.steps[0]?.exitCode).toBe(4);
     expect(limited.output).toContain("log limit of 1000 bytes reached; the rest is not kept");
   });

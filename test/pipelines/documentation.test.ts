@@ -7,6 +7,7 @@ import {
   LIMITS,
   parsePipeline,
   pipelineJsonSchema,
+  writeSize,
 } from "../../pipelines/index.ts";
 
 const text = readFileSync(new URL("../../docs/pipeline.md", import.meta.url), "utf8");
@@ -36,7 +37,7 @@ describe("docs/pipeline.md", () => {
     expect(text).toContain(`\`${key}\``);
   });
 
-  const { cpu, memoryBytes, pids } = DEFAULTS.resources;
+  const { cpu, memoryBytes, pids, diskBytes, logBytes } = DEFAULTS.resources;
   test.for([
     `\`${DEFAULTS.image}\``,
     `\`${DEFAULTS.network}\``,
@@ -44,8 +45,13 @@ describe("docs/pipeline.md", () => {
     `\`${formatDuration(DEFAULTS.stepTimeoutMs)}\``,
     `\`${formatDuration(DEFAULTS.jobTimeoutMs)}\``,
     `| \`${cpu}\` | ${LIMITS.cpuMin} – ${LIMITS.cpuMax} |`,
-    `| \`${formatBytes(memoryBytes).replace(" ", "")}\` | ${formatBytes(LIMITS.memoryMinBytes)} – ${formatBytes(LIMITS.memoryMaxBytes)} |`,
+    `| \`${formatBytes(memoryBytes).replace(" ", "")}\` | ${formatBytes(LIMITS.memoryMinBytes)} – ${formatBytes(LIMITS.sizeMaxBytes)} |`,
     `| \`${pids}\` | ${LIMITS.pidsMin} – ${LIMITS.pidsMax} |`,
+    `| \`${writeSize(diskBytes)}\` | ${formatBytes(LIMITS.diskMinBytes)} – ${formatBytes(LIMITS.sizeMaxBytes)} |`,
+    `| \`${writeSize(logBytes)}\` | ${formatBytes(LIMITS.logMinBytes)} – ${formatBytes(LIMITS.sizeMaxBytes)} |`,
+    `| none | ${formatBytes(LIMITS.rateMinBytes)}/s – ${formatBytes(LIMITS.rateMaxBytes)}/s |`,
+    `| none | 1 – ${LIMITS.operationsMax} |`,
+    `| 100 | 1 – ${LIMITS.ioWeightMax} |`,
     `From \`${formatDuration(LIMITS.timeoutMinMs)}\` to \`${formatDuration(LIMITS.timeoutMaxMs)}\``,
     `| the file | ${formatBytes(LIMITS.fileBytes)} |`,
     `| ${LIMITS.yamlTokens.toLocaleString("en")} |`,

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
-import { formatBytes, formatDuration, parseDuration, parseSize } from "../../pipelines/index.ts";
-import { DURATION_PATTERN, SIZE_PATTERN } from "../../pipelines/quantity.ts";
+import { formatBytes, formatDuration, parseDuration, parseSize, writeSize } from "../../pipelines/index.ts";
+import { DURATION_PATTERN, parseRate, RATE_PATTERN, SIZE_PATTERN } from "../../pipelines/quantity.ts";
 import { seededRandom } from "./random.ts";
 
 describe("parseDuration", () => {
@@ -87,6 +87,39 @@ describe("parseSize", () => {
   ] as const)("%j is refused: %s", ([text, suggestion]) => {
     expect(parseSize(text)).toMatchObject({ ok: false, suggestion });
   });
+});
+
+describe("parseRate", () => {
+  const range = { least: 64 * 1024, most: 1024 ** 4 };
+
+  test.for([
+    ["50MiB/s", 50 * 1024 ** 2],
+    ["1.5M/s", 1.5 * 1024 ** 2],
+    ["500KB/s", 500_000],
+  ] as const)("%s is %i bytes per second", ([text, bytes]) => {
+    expect(parseRate(text, range)).toEqual({ ok: true, value: bytes });
+    expect(text).toMatch(new RegExp(RATE_PATTERN));
+  });
+
+  test.for([
+    ["50MiB", "did you mean 50MiB/s?"],
+    ["50MiBps", "did you mean 50MiB/s?"],
+    ["50MiB / sec", "did you mean 50MiB/s?"],
+    ["50mb/s", "did you mean 50MiB/s or 50MB/s?"],
+    ["50", "did you mean 50MiB/s?"],
+    ["", "write a size per second, like 50MiB/s or 500KB/s"],
+    ["fast", "write a size per second, like 50MiB/s or 500KB/s"],
+    ["1KiB/s", "write a rate from 64KiB/s to 1TiB/s"],
+  ] as const)("%j is refused: %s", ([text, suggestion]) => {
+    expect(parseRate(text, range)).toMatchObject({ ok: false, suggestion });
+    expect(text).not.toMatch(new RegExp(`^(?!1KiB)${RATE_PATTERN.slice(1)}`));
+  });
+});
+
+test("writeSize writes what parseSize reads", () => {
+  for (const bytes of [5 * 1024 ** 2, 1.5 * 1024 ** 3, 16 * 1024 ** 4]) {
+    expect(parseSize(writeSize(bytes))).toEqual({ ok: true, value: bytes });
+  }
 });
 
 test.for([
