@@ -25,10 +25,10 @@ import {
 import { dirname, join, resolve } from "node:path";
 import { defaultPath } from "./image-config.ts";
 import { ImageError } from "./image-error.ts";
+import type { ImageLease } from "./image-lease.ts";
 import type { ImageStore } from "./image-store.ts";
 import type { Image } from "./image.ts";
 import type { LayerSummary } from "./layer.ts";
-import type { LayerWorkers } from "./layer-workers.ts";
 
 /** One file, directory or link of the generated layer; the path is relative to its root. */
 export type SkeletonItem =
@@ -139,8 +139,7 @@ const resolved = new Map<string, { readonly skeleton: HostSkeleton; readonly key
 /** Resolves the image `host`; its layer is generated again when something it was made from has changed. */
 export async function resolveHostImage(
   store: ImageStore,
-  workers: LayerWorkers,
-  signal: AbortSignal | undefined,
+  options: { readonly lease: ImageLease; readonly signal: AbortSignal | undefined },
 ): Promise<Image> {
   let known = resolved.get(store.directory);
   if (known === undefined || !known.skeleton.witnesses.every(({ path, version }) => versionOf(path) === version)) {
@@ -149,11 +148,11 @@ export async function resolveHostImage(
     resolved.set(store.directory, known);
   }
   const { skeleton, key } = known;
-  const layer = await store.produce(
+  const layer = await store.layers.produce(
     key,
     (directory) => Promise.resolve(writeSkeleton(skeleton.items, directory)),
     // It is made again in a few milliseconds: not worth waiting for a disk.
-    { workers, durable: false, signal },
+    { ...options, durable: false },
   );
   return { reference: "host", layers: [layer], binds: skeleton.binds, config: { env: { PATH: hostPath() } } };
 }

@@ -34,9 +34,10 @@ export const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /** Manifests and configurations are read into memory. The specification wants registries to take manifests of 4 MiB. */
 export const MAX_JSON_BYTES = 4 * 2 ** 20;
 
-export const digestSchema = z
-  .string()
-  .regex(/^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$/, "is not a sha256 or sha512 digest");
+/** The digests in use; of an algorithm that is not known, nothing could be verified. */
+export const digestPattern = /^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$/;
+
+export const digestSchema = z.string().regex(digestPattern, "is not a sha256 or sha512 digest");
 
 /** The Go programs that write these files write `null` for an empty list or map. */
 const orNull = <T extends z.ZodType>(schema: T) => schema.nullish();
@@ -100,8 +101,15 @@ function parseEnv(entries: readonly string[], name: string): Record<string, stri
   return { ...env };
 }
 
-/** The platform images are chosen for, in OCI's words. */
-export function hostPlatform(): { readonly os: "linux"; readonly architecture: "amd64" | "arm64" } {
+/** What an image was made for, in OCI's words. */
+export interface HostPlatform {
+  readonly os: string;
+  readonly architecture: string;
+  readonly variant?: string;
+}
+
+/** The platform images are chosen for unless another one is asked for. */
+export function hostPlatform(): HostPlatform {
   return { os: "linux", architecture: process.arch === "arm64" ? "arm64" : "amd64" };
 }
 

@@ -6,7 +6,9 @@ import { resolveHostImage } from "./host-image.ts";
 import { defaultPath, type FoundImage, type ImageConfig } from "./image-config.ts";
 import { ImageError } from "./image-error.ts";
 import { DirectoryFiles, type ImageFiles, scanTar } from "./image-files.ts";
+import type { ImageLease } from "./image-lease.ts";
 import { ImageStore } from "./image-store.ts";
+import { layerKey, type LayerStore } from "./layer-store.ts";
 import { defaultLayerLimits, type LayerLimits } from "./layer.ts";
 import { LayerWorkers } from "./layer-workers.ts";
 import { O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_PATH, RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS } from "./linux.ts";
@@ -36,6 +38,7 @@ const MAX_LAYERS = 480;
 interface ResolveOptions {
   readonly baseDir: string;
   readonly storeDir: string;
+  readonly lease?: ImageLease;
   readonly signal?: AbortSignal;
   readonly limits?: Partial<LayerLimits>;
 }
@@ -50,6 +53,7 @@ interface ResolveOptions {
  *   layout (directory or tar) or a `docker save` archive.
  * @param options.baseDir The workspace; the path may not leave it, by symlinks neither (openat2 RESOLVE_BENEATH).
  * @param options.storeDir The agent's image store. Unpacked layers are kept there by digest, written beside and renamed.
+ * @param options.lease Holds the layers in the store for as long as it lasts. @default for as long as the process lasts
  * @param options.limits What a layer may cost. @default 1000000 entries, 32 GiB, 200 times its compressed size
  * @throws {ImageError} If the image is missing, not an image, broken or hostile.
  */
@@ -59,10 +63,11 @@ export async function resolveImage(reference: string, options: ResolveOptions): 
   const cancel = () => workers.cancel(options.signal?.reason);
   options.signal?.addEventListener("abort", cancel, { once: true });
   try {
-    const store = await ImageStore.open(options.storeDir, workers);
-    if (reference === "host") return await resolveHostImage(store, workers, options.signal);
+    const store = await ImageStore.open(options.storeDir);
+    const lease = options.lease ?? store.processLease;
+    if (reference === "host") return await resolveHostImage(store, { lease, signal: options.signal });
     const limits = { ...defaultLayerLimits, ...options.limits };
-    return await new Resolution(reference, { ...options, limits, store, workers }).resolve();
+    return await new Resolution(reference, { ...options, limits, store, lease, workers }).resolve();
   } finally {
     options.signal?.removeEventListener("abort", cancel);
   }
@@ -82,6 +87,7 @@ class Resolution {
   readonly #store: ImageStore;
   readonly #workers: LayerWorkers;
   readonly #limits: LayerLimits;
+  readonly #lease: ImageLease;
   readonly #signal: AbortSignal | undefined;
 
   constructor(
@@ -89,6 +95,7 @@ class Resolution {
     options: ResolveOptions & {
       readonly limits: LayerLimits;
       readonly store: ImageStore;
+      readonly lease: ImageLease;
       readonly workers: LayerWorkers;
     },
   ) {
@@ -97,6 +104,7 @@ class Resolution {
     this.#store = options.store;
     this.#workers = options.workers;
     this.#limits = options.limits;
+    this.#lease = options.lease;
     this.#signal = options.signal;
   }
 
@@ -243,11 +251,11 @@ class Resolution {
 
   /** What an earlier run found out about the compressed archive, if all its layers are still there. */
   async #recallArchive(hash: string): Promise<Image | undefined> {
-    const tree = await this.#store.find(`tar-${hash}`);
+    const tree = await this.#store.layers.find(`tar-${hash}`, this.#lease);
     if (tree !== undefined) return this.#rootImage(tree, hash);
     const record = (await this.#store.recall(hash)) as ArchiveRecord | undefined;
     if (record === undefined) return undefined;
-    const layers = await Promise.all(record.keys.map((key) => this.#store.find(key)));
+    const layers = await Promise.all(record.keys.map((key) => this.#store.layers.find(key, this.#lease)));
     if (!layers.every((layer) => layer !== undefined)) return undefined;
     return { reference: this.#reference, digest: record.digest, layers, binds: [], config: record.config };
   }
@@ -275,9 +283,9 @@ class Resolution {
     const distinct = distinctLayers(image);
     if (distinct.length === 0) throw new ImageError("it has no layers");
     if (distinct.length > MAX_LAYERS) throw new ImageError(`it has ${distinct.length} layers, more than ${MAX_LAYERS}`);
-    const layers = await Promise.all(
+    const layers = await allOrNone(
       distinct.map((layer) =>
-        this.#produce(layer.diffId.replace(":", "-"), (directory) =>
+        this.#produce(layerKey(layer.diffId), (directory) =>
           this.#workers
             .run({
               kind: "unpack",
@@ -296,16 +304,17 @@ class Resolution {
             }),
         ),
       ),
+      (error) => this.#workers.cancel(error),
     );
     return { reference: this.#reference, digest: image.digest, layers, binds: [], config: image.config };
   }
 
   #produce(
     key: string,
-    write: Parameters<ImageStore["produce"]>[1],
+    write: Parameters<LayerStore["produce"]>[1],
     options: { readonly durable: boolean } = { durable: true },
   ): Promise<string> {
-    return this.#store.produce(key, write, { workers: this.#workers, signal: this.#signal, ...options });
+    return this.#store.layers.produce(key, write, { lease: this.#lease, signal: this.#signal, ...options });
   }
 }
 
@@ -316,17 +325,32 @@ interface ArchiveRecord {
 }
 
 function layerKeys(image: FoundImage): string[] {
-  return distinctLayers(image).map(({ diffId }) => diffId.replace(":", "-"));
+  return distinctLayers(image).map(({ diffId }) => layerKey(diffId));
+}
+
+/** The layers without repetitions, of which the last counts (see `distinctLast`). */
+function distinctLayers({ layers }: FoundImage): FoundImage["layers"] {
+  return layers.filter((layer, index) => layers.findLastIndex((each) => each.diffId === layer.diffId) === index);
 }
 
 /**
- * The layers without repetitions, of which the last counts: overlayfs refuses the same directory twice (ELOOP), and what
- * a layer contributes further down is covered by itself.
+ * Waits for all of them even if one fails, so that nobody cleans up any more when this settles.
+ *
+ * @param giveUp Called at the first failure, which is what this rejects with.
  */
-function distinctLayers(image: FoundImage): FoundImage["layers"] {
-  return image.layers.filter(
-    (layer, index) => image.layers.findLastIndex((each) => each.diffId === layer.diffId) === index,
+async function allOrNone<T>(promises: readonly Promise<T>[], giveUp: (error: unknown) => void): Promise<T[]> {
+  let first: { readonly error: unknown } | undefined;
+  const results = await Promise.allSettled(
+    promises.map((promise) =>
+      promise.catch((error: unknown) => {
+        first ??= { error };
+        giveUp(error);
+        throw error;
+      }),
+    ),
   );
+  if (first !== undefined) throw first.error;
+  return results.map((result) => (result as PromiseFulfilledResult<T>).value);
 }
 
 /** Docker's archives since version 25 are OCI layouts too; their manifest.json names what is really in them. */

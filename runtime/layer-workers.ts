@@ -150,3 +150,10 @@ export class LayerWorkers implements AsyncDisposable {
     await thread.worker.terminate();
   }
 }
+
+/** Deletes directory trees of strangers, in a thread, for that is synchronous. A missing one is fine. */
+export async function removeTrees(paths: readonly string[]): Promise<void> {
+  if (paths.length === 0) return;
+  await using workers = new LayerWorkers({ max: 1 });
+  for (const path of paths) await workers.run({ kind: "remove", path });
+}

@@ -122,6 +122,7 @@ export const F_SEAL_GROW = 4;
 export const F_SEAL_WRITE = 8;
 export const F_SETPIPE_SZ = 1031;
 export const CLOSE_RANGE_CLOEXEC = 4;
+export const LOCK_SH = 1;
 export const LOCK_EX = 2;
 export const LOCK_NB = 4;
 export const S_IFREG = 0o100000;

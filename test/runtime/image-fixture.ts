@@ -13,9 +13,9 @@ import {
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { type Image, resolveImage } from "../../runtime/image.ts";
+import { ImageLease } from "../../runtime/image-lease.ts";
 import { ImageStore } from "../../runtime/image-store.ts";
 import type { LayerLimits } from "../../runtime/layer.ts";
-import { LayerWorkers } from "../../runtime/layer-workers.ts";
 import { cString, trySyscall } from "../../runtime/syscall.ts";
 import { type Member, tarArchive } from "./tar-archive.ts";
 
@@ -27,6 +27,7 @@ export class ImageFixture implements Disposable {
   readonly directory = mkdtempSync(join(tmpdir(), "image-test-"));
   readonly workspace = join(this.directory, "workspace");
   readonly store = join(this.directory, "store");
+  readonly lease = new ImageLease();
 
   constructor() {
     mkdirSync(this.workspace);
@@ -39,14 +40,16 @@ export class ImageFixture implements Disposable {
     return file;
   }
 
-  resolve(reference: string, options: { signal?: AbortSignal; limits?: Partial<LayerLimits> } = {}): Promise<Image> {
-    return resolveImage(reference, { baseDir: this.workspace, storeDir: this.store, ...options });
+  resolve(
+    reference: string,
+    options: { signal?: AbortSignal; limits?: Partial<LayerLimits>; lease?: ImageLease } = {},
+  ): Promise<Image> {
+    return resolveImage(reference, { baseDir: this.workspace, storeDir: this.store, lease: this.lease, ...options });
   }
 
   /** Waits for what the store does in the background. */
   async settled(): Promise<void> {
-    await using workers = new LayerWorkers();
-    await (await ImageStore.open(this.store, workers)).settled();
+    await (await ImageStore.open(this.store)).settled();
   }
 
   /** What resolving left behind that it should not have: half-written layers, locks, scratch files. */
@@ -59,6 +62,7 @@ export class ImageFixture implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    this.lease[Symbol.dispose]();
     rmSync(this.directory, { recursive: true, force: true });
   }
 }

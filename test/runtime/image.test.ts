@@ -18,6 +18,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { gzipSync, zstdCompressSync } from "node:zlib";
 import { describe, expect, test } from "vitest";
 import { ImageError, resolveImage } from "../../runtime/image.ts";
+import { ImageLease } from "../../runtime/image-lease.ts";
 import {
   describeFile,
   describeTree,
@@ -667,8 +668,9 @@ describe.skipIf(!isRoot)("the image store", () => {
     rmSync(fixture.store, { recursive: true });
     const before = readdirSync("/proc/self/fd").length;
     for (let i = 0; i < 5; i++) {
-      await fixture.resolve("./root.tar");
-      await fixture.resolve("./d.tar.gz");
+      using lease = new ImageLease();
+      await fixture.resolve("./root.tar", { lease });
+      await fixture.resolve("./d.tar.gz", { lease });
       await expect(fixture.resolve("./none")).rejects.toThrow("no such file");
     }
     expect(readdirSync("/proc/self/fd").length).toBeLessThanOrEqual(before + 1);
