@@ -7,7 +7,10 @@
 export type * from "./pipeline.ts";
 export { DEFAULTS, LIMITS } from "./limits.ts";
 export { type ParsedPipeline, parsePipeline } from "./parse.ts";
-export { formatDiagnostic } from "./diagnostic.ts";
+export { formatDiagnostic, visible } from "./diagnostic.ts";
+export { Problems } from "./problems.ts";
+export { Source, type Span } from "./source.ts";
+export { didYouMean, enumerate, quote } from "./suggestion.ts";
 export { type BuildPlan, planBuild } from "./plan.ts";
 export { type Advance, advance } from "./graph.ts";
 export { matchGlob } from "./glob.ts";

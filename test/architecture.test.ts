@@ -10,12 +10,13 @@ const root = fileURLToPath(new URL("..", import.meta.url));
 const mayImport: Readonly<Record<string, readonly string[]>> = {
   pipelines: [],
   runtime: [],
+  build: ["pipelines", "runtime"],
   queue: ["pipelines"],
-  agent: ["queue", "pipelines", "runtime"],
+  agent: ["build", "queue", "pipelines", "runtime"],
   server: ["queue", "pipelines"],
   web: [],
-  cli: ["agent", "pipelines", "queue", "runtime", "server"],
-  bench: ["agent", "cli", "pipelines", "queue", "runtime", "server"],
+  cli: ["agent", "build", "pipelines", "queue", "runtime", "server"],
+  bench: ["agent", "build", "cli", "pipelines", "queue", "runtime", "server"],
 };
 
 /** Where a package may be imported (test/ and bench/ may import what they measure and check). */
