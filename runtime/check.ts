@@ -6,7 +6,7 @@ import { mountLayers } from "./launch-plan.ts";
 import { capabilityNames } from "./linux.ts";
 import { cloneMount } from "./mount.ts";
 import { compileProgram, messageBytes, type Operation } from "./program.ts";
-import { mountOverlay, overlayData } from "./rootfs.ts";
+import { makeUpper, mountOverlay, overlayData } from "./rootfs.ts";
 import { placeDescriptors, startProgram } from "./start-program.ts";
 import { architecture, close, pipe, SyscallError, syscall, trySyscall } from "./syscall.ts";
 import { holdUserNamespace } from "./user-namespace.ts";
@@ -189,7 +189,8 @@ function tryOverlayByPath(stateDir: string, userNamespaceFd: number): Error | un
     try {
       const { targets, pairs } = placeDescriptors([status.write, layer] as const);
       const [statusFd, layerFd] = targets;
-      const rootfs = { layerFds: [layerFd], overlayData: overlayData(directory, 1, triedRange) };
+      makeUpper(directory, triedRange);
+      const rootfs = { layerFds: [layerFd], overlayData: overlayData(directory, 1) };
       const plan: Operation[] = [...mountLayers(rootfs, directory), { name: "end", call: "exit_group", args: [0] }];
       const program = compileProgram(plan, { architecture, statusFd });
       const pid = startProgram(program.file, "slipway-check", pairs);

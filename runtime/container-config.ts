@@ -1,6 +1,9 @@
 /** What a container is asked to be, and what became of it. */
 import type { Image } from "./image.ts";
+import type { CapabilityName } from "./linux.ts";
 import type { JobNetwork } from "./network.ts";
+import type { OciDevice } from "./oci-config.ts";
+import type { StepMount, StepUser } from "./step-config.ts";
 import type { UidRange } from "./uid-range.ts";
 
 /**
@@ -29,6 +32,20 @@ export interface PreparedConfig {
   readonly hostname?: string;
   /** Mounted read-write at /workspace. `copyOnWrite` shows the directory without ever changing it. */
   readonly workspace?: { readonly dir: string; readonly copyOnWrite?: boolean };
+  /** As whom the program runs, in ids of the container. @default root */
+  readonly user?: StepUser;
+  /** Further mounts, made in their order after the standard ones and the workspace. */
+  readonly mounts?: readonly StepMount[];
+  /** Nodes in /dev beside the standard ones. */
+  readonly devices?: readonly OciDevice[];
+  /** Held in the container's own user namespace only. @default Docker's set */
+  readonly capabilities?: readonly CapabilityName[];
+  /**
+   * Where what the container writes is kept: a directory on the state directory's file system, in which `upper` and `work`
+   * are made if they are missing (an overlay's, so whiteouts are character devices 0:0; owners are ids of `uidRange`).
+   * It is the caller's; a later container can go on in it. @default one of the container's own, removed with it
+   */
+  readonly writableDir?: string;
   readonly resources: { readonly memoryBytes: number; readonly cpu: number; readonly pids: number };
   /** Loopback only, the host's, or a job's, which is the caller's to dispose. */
   readonly network: "none" | "host" | JobNetwork;

@@ -1,24 +1,19 @@
 /** Creates containers: file systems, limits, pipes, and a launcher that becomes one. */
-import { chownSync, mkdirSync, writeFileSync } from "node:fs";
+import { chownSync, mkdirSync, statSync, writeFileSync } from "node:fs";
 import { Container, writeProcess } from "./container.ts";
 import type { ContainerConfig, PreparedConfig, ProcessConfig } from "./container-config.ts";
 import type { Host } from "./host.ts";
-import { launchedDescriptors } from "./launcher.ts";
-import { type LaunchPlan, type PlannedMount, type PlannedRootfs, planLaunch } from "./launch-plan.ts";
-import {
-  type CapabilityName,
-  MFD_CLOEXEC,
-  MOUNT_ATTR_NODEV,
-  MOUNT_ATTR_NOEXEC,
-  MOUNT_ATTR_NOSUID,
-  MOUNT_ATTR_RDONLY,
-} from "./linux.ts";
+import { type LaunchPlan, planLaunch } from "./launch-plan.ts";
+import { MFD_CLOEXEC, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY } from "./linux.ts";
 import { cloneMount } from "./mount.ts";
 import type { JobNetwork } from "./network.ts";
-import { compileProgram, type Program } from "./program.ts";
-import { cloneForContainer, mountDev, mountOverlay, overlayData, standardMounts } from "./rootfs.ts";
-import { seccompProfile } from "./seccomp.ts";
+import type { OciConfig, OciMount } from "./oci-config.ts";
+import type { MountOptions } from "./oci-mount-options.ts";
+import { compileProgram, type Operation, type Program } from "./program.ts";
+import { cloneForContainer, makeUpper, mountDev, mountOverlay, overlayData } from "./rootfs.ts";
 import { sealedProgram } from "./start-program.ts";
+import { stepConfig } from "./step-config.ts";
+import { type LaunchContext, planStep, type Source } from "./step-launch.ts";
 import { architecture, close, cString, pipe, syscall } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
 
@@ -68,22 +63,26 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
     const start = process === undefined ? descriptors.pipe() : undefined;
     const processFd = descriptors.own(syscall("memfd_create", cString("slipway-process"), MFD_CLOEXEC));
     // A step may open /dev/stdout again; a pipe asks its owner.
-    for (const { write } of [stdout, stderr]) syscall("fchown", write, config.uidRange.base, config.uidRange.base);
+    const [uid, gid] = [config.uidRange.base + (config.user?.uid ?? 0), config.uidRange.base + (config.user?.gid ?? 0)];
+    for (const { write } of [stdout, stderr]) syscall("fchown", write, uid, gid);
     const cgroupFd = launcher.cgroup?.openDirectory();
-    const { plan, sources } = prepareLaunch(host, config, {
-      descriptors,
-      directory,
-      statusFd: status.write,
-      processFd,
-      startFd: start?.read,
-      cgroupFd: cgroupFd === undefined ? undefined : descriptors.own(cgroupFd),
+    if (cgroupFd !== undefined) descriptors.own(cgroupFd);
+    if (typeof config.network === "object") writeNetworkFiles(config, directory, config.network);
+    const { plan, sources } = planStep(describeStep(host, config, process), {
+      ...launchContext(host, config, directory),
+      status: there("status", status.write),
+      process: there("process", processFd),
+      ...(start === undefined ? {} : { start: there("start", start.read) }),
+      ...(cgroupFd === undefined ? {} : { cgroup: there("cgroup", cgroupFd) }),
     });
+    // What is ours already is owned already; owning it twice is once.
+    const fds = sources.map((source) => (source.isOthers ? source.open() : descriptors.own(source.open())));
     const { program, memoryFd } = compileLaunch(host, plan);
     // Has the container's own paths in it, and is not kept.
     if ("layerFds" in plan.rootfs) descriptors.own(memoryFd);
     const block = program.addressOf("process");
     if (process !== undefined) writeProcess(processFd, block, process);
-    host.launchers.launch(launcher, memoryFd, [stdout.write, stderr.write, ...sources]);
+    host.launchers.launch(launcher, memoryFd, [stdout.write, stderr.write, ...fds]);
     for (const fd of [stdout.read, stderr.read, status.read]) descriptors.release(fd);
     if (start !== undefined) for (const fd of [start.write, processFd]) descriptors.release(fd);
     return new Container(host, config, {
@@ -116,119 +115,155 @@ function compileLaunch(host: Host, plan: LaunchPlan): { readonly program: Progra
   return { program, memoryFd: sealedProgram(program.file, "slipway-init") };
 }
 
-/** Everything that plans differ in; the seccomp filter is the same for all steps. */
-function planKey(name: string, value: unknown): unknown {
-  if (name === "seccomp") return undefined;
+/** Everything that plans differ in. */
+function planKey(_name: string, value: unknown): unknown {
+  if (value instanceof Uint8Array) return Buffer.from(value).toString("latin1");
+  if (value instanceof Map) return [...(value as ReadonlyMap<string, unknown>)];
   return typeof value === "bigint" ? `${value}` : value;
 }
 
-/** Makes what is the container's own and gives every descriptor its place in the program. */
-function prepareLaunch(
+/**
+ * The configuration of a container that would be created, and the operations that its launcher would run; descriptors are
+ * numbered as the launcher sees them. Nothing is made.
+ *
+ * @throws {OciConfigError} If it asks for something that is not supported.
+ */
+export function explainContainer(
   host: Host,
   config: PreparedConfig,
-  made: {
-    readonly descriptors: Descriptors;
-    readonly directory: string;
-    readonly statusFd: number;
-    readonly processFd: number;
-    readonly startFd: number | undefined;
-    readonly cgroupFd: number | undefined;
-  },
-): { plan: LaunchPlan; sources: readonly number[] } {
-  const { descriptors } = made;
-  const { image, uidRange: range } = config;
-  const hostname = config.hostname ?? "slipway";
-  const network = typeof config.network === "object" ? config.network : undefined;
-  if (network !== undefined) writeNetworkFiles(made.directory, network, { hostname, owner: range.base });
-  const sources: number[] = [];
-  const place = (fd: number) => launchedDescriptors.first + sources.push(fd) - 1;
-  const attached = image.binds.map(({ source, target }) => ({
-    fd: place(descriptors.own(cloneForContainer(source, range, { readonly: true }))),
-    target,
-  }));
-  if (config.workspace !== undefined) {
-    const workspace = descriptors.own(workspaceMount(host, config.workspace, range));
-    attached.push({ fd: place(workspace), target: "workspace" });
-  }
-  const mounts: PlannedMount[] = standardMounts({
-    dev: place(descriptors.own(mountDev(range))),
-    sys:
-      config.network === "host"
-        ? { fd: place(descriptors.own(cloneHostSys())) }
-        : network === undefined
-          ? "own"
-          : "network",
-    cgroupControllers: host.cgroupControllers,
-    attached,
+  program?: ProcessConfig,
+): { readonly config: OciConfig; readonly operations: readonly Operation[] } {
+  const explained = describeStep(host, config, program);
+  const { plan } = planStep(explained, {
+    ...launchContext(host, config, `${host.stateDir}/containers/${config.id}`, { dry: true }),
+    status: there("status", -1),
+    process: there("process", -1),
+    ...(program === undefined ? { start: there("start", -1) } : {}),
+    ...(host.cgroups?.version === 2 ? { cgroup: there("cgroup", -1) } : {}),
   });
-  const plan: LaunchPlan = {
-    statusFd: place(made.statusFd),
-    rootfs: prepareRootfs(host, [...image.layers, host.skeletonDir], {
-      range,
-      directory: made.directory,
-      descriptors,
-      place,
-    }),
-    processFd: place(made.processFd),
-    ...(made.startFd === undefined ? {} : { startFd: place(made.startFd) }),
-    ...(made.cgroupFd === undefined ? {} : { cgroupFd: place(made.cgroupFd) }),
+  return { config: explained, operations: planLaunch(plan) };
+}
+
+/** What the step is asked to be, in the terms of step-config.ts. */
+function describeStep(host: Host, config: PreparedConfig, program: ProcessConfig | undefined): OciConfig {
+  const { image, uidRange, network, workspace } = config;
+  return stepConfig(
+    {
+      ...(program === undefined ? {} : { program: { args: program.args, env: program.env } }),
+      cwd: config.cwd ?? (workspace === undefined ? "/" : "/workspace"),
+      hostname: hostnameOf(config),
+      user: config.user ?? { uid: 0, gid: 0 },
+      ...(config.capabilities === undefined ? {} : { capabilities: config.capabilities }),
+      seccomp: "default",
+      idMap: { base: uidRange.base, size: uidRange.size },
+      network: typeof network === "object" ? { path: `/proc/${agentPid}/fd/${network.namespaceFd}` } : network,
+      resources: config.resources,
+      binds: image.binds,
+      ...(workspace === undefined
+        ? {}
+        : { workspace: workspace.copyOnWrite ? { lower: workspace.dir } : { source: workspace.dir } }),
+      mounts: config.mounts ?? [],
+      devices: config.devices ?? [],
+    },
+    host.facts,
+  );
+}
+
+const agentPid = globalThis.process.pid;
+
+const hostnameOf = ({ hostname = "slipway" }: PreparedConfig) => hostname;
+
+/** How this host gets there. */
+function launchContext(
+  host: Host,
+  config: PreparedConfig,
+  directory: string,
+  { dry = false } = {},
+): Omit<LaunchContext, "status" | "process" | "start" | "cgroup"> {
+  const { uidRange: range, network } = config;
+  return {
+    architecture,
     attachPath: host.attachDir,
-    idMap: { base: range.base, size: range.size },
-    network: network === undefined ? (config.network === "host" ? "host" : "own") : { fd: place(network.namespaceFd) },
-    hostname,
-    mounts,
-    maskedPaths: host.maskedPaths,
-    readonlyPaths: host.readonlyPaths,
-    rlimits: defaultRlimits(host.maxOpenFiles),
-    capabilities: defaultCapabilities,
     lastCapability: host.lastCapability,
-    seccomp: seccompProfile("default", architecture),
-    user: { uid: 0, gid: 0, additionalGids: [] },
-    cwd: config.cwd ?? (config.workspace === undefined ? "/" : "/workspace"),
+    hierarchies: host.shownHierarchies,
+    ...(typeof network === "object" ? { network: there("network", network.namespaceFd) } : {}),
+    rootfs: rootfsOf(host, config, config.writableDir ?? directory, { dry }),
+    make: {
+      bind: (mount, options) => bind(mount, options, range),
+      dev: (_, { linux }) => mountDev(range, linux?.devices),
+      hostSys: cloneHostSys,
+      overlay: () => showWorkspace(host, config),
+    },
   };
-  return { plan, sources };
+}
+
+/** A descriptor that somebody else closes. */
+function there(name: string, fd: number): Source {
+  return { name, open: () => fd, isOthers: true };
 }
 
 /** /etc/hosts and /etc/resolv.conf of a job's network, over those of the skeleton; before the overlay is mounted. */
-function writeNetworkFiles(
-  directory: string,
-  network: JobNetwork,
-  options: { readonly hostname: string; readonly owner: number },
-): void {
-  const etc = `${directory}/upper/etc`;
+function writeNetworkFiles(config: PreparedConfig, directory: string, network: JobNetwork): void {
+  const { base: owner } = config.uidRange;
+  const etc = `${config.writableDir ?? directory}/upper/etc`;
   mkdirSync(etc, { recursive: true, mode: 0o755 });
-  writeFileSync(`${etc}/hosts`, network.hosts(options.hostname), { mode: 0o644 });
+  writeFileSync(`${etc}/hosts`, network.hosts(hostnameOf(config)), { mode: 0o644 });
   writeFileSync(`${etc}/resolv.conf`, network.resolvConf, { mode: 0o644 });
-  for (const path of [etc, `${etc}/hosts`, `${etc}/resolv.conf`]) chownSync(path, options.owner, options.owner);
+  for (const path of [etc, `${etc}/hosts`, `${etc}/resolv.conf`]) chownSync(path, owner, owner);
 }
 
-function prepareRootfs(
+function rootfsOf(
   host: Host,
-  layers: readonly string[],
-  context: {
-    readonly range: UidRange;
-    readonly directory: string;
-    readonly descriptors: Descriptors;
-    readonly place: (fd: number) => number;
-  },
-): PlannedRootfs {
-  const { range, directory, descriptors, place } = context;
+  { image, uidRange: range }: PreparedConfig,
+  directory: string,
+  { dry }: { readonly dry: boolean },
+): LaunchContext["rootfs"] {
+  const layers = [...image.layers, host.skeletonDir];
   if (host.mountsDetachedOverlays) {
-    const mounts = layers.map((layer) => host.layerMounts.get(layer, range));
-    return { fd: place(descriptors.own(mountOverlay(directory, mounts, range))) };
+    const open = () =>
+      mountOverlay(
+        directory,
+        layers.map((layer) => host.layerMounts.get(layer, range)),
+        range,
+      );
+    return { whole: { name: "root file system", open } };
   }
-  host.makeAttachPoints(layers.length);
+  if (!dry) {
+    host.makeAttachPoints(layers.length);
+    makeUpper(directory, range);
+  }
   return {
-    layerFds: layers.map((layer) => place(descriptors.own(cloneMount(layer, { idMapFd: range.userNamespaceFd })))),
-    overlayData: overlayData(directory, layers.length, range),
+    layers: layers.map((layer) => ({
+      name: `layer ${layer}`,
+      open: () => cloneMount(layer, { idMapFd: range.userNamespaceFd }),
+    })),
+    overlayData: overlayData(directory, layers.length),
   };
 }
 
-function workspaceMount(host: Host, workspace: { dir: string; copyOnWrite?: boolean }, range: UidRange): number {
-  if (!workspace.copyOnWrite) return cloneForContainer(workspace.dir, range, { readonly: false });
-  const shown = host.copyOnWriteWorkspace(workspace.dir, range);
-  if (typeof shown === "string") return cloneForContainer(shown, range, { readonly: false });
-  return cloneMount(shown, { attributes: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV });
+function bind(
+  mount: OciMount,
+  options: MountOptions,
+  range: UidRange,
+): { readonly open: () => number; readonly isDirectory: boolean } {
+  const { source = "" } = mount;
+  const { recursiveBind, attributes, recursiveAttributes } = options;
+  const open = () =>
+    cloneForContainer(source, range, {
+      attributes: (recursiveBind ? recursiveAttributes : attributes).set,
+      recursive: recursiveBind,
+    });
+  const stat = statSync(source, { throwIfNoEntry: false });
+  if (stat === undefined) throw new Error(`Cannot mount "${source}" on "${mount.destination}": there is no such file`);
+  return { open, isDirectory: stat.isDirectory() };
+}
+
+/** A copy-on-write workspace. */
+function showWorkspace(host: Host, { workspace, uidRange }: PreparedConfig): number {
+  const shown = host.copyOnWriteWorkspace(workspace?.dir ?? "", uidRange);
+  const attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
+  if (typeof shown === "string") return cloneForContainer(shown, uidRange, { attributes, recursive: false });
+  return cloneMount(shown, { attributes });
 }
 
 function cloneHostSys(): number {
@@ -261,31 +296,4 @@ class Descriptors {
     for (const fd of this.#fds) close(fd);
     this.#fds.clear();
   }
-}
-
-/** Docker's default set (moby daemon/pkg/oci/caps/defaults.go), held in the container's own user namespace only. */
-const defaultCapabilities: readonly CapabilityName[] = [
-  "CAP_CHOWN",
-  "CAP_DAC_OVERRIDE",
-  "CAP_FSETID",
-  "CAP_FOWNER",
-  "CAP_MKNOD",
-  "CAP_NET_RAW",
-  "CAP_SETGID",
-  "CAP_SETUID",
-  "CAP_SETFCAP",
-  "CAP_SETPCAP",
-  "CAP_NET_BIND_SERVICE",
-  "CAP_SYS_CHROOT",
-  "CAP_KILL",
-  "CAP_AUDIT_WRITE",
-];
-
-/** No core files; more descriptors than the usual 1024 allowed, but not by default: select(2) and slow closers. */
-function defaultRlimits(maxOpenFiles: bigint): LaunchPlan["rlimits"] {
-  const hard = maxOpenFiles < 524_288n ? maxOpenFiles : 524_288n;
-  return [
-    { type: "RLIMIT_CORE", soft: 0n, hard: 0n },
-    { type: "RLIMIT_NOFILE", soft: hard < 1024n ? hard : 1024n, hard },
-  ];
 }

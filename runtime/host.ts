@@ -17,6 +17,7 @@ import { rm } from "node:fs/promises";
 import { basename, dirname } from "node:path";
 import { canMountDetachedOverlays, checkHost } from "./check.ts";
 import { Cgroups, findCgroups, removeCgroupTree, sweepDeadAgents } from "./cgroup.ts";
+import type { ShownHierarchy } from "./cgroup-mounts.ts";
 import { Launchers } from "./launcher.ts";
 import {
   EAGAIN,
@@ -34,6 +35,7 @@ import {
 import { type JobNetwork, Networks } from "./network.ts";
 import { ProgramCache } from "./program-cache.ts";
 import { findMaskedPaths, findReadonlyPaths, LayerMounts, mountOverlay } from "./rootfs.ts";
+import type { HostFacts } from "./step-config.ts";
 import { close, open, SyscallError, syscall, trySyscall } from "./syscall.ts";
 import { type UidRange, UidRanges } from "./uid-range.ts";
 
@@ -64,12 +66,11 @@ export class Host implements AsyncDisposable {
   readonly layerMounts = new LayerMounts();
   readonly programs = new ProgramCache();
   readonly launchers: Launchers;
-  readonly maskedPaths = findMaskedPaths();
-  readonly readonlyPaths = findReadonlyPaths();
   readonly lastCapability = Number(readFileSync("/proc/sys/kernel/cap_last_cap", "utf8"));
-  /** The agent's own hard limit: nobody in a user namespace may raise it. */
-  readonly maxOpenFiles = hardLimit(RLIMIT.RLIMIT_NOFILE);
-  readonly cgroupControllers: readonly string[] | "unified" | undefined;
+  /** What steps' configurations depend on. */
+  readonly facts: HostFacts;
+  /** What /sys/fs/cgroup shows in a container: the whole of v2, or the v1 hierarchies that limit it. */
+  readonly shownHierarchies: readonly ShownHierarchy[];
   readonly #uidRanges: UidRanges;
   readonly #lock: number;
   /** Copy-on-write workspaces by range and directory: one overlay for all containers of a job. */
@@ -86,7 +87,13 @@ export class Host implements AsyncDisposable {
     this.skeletonDir = `${stateDir}/skeleton`;
     this.#lock = lock;
     this.cgroups = cgroups;
-    this.cgroupControllers = cgroups === undefined ? undefined : controllersToShow(cgroups);
+    this.shownHierarchies = cgroups === undefined ? [] : hierarchiesToShow(cgroups);
+    this.facts = {
+      maskedPaths: findMaskedPaths(),
+      readonlyPaths: findReadonlyPaths(),
+      maxOpenFiles: hardLimit(RLIMIT.RLIMIT_NOFILE),
+      hasCgroups: cgroups !== undefined,
+    };
     this.#uidRanges = new UidRanges("/run/slipway/uid-ranges");
     this.launchers = new Launchers(this);
   }
@@ -281,9 +288,9 @@ function cgroupName(stateDir: string): string {
   return `slipway-${dev.toString(36)}-${ino.toString(36)}`;
 }
 
-/** What /sys/fs/cgroup shows in a container: the whole of v2, or the v1 hierarchies that limit it. */
-function controllersToShow(cgroups: Cgroups): readonly string[] | "unified" {
-  return cgroups.version === 2 ? "unified" : cgroups.controllerSets;
+function hierarchiesToShow({ version, controllerSets }: Cgroups): ShownHierarchy[] {
+  if (version === 2) return [{ name: "", version, controllers: [] }];
+  return controllerSets.map((name) => ({ name, version, controllers: name.split(",") }));
 }
 
 function hardLimit(resource: number): bigint {

@@ -17,7 +17,9 @@ export type {
 } from "./container-config.ts";
 export { ExecError } from "./container-config.ts";
 export { Container } from "./container.ts";
-export { prepareContainer, runContainer } from "./create-container.ts";
+export { explainContainer, prepareContainer, runContainer } from "./create-container.ts";
+export { formatOciConfig, type StepMount, type StepUser } from "./step-config.ts";
+export { explainProgram } from "./program.ts";
 export { Host, type HostOptions } from "./host.ts";
 export type { HostCheck } from "./check.ts";
 export { checkHost } from "./check.ts";

@@ -7,63 +7,44 @@
  * becomes the step's program, and reaps until the payload is gone; when init exits, the kernel kills whatever is left.
  */
 import {
-  AF_INET,
   AT_FDCWD,
   CLONE_INTO_CGROUP,
   CLONE_NEWCGROUP,
-  CLONE_NEWIPC,
   CLONE_NEWNET,
   CLONE_NEWNS,
-  CLONE_NEWPID,
-  CLONE_NEWUSER,
-  CLONE_NEWUTS,
   CLONE_PARENT,
   CLONE_VFORK,
   CLOSE_RANGE_CLOEXEC,
-  type CapabilityName,
-  capabilityNames,
   EACCES,
   EINVAL,
   ENOENT,
   ENOSYS,
   ENOTDIR,
   EPERM,
-  IFF_RUNNING,
-  IFF_UP,
-  LINUX_CAPABILITY_VERSION_3,
   MNT_DETACH,
   MOVE_MOUNT_F_EMPTY_PATH,
   MS_BIND,
   MS_NODEV,
-  MS_NOEXEC,
-  MS_NOSUID,
   MS_PRIVATE,
-  MS_RDONLY,
   MS_REC,
-  MS_REMOUNT,
   O_CLOEXEC,
   O_DIRECTORY,
   O_PATH,
   O_RDWR,
   O_WRONLY,
-  PR_CAP_AMBIENT,
-  PR_CAP_AMBIENT_CLEAR_ALL,
-  PR_CAPBSET_DROP,
   PR_SET_DUMPABLE,
-  PR_SET_KEEPCAPS,
   PR_SET_NAME,
-  PR_SET_NO_NEW_PRIVS,
   PR_SET_PDEATHSIG,
   RLIMIT,
-  type RlimitName,
   SIGCHLD,
   SIGKILL,
-  SIOCSIFFLAGS,
-  SOCK_CLOEXEC,
-  SOCK_DGRAM,
 } from "./linux.ts";
+import { joinNetwork, networkMemory } from "./network-join.ts";
+import type { IdMapping, OciConfig, OciProcess } from "./oci-config.ts";
+import { beneathRoot, FileSystemPlan, type ResolvedMount } from "./oci-file-system.ts";
+import { loopback, names, newNamespaces, oomScore, sysctls } from "./oci-plan.ts";
+import { dropPrivileges, type ProcessPlan, processMemory, readCapabilities, schedule } from "./oci-process.ts";
 import { messageBytes, type Operation, type Value } from "./program.ts";
-import { attachNetworkSys, joinNetwork, networkMemory } from "./network-join.ts";
 import { processBytes, processLayout } from "./process-block.ts";
 import { loadSeccomp, type SeccompFilter } from "./seccomp.ts";
 
@@ -81,30 +62,14 @@ export function messageLength(kind: number): number {
 const timespecBytes = 16;
 const CLOCK_REALTIME = 0;
 
-/** A mount inside the root file system; targets are relative to it and lead through directories that we made. */
-export type PlannedMount =
-  /** A detached mount that the agent made, by descriptor. */
-  | { readonly kind: "attach"; readonly fd: number; readonly target: string }
-  | {
-      readonly kind: "mount";
-      readonly type: string;
-      readonly target: string;
-      readonly flags: number;
-      readonly data?: string;
-    }
-  /** The sysfs of the network that stage 0 has joined. */
-  | { readonly kind: "networkSys"; readonly target: string }
-  | { readonly kind: "directory"; readonly target: string }
-  | { readonly kind: "remount"; readonly target: string; readonly flags: number };
-
 /** The root file system: mounted by the agent, or out of layers by stage 0, on kernels that take layers by path only. */
 export type PlannedRootfs =
   | { readonly fd: number }
   /** Detached idmapped mounts, base first, and what `overlayData` says. */
   | { readonly layerFds: readonly number[]; readonly overlayData: string };
 
+/** Descriptors as the program sees them, and what it does with them. */
 export interface LaunchPlan {
-  /** Descriptors as the program sees them. */
   readonly statusFd: number;
   readonly rootfs: PlannedRootfs;
   /** The block with arguments and environment, read just before the start. @see process-block.ts */
@@ -113,41 +78,48 @@ export interface LaunchPlan {
   readonly startFd?: number;
   /** An empty directory of the host on which the root file system is attached, in init's own mount namespace. */
   readonly attachPath: string;
-  readonly idMap: { readonly base: number; readonly size: number };
   /** v2: the open cgroup directory. On v1 the launcher has joined already. */
   readonly cgroupFd?: number;
-  /** A network of its own with loopback only, the agent's, or a namespace that is there already, by descriptor. */
-  readonly network: "own" | "host" | { readonly fd: number };
-  readonly hostname: string;
-  readonly mounts: readonly PlannedMount[];
-  readonly maskedPaths: readonly { readonly path: string; readonly directory: boolean }[];
-  readonly readonlyPaths: readonly string[];
-  readonly rlimits: readonly { readonly type: RlimitName; readonly soft: bigint; readonly hard: bigint }[];
-  /** Everything else leaves the bounding, permitted, effective, inheritable and ambient sets. */
-  readonly capabilities: readonly CapabilityName[];
+  /** The network namespace that the configuration names. */
+  readonly networkFd?: number;
+  /** Of the configuration what the program does itself: not what runs, not the limits, not the mounts as they were written. */
+  readonly config: Pick<OciConfig, "hostname" | "domainname" | "linux"> & { readonly process: OciProcess };
+  readonly mounts: readonly ResolvedMount[];
   /** The highest capability of this kernel, /proc/sys/kernel/cap_last_cap. */
   readonly lastCapability: number;
-  /** In force from no_new_privs on, for init too. */
+  /** In force for init, too, once it is set up. */
   readonly seccomp?: SeccompFilter;
-  readonly user: { readonly uid: number; readonly gid: number; readonly additionalGids: readonly number[] };
-  readonly cwd: string;
 }
 
 const INIT = "init";
 const PAYLOAD = "payload";
 
+/** Mount points of our own making: in the topmost layer, or in what is mounted there. No image can lead them elsewhere. */
+const ours = new Set(["dev", "dev/mqueue", "dev/pts", "dev/shm", "proc", "sys", "sys/fs/cgroup", "workspace"]);
+
 /** Lists the operations that start the container, in the order in which they happen. */
 export function planLaunch(plan: LaunchPlan): Operation[] {
+  const { config } = plan;
+  const process = planProcess(plan);
   return [
     ...memory(plan),
+    ...processMemory(),
     ...stageZero(plan),
     { label: INIT },
     ...awaitIdMaps(),
     ...buildRootFileSystem(plan),
+    ...sysctls(config),
     ...enterRootFileSystem(),
-    ...nameAndNetwork(plan),
-    ...limit(plan),
-    ...dropPrivileges(plan),
+    ...names(config),
+    ...standardInput(),
+    ...(hasNewNetwork(plan) ? loopback() : []),
+    ...schedule(config.process, config.linux),
+    ...limit(config.process),
+    ...dropPrivileges(process),
+    // Cleared by every change of credentials, so after the last one; the step dies with its agent.
+    { name: "die with the agent", call: "prctl", args: [PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0] },
+    // Last: what init does from here on, a filter for ordinary programs lets it do.
+    ...(config.process.noNewPrivileges && plan.seccomp !== undefined ? loadSeccomp(plan.seccomp) : []),
     ...awaitStart(plan),
     ...superviseThePayload(plan),
     { label: PAYLOAD },
@@ -155,14 +127,36 @@ export function planLaunch(plan: LaunchPlan): Operation[] {
   ];
 }
 
+function planProcess({ config, lastCapability, seccomp }: LaunchPlan): ProcessPlan {
+  const all = (1n << 64n) - 1n; // root of a new user namespace has everything
+  const capabilities = readCapabilities(config.process.capabilities, {
+    lastCapability,
+    ownBounding: all,
+    ownPermitted: all,
+  });
+  return {
+    process: config.process,
+    capabilities,
+    lastCapability,
+    seccomp,
+    label: undefined,
+    keepsGroups: false,
+    preserveFds: 0,
+    pipes: [],
+  };
+}
+
+function hasNewNetwork({ config }: LaunchPlan): boolean {
+  return (newNamespaces(config) & CLONE_NEWNET) !== 0;
+}
+
 function memory(plan: LaunchPlan): Operation[] {
   const clone = Buffer.alloc(88); // struct clone_args, CLONE_ARGS_SIZE_VER2
   const { cgroupFd } = plan;
+  // The cgroup namespace comes later: its root is the cgroup that init is in by then.
+  const namespaces = (newNamespaces(plan.config) & ~CLONE_NEWCGROUP) >>> 0;
   clone.writeBigUInt64LE(
-    BigInt(CLONE_PARENT | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER) +
-      BigInt(CLONE_NEWPID) +
-      (plan.network === "own" ? BigInt(CLONE_NEWNET) : 0n) +
-      (cgroupFd === undefined ? 0n : BigInt(CLONE_INTO_CGROUP)),
+    BigInt(CLONE_PARENT) + BigInt(namespaces) + (cgroupFd === undefined ? 0n : BigInt(CLONE_INTO_CGROUP)),
     0,
   );
   // With CLONE_PARENT the exit signal is stage 0's own, which is SIGCHLD; clone3 wants 0 here.
@@ -170,8 +164,6 @@ function memory(plan: LaunchPlan): Operation[] {
   return [
     { memory: "cloneArguments", size: 88, bytes: clone },
     { memory: "idMapPipe", size: 8 },
-    { memory: "byte", size: 8 },
-    { memory: "count", size: 4 },
     { memory: "payloadPid", size: 4 },
     { memory: "reapedPid", size: 4 },
     { memory: "descriptor", size: 4 },
@@ -185,6 +177,14 @@ function memory(plan: LaunchPlan): Operation[] {
   ];
 }
 
+function idMapText(mappings: readonly IdMapping[]): string {
+  return mappings.map(({ containerID, hostID, size }) => `${containerID} ${hostID} ${size}\n`).join("");
+}
+
+function write(name: string, fd: Value, text: string): Operation {
+  return { name, call: "write", args: [fd, { text }, Buffer.byteLength(text)] };
+}
+
 function message_(kind: number): Buffer {
   const bytes = Buffer.alloc(messageLength(kind));
   bytes.writeUInt32LE(kind, 0);
@@ -193,18 +193,18 @@ function message_(kind: number): Buffer {
 
 /** Clones init and writes its id maps: all that needs the host's credentials. */
 function stageZero(plan: LaunchPlan): Operation[] {
-  const { base, size } = plan.idMap;
-  const map = `0 ${base} ${size}\n`;
-  const writeMap = (file: string): Operation[] => [
+  const { uidMappings = [], gidMappings = [] } = plan.config.linux ?? {};
+  const writeMap = (file: string, mappings: readonly IdMapping[]): Operation[] => [
     {
       name: `open ${file}`,
       call: "openat",
       args: [{ load: "descriptor" }, { text: file }, O_WRONLY | O_CLOEXEC, 0],
       store: "mapDescriptor",
     },
-    { name: `write ${file}`, call: "write", args: [{ load: "mapDescriptor" }, { text: map }, map.length] },
+    write(`write ${file}`, { load: "mapDescriptor" }, idMapText(mappings)),
   ];
   return [
+    ...oomScore(plan.config.process),
     { name: "make a pipe", call: "pipe2", args: [{ addressOf: "idMapPipe" }, O_CLOEXEC] },
     ...("layerFds" in plan.rootfs ? mountLayers(plan.rootfs, plan.attachPath) : []),
     // The child's working directory follows it into its copy of the mount namespace, so attaching the root file system
@@ -212,7 +212,7 @@ function stageZero(plan: LaunchPlan): Operation[] {
     ...("fd" in plan.rootfs
       ? [{ name: `enter "${plan.attachPath}"`, call: "chdir", args: [{ text: plan.attachPath }] }]
       : []),
-    ...(typeof plan.network === "object" ? joinNetwork(plan.network.fd) : []),
+    ...(plan.networkFd === undefined ? [] : joinNetwork(plan.networkFd)),
     {
       name: "clone into new namespaces",
       call: "clone3",
@@ -241,8 +241,8 @@ function stageZero(plan: LaunchPlan): Operation[] {
       args: [AT_FDCWD, { addressOf: "procPath" }, O_PATH | O_DIRECTORY | O_CLOEXEC, 0],
       store: "descriptor",
     },
-    ...writeMap("uid_map"),
-    ...writeMap("gid_map"),
+    ...writeMap("uid_map", uidMappings),
+    ...writeMap("gid_map", gidMappings),
     { name: "let init go on", call: "write", args: [{ load: "idMapPipe", offset: 4 }, { text: "m" }, 1] },
     { name: "end stage 0", call: "exit_group", args: [0] },
   ];
@@ -292,27 +292,24 @@ function awaitIdMaps(): Operation[] {
 }
 
 function buildRootFileSystem(plan: LaunchPlan): Operation[] {
+  const { maskedPaths = [], readonlyPaths = [] } = plan.config.linux ?? {};
+  const { cwd } = plan.config.process;
+  // The working directory is the root file system from here on.
+  const files = new FileSystemPlan(AT_FDCWD, { ours, nullDevice: "dev/null" });
   return [
+    ...files.memory(),
     ...attachRootFileSystem(plan.rootfs),
     // Root of the new user namespace, so that what is mounted and made from here on belongs to it.
     { name: "become group 0", call: "setresgid", args: [0, 0, 0] },
     { name: "become user 0", call: "setresuid", args: [0, 0, 0] },
     { name: "leave all groups", call: "setgroups", args: [0, 0] },
     { name: "new cgroup namespace", call: "unshare", args: [CLONE_NEWCGROUP], tolerate: [EINVAL] },
-    ...plan.mounts.map(plannedMount),
-    ...maskPaths(plan.maskedPaths),
-    ...plan.readonlyPaths.flatMap((path): Operation[] => [
-      {
-        name: `bind "/${path}"`,
-        call: "mount",
-        args: [{ text: path }, { text: path }, 0, MS_BIND | MS_REC, 0],
-      },
-      {
-        name: `make "/${path}" read-only`,
-        call: "mount",
-        args: [0, { text: path }, 0, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, 0],
-      },
-    ]),
+    { name: "clear the umask", call: "umask", args: [0] },
+    ...plan.mounts.flatMap((mount) => files.mount(mount)),
+    ...(cwd === "/" || ours.has(beneathRoot(cwd)) ? [] : files.directory(cwd)),
+    ...readonlyPaths.flatMap((path) => files.readonly(path)),
+    ...files.mask(maskedPaths),
+    ...files.makeReadonly(),
   ];
 }
 
@@ -334,65 +331,6 @@ function attachRootFileSystem(rootfs: PlannedRootfs): Operation[] {
   ];
 }
 
-function plannedMount(mount: PlannedMount): Operation {
-  const target: Value = { text: mount.target };
-  switch (mount.kind) {
-    case "attach":
-      return {
-        name: `attach "/${mount.target}"`,
-        call: "move_mount",
-        args: [mount.fd, { text: "" }, AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH],
-      };
-    case "mount":
-      return {
-        name: `mount ${mount.type} on "/${mount.target}"`,
-        call: "mount",
-        args: [{ text: mount.type }, target, { text: mount.type }, mount.flags, mount.data ? { text: mount.data } : 0],
-      };
-    case "networkSys":
-      return attachNetworkSys(mount.target);
-    case "directory":
-      return { name: `make directory "/${mount.target}"`, call: "mkdirat", args: [AT_FDCWD, target, 0o755] };
-    case "remount":
-      return {
-        name: `remount "/${mount.target}"`,
-        call: "mount",
-        args: [0, target, 0, MS_BIND | MS_REMOUNT | mount.flags, 0],
-      };
-  }
-}
-
-/** Covers files with /dev/null and directories with one empty read-only tmpfs. */
-function maskPaths(paths: LaunchPlan["maskedPaths"]): Operation[] {
-  const operations: Operation[] = [];
-  let emptyDirectory: string | undefined;
-  for (const { path, directory } of paths) {
-    if (directory && emptyDirectory === undefined) {
-      emptyDirectory = path;
-      operations.push({
-        name: `mask "/${path}"`,
-        call: "mount",
-        args: [
-          { text: "tmpfs" },
-          { text: path },
-          { text: "tmpfs" },
-          MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC,
-          { text: "nr_blocks=1,nr_inodes=1,mode=755" },
-        ],
-      });
-    } else {
-      const source = directory ? (emptyDirectory ?? path) : "dev/null";
-      operations.push({
-        name: `mask "/${path}"`,
-        call: "mount",
-        args: [{ text: source }, { text: path }, 0, MS_BIND, 0],
-        tolerate: [ENOENT],
-      });
-    }
-  }
-  return operations;
-}
-
 /** pivot_root(".", ".") stacks the old root on the new one; detaching "." then leaves only the new. @see pivot_root(2) */
 function enterRootFileSystem(): Operation[] {
   return [
@@ -402,102 +340,22 @@ function enterRootFileSystem(): Operation[] {
   ];
 }
 
-function nameAndNetwork(plan: LaunchPlan): Operation[] {
-  const operations: Operation[] = [
-    {
-      name: `set the host name "${plan.hostname}"`,
-      call: "sethostname",
-      args: [{ text: plan.hostname }, Buffer.byteLength(plan.hostname)],
-    },
-    // Standard input is the container's own /dev/null, not the host's.
+/** Standard input is the container's own /dev/null, not the host's. */
+function standardInput(): Operation[] {
+  return [
     { name: "open /dev/null", call: "openat", args: [AT_FDCWD, { text: "/dev/null" }, O_RDWR, 0], store: "descriptor" },
     { name: "set standard input", call: "dup3", args: [{ load: "descriptor" }, 0, 0] },
     { name: "close /dev/null", call: "close", args: [{ load: "descriptor" }] },
   ];
-  if (plan.network === "own") {
-    const request = Buffer.alloc(40); // struct ifreq
-    request.write("lo");
-    request.writeUInt16LE(IFF_UP | IFF_RUNNING, 16);
-    operations.push(
-      {
-        name: "open a socket for the loopback interface",
-        call: "socket",
-        args: [AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0],
-        store: "descriptor",
-      },
-      {
-        name: "bring the loopback interface up",
-        call: "ioctl",
-        args: [{ load: "descriptor" }, SIOCSIFFLAGS, { bytes: request }],
-      },
-      { name: "close the socket", call: "close", args: [{ load: "descriptor" }] },
-    );
-  }
-  return operations;
 }
 
-function limit(plan: LaunchPlan): Operation[] {
-  const operations = plan.rlimits.map(({ type, soft, hard }): Operation => {
+function limit({ rlimits = [] }: OciProcess): Operation[] {
+  return rlimits.map(({ type, soft, hard }): Operation => {
     const limits = Buffer.alloc(16);
     limits.writeBigUInt64LE(soft, 0);
     limits.writeBigUInt64LE(hard, 8);
     return { name: `set ${type}`, call: "prlimit64", args: [0, RLIMIT[type], { bytes: limits }, 0] };
   });
-  return [...operations, { name: "set the umask", call: "umask", args: [0o022] }];
-}
-
-/** Bounding set before the user changes, capabilities after; no_new_privs last. Order of runc's finalizeNamespace. */
-function dropPrivileges(plan: LaunchPlan): Operation[] {
-  const keep = new Set<string>(plan.capabilities);
-  const operations: Operation[] = [];
-  for (let capability = 0; capability <= plan.lastCapability; capability++) {
-    const name = capabilityNames[capability] ?? `capability ${capability}`;
-    if (!keep.has(name)) {
-      operations.push({ name: `drop ${name}`, call: "prctl", args: [PR_CAPBSET_DROP, capability, 0, 0, 0] });
-    }
-  }
-  const { uid, gid, additionalGids } = plan.user;
-  if (uid !== 0 || gid !== 0 || additionalGids.length > 0) {
-    const groups = Buffer.alloc(Math.max(4, additionalGids.length * 4));
-    additionalGids.forEach((group, i) => groups.writeUInt32LE(group, i * 4));
-    operations.push(
-      { name: "keep capabilities", call: "prctl", args: [PR_SET_KEEPCAPS, 1, 0, 0, 0] },
-      { name: "set additional groups", call: "setgroups", args: [additionalGids.length, { bytes: groups }] },
-      { name: `become group ${gid}`, call: "setresgid", args: [gid, gid, gid] },
-      { name: `become user ${uid}`, call: "setresuid", args: [uid, uid, uid] },
-    );
-  }
-  // Whoever is not root holds no capability; the inheritable set is empty for everyone (CVE-2022-24769).
-  const mask = capabilityMask(plan.capabilities.filter((name) => capabilityNames.indexOf(name) <= plan.lastCapability));
-  const held = uid === 0 ? mask : 0n;
-  const header = Buffer.alloc(8);
-  header.writeUInt32LE(LINUX_CAPABILITY_VERSION_3, 0);
-  const sets = Buffer.alloc(24);
-  for (const half of [0, 1]) {
-    const bits = Number((held >> BigInt(32 * half)) & 0xffffffffn);
-    sets.writeUInt32LE(bits, 12 * half); // effective
-    sets.writeUInt32LE(bits, 12 * half + 4); // permitted
-  }
-  operations.push(
-    { name: "set capabilities", call: "capset", args: [{ bytes: header }, { bytes: sets }] },
-    {
-      name: "clear ambient capabilities",
-      call: "prctl",
-      args: [PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0],
-      tolerate: [EINVAL],
-    },
-    // Cleared by every change of credentials, so after the last one; the step dies with its agent.
-    { name: "die with the agent", call: "prctl", args: [PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0] },
-    { name: `enter "${plan.cwd}"`, call: "chdir", args: [{ text: plan.cwd }] },
-    { name: "set no_new_privs", call: "prctl", args: [PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0] },
-    // Last: what init does from here on, a filter for ordinary programs lets it do.
-    ...(plan.seccomp === undefined ? [] : loadSeccomp(plan.seccomp)),
-  );
-  return operations;
-}
-
-function capabilityMask(names: readonly CapabilityName[]): bigint {
-  return names.reduce((mask, name) => mask | (1n << BigInt(capabilityNames.indexOf(name))), 0n);
 }
 
 function awaitStart(plan: LaunchPlan): Operation[] {

@@ -1,6 +1,5 @@
 /** How a container joins a job's network: operations for its launch plan. */
 import {
-  AT_FDCWD,
   CLONE_NEWNET,
   FSCONFIG_CMD_CREATE,
   FSMOUNT_CLOEXEC,
@@ -9,14 +8,13 @@ import {
   MOUNT_ATTR_NOEXEC,
   MOUNT_ATTR_NOSUID,
   MOUNT_ATTR_RDONLY,
-  MOVE_MOUNT_F_EMPTY_PATH,
 } from "./linux.ts";
-import type { Operation } from "./program.ts";
+import type { Operation, Value } from "./program.ts";
 
 const CONTEXT = "sysContext";
 const MOUNT = "sysMount";
 
-/** The memory that `joinNetwork` and `attachNetworkSys` share. */
+/** The memory that `joinNetwork` and `networkSys` share. */
 export const networkMemory: readonly Operation[] = [
   { memory: CONTEXT, size: 4 },
   { memory: MOUNT, size: 4 },
@@ -38,11 +36,5 @@ export function joinNetwork(namespaceFd: number): Operation[] {
   ];
 }
 
-/** For init, in place of mounting sysfs: attaches the one that stage 0 has made. */
-export function attachNetworkSys(target: string): Operation {
-  return {
-    name: `attach sysfs on "/${target}"`,
-    call: "move_mount",
-    args: [{ load: MOUNT }, { text: "" }, AT_FDCWD, { text: target }, MOVE_MOUNT_F_EMPTY_PATH],
-  };
-}
+/** For init, in place of mounting sysfs: the mount that stage 0 has made. */
+export const networkSys: Value = { load: MOUNT };

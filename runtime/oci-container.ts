@@ -300,7 +300,7 @@ function placePlan(local: OciPlan, preserveFds: number): { plan: OciPlan; pairs:
     statusFd: at(local.statusFd),
     goFd: at(local.goFd),
     rootFd: at(local.rootFd),
-    boundDevices: local.boundDevices.map(({ fd, ...mount }) => ({ ...mount, at: at(fd ?? 0) })),
+    boundDevices: local.boundDevices.map(({ fd, ...mount }) => ({ ...mount, at: at(fd) })),
     cgroupFds: local.cgroupFds.map(at),
     joined: local.joined.map(({ type, fd }) => ({ type, fd: at(fd) })),
     hookState: at(local.hookState),

@@ -53,7 +53,7 @@ export type ResolvedMount =
   | {
       readonly kind: "tree";
       /** Undefined: the runtime makes it when its turn comes, so that the kernel numbers mounts in their order. */
-      readonly fd: number | undefined;
+      readonly fd: Value | undefined;
       readonly destination: string;
       readonly isDirectory: boolean;
       readonly readonlyAtLast: boolean;
@@ -81,24 +81,39 @@ export interface MountRequests {
 
 /** Memory that means "nothing" until a descriptor is stored there. */
 const nothing = 0xffff_ffff;
+/** The tmpfs that masks directories. */
+const emptyDirectory = "empty directory";
 
 /** A path of the container without its leading slash; "." is the root. */
 export function beneathRoot(path: string): string {
   return posix.normalize(`/${path}`).replace(/^\/+|\/+$/g, "") || ".";
 }
 
+export interface FileSystemOptions {
+  /** Absent where all trees are there when the program starts. */
+  readonly requests?: MountRequests;
+  /** Places, written as `beneathRoot` does, that the runtime has made itself: nothing of an image can lead elsewhere. */
+  readonly ours?: ReadonlySet<string>;
+  /** What masked files are covered with: the host's, or one in a /dev that is ours. */
+  readonly nullDevice?: "/dev/null" | "dev/null";
+}
+
 /** Writes the operations; one for each container, because it names memory and labels. */
 export class FileSystemPlan {
   readonly #rootFd: number;
-  readonly #requests: MountRequests;
+  readonly #requests: MountRequests | undefined;
+  readonly #ours: ReadonlySet<string>;
+  readonly #nullDevice: string;
   readonly #how = new Map<string, Buffer>();
   readonly #readonlyLater: { readonly memory: string; readonly destination: string }[] = [];
   #names = 0;
 
-  /** @param rootFd The root file system's mount, as the program sees it. */
-  constructor(rootFd: number, requests: MountRequests) {
+  /** @param rootFd The root file system, as the program sees it: a descriptor, or AT_FDCWD. */
+  constructor(rootFd: number, { requests, ours = new Set(), nullDevice = "/dev/null" }: FileSystemOptions = {}) {
     this.#rootFd = rootFd;
     this.#requests = requests;
+    this.#ours = ours;
+    this.#nullDevice = nullDevice;
   }
 
   /** Reserves what the others use; once, at the start of the program. */
@@ -111,6 +126,7 @@ export class FileSystemPlan {
     const names = ["directory", "target", "context", "mount", "node"];
     return [
       ...names.map((memory) => ({ memory, size: 4 })),
+      absent(emptyDirectory),
       { memory: "nodeStatus", size: 256 },
       { memory: "treeControl", size: 24 },
       { memory: "treeVector", size: 16, bytes: vector, pointers: [{ at: 0, to: "byte" }] },
@@ -181,6 +197,7 @@ export class FileSystemPlan {
   /** Opens the place of a mount as `target`, made if it is missing. */
   #target(destination: string, options: { isDirectory: boolean; resolve?: number }): Operation[] {
     const path = beneathRoot(destination);
+    if (this.#ours.has(path)) return [];
     const parent = posix.dirname(path);
     const name = posix.basename(path);
     const make: Operation = options.isDirectory
@@ -228,33 +245,29 @@ export class FileSystemPlan {
     readonlyAtLast,
   }: ResolvedMount & { readonly kind: "tree" }): Operation[] {
     const tree: Value = fd ?? { load: "treeControl", offset: 16 };
-    const request = Buffer.alloc(messageBytes);
-    request.writeUInt32LE(this.#requests.message, 0);
     return [
-      ...(fd === undefined
-        ? ([
-            {
-              name: `ask for the mount of "${destination}"`,
-              call: "write",
-              args: [this.#requests.statusFd, { bytes: request }, messageBytes],
-            },
-            {
-              name: `receive the mount of "${destination}"`,
-              call: "recvmsg",
-              args: [this.#requests.socketFd, { addressOf: "treeMessage" }, MSG_CMSG_CLOEXEC],
-              store: "count",
-            },
-            {
-              name: `receive the mount of "${destination}"`,
-              unequal: [{ load: "count" }, 1],
-              goto: this.#requests.abandoned,
-            },
-          ] satisfies Operation[])
-        : []),
+      ...(fd === undefined ? this.#request(destination) : []),
       ...this.#target(destination, { isDirectory }),
       ...this.#attach(tree, destination),
       ...(readonlyAtLast ? this.#remember(tree, destination) : []),
       { name: `close the mount of "${destination}"`, call: "close", args: [tree] },
+    ];
+  }
+
+  #request(destination: string): Operation[] {
+    if (this.#requests === undefined) throw new Error(`The mount of "${destination}" has no descriptor`);
+    const { message, statusFd, socketFd, abandoned } = this.#requests;
+    const request = Buffer.alloc(messageBytes);
+    request.writeUInt32LE(message, 0);
+    const name = `receive the mount of "${destination}"`;
+    return [
+      {
+        name: `ask for the mount of "${destination}"`,
+        call: "write",
+        args: [statusFd, { bytes: request }, messageBytes],
+      },
+      { name, call: "recvmsg", args: [socketFd, { addressOf: "treeMessage" }, MSG_CMSG_CLOEXEC], store: "count" },
+      { name, unequal: [{ load: "count" }, 1], goto: abandoned },
     ];
   }
 
@@ -273,6 +286,11 @@ export class FileSystemPlan {
   }
 
   #attach(fd: Value, destination: string): Operation[] {
+    const path = beneathRoot(destination);
+    if (this.#ours.has(path)) {
+      const args: Value[] = [fd, { text: "" }, this.#rootFd, { text: path }, MOVE_MOUNT_F_EMPTY_PATH];
+      return [{ name: `attach "${destination}"`, call: "move_mount", args }];
+    }
     return [
       {
         name: `attach "${destination}"`,
@@ -462,48 +480,73 @@ export class FileSystemPlan {
     ];
   }
 
-  /** Covers a directory with an empty read-only tmpfs and anything else with the host's /dev/null; what is missing stays so. */
-  mask(path: string): Operation[] {
+  /** Covers directories with one empty read-only tmpfs and anything else with /dev/null; what is missing stays so. */
+  mask(paths: readonly string[]): Operation[] {
+    if (paths.length === 0) return [];
+    return [
+      ...paths.flatMap((path) => this.#maskOne(path)),
+      { name: "close the empty directory", call: "close", args: [{ load: emptyDirectory }], tolerate: [EBADF] },
+    ];
+  }
+
+  #maskOne(path: string): Operation[] {
     const place = beneathRoot(path);
     const directory = this.#name("mask directory");
     const file = this.#name("mask file");
     const done = this.#name("masked");
-    const attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+    const name = `mask "${path}"`;
     return [
       absent(directory),
       absent(file),
       this.open(place, directory, { flags: O_PATH | O_DIRECTORY, tolerate: missing }),
       ...this.#ifPresent(directory, [
-        { name: `mask "${path}"`, call: "fsopen", args: [{ text: "tmpfs" }, FSOPEN_CLOEXEC], store: "context" },
-        configure(`mask on "${path}"`, "nr_blocks", "1"),
-        configure(`mask on "${path}"`, "nr_inodes", "1"),
-        configure(`mask on "${path}"`, "mode", "755"),
-        { name: `mask "${path}"`, call: "fsconfig", args: [{ load: "context" }, FSCONFIG_CMD_CREATE, 0, 0, 0] },
-        {
-          name: `mask "${path}"`,
-          call: "fsmount",
-          args: [{ load: "context" }, FSMOUNT_CLOEXEC, attributes],
-          store: "mount",
-        },
-        closeMemory("context"),
-        attachTo(directory, `mask "${path}"`),
-        closeMemory("mount"),
+        ...this.#emptyDirectory(name, directory),
         closeMemory(directory),
         { name: "go on", unequal: [0, 1], goto: done },
       ]),
       this.open(place, file, { tolerate: missing }),
       ...this.#ifPresent(file, [
         {
-          name: `mask "${path}"`,
+          name,
           call: "open_tree",
-          args: [AT_FDCWD, { text: "/dev/null" }, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC],
+          args: [AT_FDCWD, { text: this.#nullDevice }, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC],
           store: "mount",
         },
-        attachTo(file, `mask "${path}"`),
+        attachTo(file, name),
         closeMemory("mount"),
         closeMemory(file),
       ]),
       { label: done },
+    ];
+  }
+
+  /** Attaches the empty tmpfs: the first time a new one, then clones of it. (A detached mount can be cloned since 6.15 only.) */
+  #emptyDirectory(name: string, directory: string): Operation[] {
+    const another = this.#name("another");
+    const attached = this.#name("attached");
+    const attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+    const target: Value[] = [{ load: directory }, { text: "" }, MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH];
+    return [
+      { name: "is there one already", unequal: [{ load: emptyDirectory }, nothing], goto: another },
+      { name, call: "fsopen", args: [{ text: "tmpfs" }, FSOPEN_CLOEXEC], store: "context" },
+      configure(name, "nr_blocks", "1"),
+      configure(name, "nr_inodes", "1"),
+      configure(name, "mode", "755"),
+      { name, call: "fsconfig", args: [{ load: "context" }, FSCONFIG_CMD_CREATE, 0, 0, 0] },
+      { name, call: "fsmount", args: [{ load: "context" }, FSMOUNT_CLOEXEC, attributes], store: emptyDirectory },
+      closeMemory("context"),
+      { name, call: "move_mount", args: [{ load: emptyDirectory }, { text: "" }, ...target] },
+      { name: "go on", unequal: [0, 1], goto: attached },
+      { label: another },
+      {
+        name,
+        call: "open_tree",
+        args: [{ load: emptyDirectory }, { text: "" }, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH],
+        store: "mount",
+      },
+      attachTo(directory, name),
+      closeMemory("mount"),
+      { label: attached },
     ];
   }
 
@@ -545,6 +588,7 @@ export class FileSystemPlan {
   }
 }
 
+const EBADF = 9;
 const MSG_CMSG_CLOEXEC = 0x40000000;
 const FSPICK_CLOEXEC = 1;
 const FSPICK_EMPTY_PATH = 8;
@@ -555,7 +599,7 @@ const missing = [ENOENT, ENOTDIR, EACCES, ELOOP];
 const statOffsets = { x64: { mode: 24, rdev: 40 }, arm64: { mode: 16, rdev: 32 } } as const;
 
 /** The kernel's dev_t of 32 bits. @see makedev(3) */
-function deviceNumber(major: number, minor: number): number {
+export function deviceNumber(major: number, minor: number): number {
   return (((minor & 0xff) | (major << 8) | ((minor & ~0xff) << 12)) & 0xffff_ffff) >>> 0;
 }
 

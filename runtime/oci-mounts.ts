@@ -19,9 +19,6 @@ import {
   AT_FDCWD,
   AT_RECURSIVE,
   MOUNT_ATTR_IDMAP,
-  MOUNT_ATTR_NODEV,
-  MOUNT_ATTR_NOEXEC,
-  MOUNT_ATTR_NOSUID,
   MOUNT_ATTR_RDONLY,
   MS_PRIVATE,
   MS_SHARED,
@@ -33,6 +30,7 @@ import {
   RESOLVE_IN_ROOT,
 } from "./linux.ts";
 import { makeMount } from "./mount.ts";
+import { cgroupTmpfs, controllerLinks, newHierarchy } from "./cgroup-mounts.ts";
 import type { CgroupMount, OciCgroup } from "./oci-cgroup.ts";
 import { isNew, type IdMapping, type NamespaceType, type OciConfig, type OciMount } from "./oci-config.ts";
 import { beneathRoot, type ResolvedMount } from "./oci-file-system.ts";
@@ -296,26 +294,13 @@ function cgroupMounts(mount: OciMount, options: MountOptions, context: MountCont
   if (first === undefined) throw new OciConfigError("this host has no cgroups");
   if (others.length === 0 && first.version === 2) return [showCgroup(destination, first, options, context)];
   if (mount.type === "cgroup2") throw new OciConfigError("this host has cgroup v1");
-  const attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
-  const tmpfs: MountOptions = {
-    ...options,
-    attributes: { set: options.attributes.set | attributes, clear: 0 },
-    data: [{ key: "mode", value: "755" }],
-  };
   return [
-    { mount: { kind: "new", type: "tmpfs", source: "tmpfs", destination, options: tmpfs, readonlyAtLast: true } },
+    { mount: cgroupTmpfs(destination, options) },
     ...context.cgroupMounts.flatMap((hierarchy): PlannedMount[] => {
       const name = posix.basename(hierarchy.mountPoint);
-      const links = hierarchy.version === 1 && hierarchy.controllers.length > 1 ? hierarchy.controllers : [];
       return [
         showCgroup(`${destination}/${name}`, hierarchy, options, context),
-        ...links
-          .filter((controller) => controller !== name)
-          .map(
-            (controller): PlannedMount => ({
-              mount: { kind: "link", destination: `${destination}/${controller}`, text: name },
-            }),
-          ),
+        ...controllerLinks(destination, { ...hierarchy, name }).map((mount) => ({ mount })),
       ];
     }),
   ];
@@ -324,23 +309,13 @@ function cgroupMounts(mount: OciMount, options: MountOptions, context: MountCont
 /** One hierarchy: mounted anew in a cgroup namespace, which shows its own part only, else that part of the host's. */
 function showCgroup(
   destination: string,
-  { version, controllers, mountPoint }: CgroupMount,
+  hierarchy: CgroupMount,
   options: MountOptions,
   context: MountContext,
 ): PlannedMount {
+  const { mountPoint } = hierarchy;
   if (context.config.linux?.namespaces?.some(({ type }) => type === "cgroup")) {
-    const data = version === 2 ? options.data : controllers.map(controllerOption);
-    const type = version === 2 ? "cgroup2" : "cgroup";
-    return {
-      mount: {
-        kind: "new",
-        type,
-        source: "cgroup",
-        destination,
-        options: { ...options, data },
-        readonlyAtLast: false,
-      },
-    };
+    return { mount: newHierarchy(destination, { ...hierarchy, name: posix.basename(mountPoint) }, options) };
   }
   const own = context.cgroup.directories.find(({ path }) => path.startsWith(`${mountPoint}/`))?.path ?? mountPoint;
   const open = () =>
@@ -348,9 +323,4 @@ function showCgroup(
       setTree(tree, `bind "${own}"`, options.attributes, { propagation: MS_PRIVATE, recursive: false }),
     );
   return { mount: treeAt(destination, { isDirectory: true }), open };
-}
-
-function controllerOption(controller: string): { key: string; value?: string } {
-  const [key = "", value] = controller.split("=");
-  return value === undefined ? { key } : { key, value };
 }

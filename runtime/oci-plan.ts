@@ -83,7 +83,7 @@ export interface OciPlan {
   readonly devices: readonly OciDevice[];
   readonly makesDev: boolean;
   /** Nodes of the host, where none may be made. */
-  readonly boundDevices: readonly (ResolvedMount & { readonly kind: "tree" })[];
+  readonly boundDevices: readonly (ResolvedMount & { readonly kind: "tree"; readonly fd: number })[];
   /** Each takes "0" from a process that joins. */
   readonly cgroupFds: readonly number[];
   /** Operations that put a cgroup's device filter in force, if there is one to load. */
@@ -104,10 +104,12 @@ export interface OciPlan {
 /** Lists the operations that create a container and, when the byte comes, start its program. */
 export function planOciContainer(plan: OciPlan): Operation[] {
   const files = new FileSystemPlan(plan.rootFd, {
-    message: ociMessage.mountPlease,
-    statusFd: plan.statusFd,
-    socketFd: plan.goFd,
-    abandoned: "abandoned",
+    requests: {
+      message: ociMessage.mountPlease,
+      statusFd: plan.statusFd,
+      socketFd: plan.goFd,
+      abandoned: "abandoned",
+    },
   });
   const { config, process } = plan;
   const { linux } = config;
@@ -116,7 +118,7 @@ export function planOciContainer(plan: OciPlan): Operation[] {
     ...files.memory(),
     ...joinCgroups(plan.cgroupFds),
     ...plan.deviceFilter,
-    ...oomScore(process),
+    ...oomScore(process?.process),
     ...joinNamespaces(plan.joined),
     ...enterTimeNamespace(config),
     { name: `enter "${plan.rootPath}"`, call: "chdir", args: [{ text: plan.rootPath }] },
@@ -146,7 +148,7 @@ export function planOciContainer(plan: OciPlan): Operation[] {
     ...sysctls(config),
     ...(process === undefined ? [] : openLabel(process)),
     ...(linux?.readonlyPaths ?? []).flatMap((path) => files.readonly(path)),
-    ...(linux?.maskedPaths ?? []).flatMap((path) => files.mask(path)),
+    ...files.mask(linux?.maskedPaths ?? []),
     ...enterRoot(plan),
     ...(process?.process.terminal && plan.consoleFd !== undefined
       ? openTerminal(process.process, { rootFd: plan.rootFd, socketFd: plan.consoleFd, console: true })
@@ -202,7 +204,7 @@ export function planOciExec(plan: OciExecPlan): Operation[] {
     ...affinity("initial", plan.affinity.initial),
     ...joinCgroups(plan.cgroupFds),
     ...affinity("final", plan.affinity.final),
-    ...oomScore(process),
+    ...oomScore(process?.process),
     ...openLabel(process),
     // The container's processes may not trace or read one that has not yet dropped what it holds (CVE-2016-9962).
     { name: "become undumpable", call: "prctl", args: [PR_SET_DUMPABLE, 0, 0, 0, 0] },
@@ -224,7 +226,8 @@ export function planOciExec(plan: OciExecPlan): Operation[] {
   ];
 }
 
-function newNamespaces(config: OciConfig): number {
+/** The flags of clone(2) for the namespaces that are to be made, but for time, which only unshare(2) makes. */
+export function newNamespaces(config: Pick<OciConfig, "linux">): number {
   const made = (config.linux?.namespaces ?? []).filter((namespace) => isNew(namespace) && namespace.type !== "time");
   return made.reduce((sum, { type }) => sum | namespaceFlags[type], 0);
 }
@@ -240,8 +243,9 @@ function joinCgroups(fds: readonly number[]): Operation[] {
   ]);
 }
 
-function oomScore(process: ProcessPlan | undefined): Operation[] {
-  const score = process?.process.oomScoreAdj;
+/** Of the process that runs it and all its descendants. */
+export function oomScore(process: { readonly oomScoreAdj?: number } | undefined): Operation[] {
+  const score = process?.oomScoreAdj;
   return score === undefined ? [] : writeFile("/proc/self/oom_score_adj", `${score}`);
 }
 
@@ -356,7 +360,8 @@ function session({ id, newKeyring }: OciPlan): Operation[] {
   ];
 }
 
-function loopback(): Operation[] {
+/** Brings up "lo" of a new network namespace. */
+export function loopback(): Operation[] {
   const request = Buffer.alloc(40); // struct ifreq
   request.write("lo");
   request.writeUInt16LE(IFF_UP | IFF_RUNNING, 16);
@@ -394,7 +399,8 @@ function attachRoot({ rootFd, config, rootPath }: OciPlan): Operation[] {
   ];
 }
 
-function sysctls(config: OciConfig): Operation[] {
+/** Kernel parameters of the container's own namespaces. */
+export function sysctls(config: Pick<OciConfig, "linux">): Operation[] {
   // Through the host's /proc, which no image can have prepared (CVE-2025-52881); a sysctl is that of the writer's namespaces.
   return [...(config.linux?.sysctl ?? [])].flatMap(([key, value]) => writeFile(`/proc/sys/${sysctlPath(key)}`, value));
 }
@@ -449,7 +455,8 @@ function enterRoot({ config, usesPivot, rootFd }: OciPlan): Operation[] {
   ];
 }
 
-function names({ hostname, domainname }: OciConfig): Operation[] {
+/** Host name and domain name. */
+export function names({ hostname, domainname }: Pick<OciConfig, "hostname" | "domainname">): Operation[] {
   const operations: Operation[] = [];
   if (hostname) {
     const args: Value[] = [{ text: hostname }, Buffer.byteLength(hostname)];

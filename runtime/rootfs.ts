@@ -1,20 +1,20 @@
 /** The file systems of one container, made in the agent as detached mounts: overlay, /dev, workspace. */
-import { chownSync, lstatSync, mkdirSync } from "node:fs";
+import { chownSync, lstatSync, mkdirSync, rmSync } from "node:fs";
 import {
   AT_SYMLINK_NOFOLLOW,
+  EEXIST,
   EINVAL,
   MOUNT_ATTR_NODEV,
   MOUNT_ATTR_NOSUID,
-  MOUNT_ATTR_RDONLY,
-  MS_NODEV,
-  MS_NOEXEC,
-  MS_NOSUID,
-  MS_RDONLY,
+  S_IFBLK,
   S_IFCHR,
+  S_IFIFO,
 } from "./linux.ts";
-import type { PlannedMount } from "./launch-plan.ts";
 import { cloneMount, makeMount, type MountOption } from "./mount.ts";
-import { close, cString, SyscallError, syscall } from "./syscall.ts";
+import type { OciDevice } from "./oci-config.ts";
+import { deviceNumber } from "./oci-file-system.ts";
+import { OciConfigError } from "./oci-parser.ts";
+import { close, cString, SyscallError, syscall, trySyscall } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
 
 /** Idmapped clones of layers, kept because every container of a job uses the same ones. */
@@ -62,8 +62,8 @@ export function mountOverlay(directory: string, layers: readonly number[], owner
  *
  * @throws {Error} If there are more layers than the page that mount(2) takes has room for, about 400.
  */
-export function overlayData(directory: string, layerCount: number, owner: { readonly base: number }): string {
-  const { upper, work } = makeUpper(directory, owner);
+export function overlayData(directory: string, layerCount: number): string {
+  const { upper, work } = upperPaths(directory);
   const lower = Array.from({ length: layerCount }, (_, i) => `l/${layerCount - 1 - i}`).join(":");
   const escape = (path: string) => path.replaceAll(/[\\,:]/g, "\\$&");
   const options = overlayOptions.map(([key, value]) => (value === undefined ? key : `${key}=${value}`));
@@ -82,10 +82,20 @@ const overlayOptions: readonly (readonly [string, string?])[] = [
   ["volatile"],
 ];
 
-function makeUpper(directory: string, owner: { readonly base: number }): { upper: string; work: string } {
-  const made = { upper: `${directory}/upper`, work: `${directory}/work` };
+function upperPaths(directory: string): { readonly upper: string; readonly work: string } {
+  return { upper: `${directory}/upper`, work: `${directory}/work` };
+}
+
+/** Makes upper and work directory where they are missing. What an earlier overlay has left in `work` is in the way of a new one. */
+export function makeUpper(
+  directory: string,
+  owner: { readonly base: number },
+): { readonly upper: string; readonly work: string } {
+  const made = upperPaths(directory);
   for (const path of Object.values(made)) {
-    mkdirSync(path, { recursive: true, mode: 0o755 });
+    if (mkdirSync(path, { recursive: true, mode: 0o755 }) === undefined && path === made.work) {
+      rmSync(`${path}/work`, { recursive: true, force: true });
+    }
     chownSync(path, owner.base, owner.base);
   }
   return made;
@@ -114,7 +124,7 @@ const links = [
  * A file system made here, in the initial user namespace, has working device nodes wherever it is attached; nothing of
  * an image takes part, so no symlink of an image can lead a node elsewhere (CVE-2026-41579).
  */
-export function mountDev(owner: { readonly base: number }): number {
+export function mountDev(owner: { readonly base: number }, further: readonly OciDevice[] = []): number {
   const mount = makeMount(
     "tmpfs",
     [
@@ -131,6 +141,7 @@ export function mountDev(owner: { readonly base: number }): number {
     syscall("fchmodat", mount, path, 0o666); // mknod obeys the umask
     syscall("fchownat", mount, path, owner.base, owner.base, 0);
   }
+  for (const device of further) makeDevice(mount, device, owner);
   for (const [name, target] of links) {
     syscall("symlinkat", cString(target), mount, cString(name));
     syscall("fchownat", mount, cString(name), owner.base, owner.base, AT_SYMLINK_NOFOLLOW);
@@ -139,15 +150,41 @@ export function mountDev(owner: { readonly base: number }): number {
   return mount;
 }
 
-/** Clones a directory of the host for a container, its ids mapped; read-only and without set-uid or devices. */
-export function cloneForContainer(path: string, range: UidRange, options: { readonly readonly: boolean }): number {
-  const attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (options.readonly ? MOUNT_ATTR_RDONLY : 0);
+/** A node that a configuration asks for, in a /dev that nobody else sees yet. */
+function makeDevice(dev: number, device: OciDevice, owner: { readonly base: number }): void {
+  const { path, type, major = 0, minor = 0, fileMode = 0o666, uid = 0, gid = 0 } = device;
+  const name = /^\/dev\/((?:[^/]+\/)*[^/]+)$/.exec(path)?.[1];
+  if (name === undefined || name.split("/").includes("..")) {
+    throw new OciConfigError(`linux.devices "${path}" is not supported in a step: it is not below /dev`);
+  }
+  const parts = name.split("/");
+  for (let i = 1; i < parts.length; i++) {
+    const directory = cString(parts.slice(0, i).join("/"));
+    const made = trySyscall("mkdirat", dev, directory, 0o755);
+    if (made < 0 && made !== -EEXIST) throw new SyscallError("mkdirat", -made, `make device "${path}"`);
+    if (made === 0) syscall("fchownat", dev, directory, owner.base, owner.base, 0);
+  }
+  const kind = { c: S_IFCHR, u: S_IFCHR, b: S_IFBLK, p: S_IFIFO }[type];
+  const number = deviceNumber(major, minor);
+  const made = trySyscall("mknodat", dev, cString(name), kind | (fileMode & 0o7777), number);
+  if (made < 0) throw new SyscallError("mknodat", -made, `make device "${path}"`);
+  syscall("fchmodat", dev, cString(name), fileMode & 0o7777);
+  syscall("fchownat", dev, cString(name), owner.base + uid, owner.base + gid, 0);
+}
+
+/** Clones a directory or file of the host for a container, its ids mapped. @throws {SyscallError | OciConfigError} */
+export function cloneForContainer(
+  path: string,
+  range: UidRange,
+  options: { readonly attributes: number; readonly recursive: boolean },
+): number {
+  const { attributes, recursive } = options;
   try {
-    return cloneMount(path, { attributes, idMapFd: range.userNamespaceFd, recursive: options.readonly });
+    return cloneMount(path, { attributes, idMapFd: range.userNamespaceFd, recursive });
   } catch (error) {
     if (!(error instanceof SyscallError) || error.errno !== EINVAL) throw error;
     // Something mounted below it does not know idmapped mounts: without that, then.
-    if (options.readonly) return cloneMount(path, { attributes, idMapFd: range.userNamespaceFd });
+    if (recursive) return cloneMount(path, { attributes, idMapFd: range.userNamespaceFd });
     throw new Error(
       `Cannot mount "${path}" into a container: its file system does not support idmapped mounts; put the data directory on ext4, xfs or btrfs`,
       { cause: error },
@@ -155,89 +192,29 @@ export function cloneForContainer(path: string, range: UidRange, options: { read
   }
 }
 
-/** The mounts of every container, in the order of the runtime specification; `dev`, binds and workspace by descriptor. */
-export function standardMounts(options: {
-  readonly dev: number;
-  /** Of this network: a new sysfs, a clone of the host's, or the one that stage 0 makes in a job's network. */
-  readonly sys: "own" | "network" | { readonly fd: number };
-  readonly cgroupControllers: readonly string[] | "unified" | undefined;
-  readonly attached: readonly { readonly fd: number; readonly target: string }[];
-}): PlannedMount[] {
-  const strict = MS_NOSUID | MS_NODEV | MS_NOEXEC;
-  const mounts: PlannedMount[] = [
-    { kind: "attach", fd: options.dev, target: "dev" },
-    { kind: "mount", type: "proc", target: "proc", flags: strict },
-    sysMount(options.sys, strict | MS_RDONLY),
-    {
-      kind: "mount",
-      type: "devpts",
-      target: "dev/pts",
-      flags: MS_NOSUID | MS_NOEXEC,
-      data: "newinstance,ptmxmode=0666,mode=0620,gid=5",
-    },
-    { kind: "mount", type: "tmpfs", target: "dev/shm", flags: strict, data: "mode=1777,size=65536k" },
-    { kind: "mount", type: "mqueue", target: "dev/mqueue", flags: strict },
-  ];
-  mounts.push(...cgroupMounts(options.cgroupControllers));
-  for (const { fd, target } of options.attached) mounts.push({ kind: "attach", fd, target });
-  return mounts;
-}
-
-/** A new sysfs shows the network namespace it is mounted in and may be mounted only by its owner. */
-function sysMount(sys: "own" | "network" | { readonly fd: number }, flags: number): PlannedMount {
-  if (sys === "own") return { kind: "mount", type: "sysfs", target: "sys", flags };
-  if (sys === "network") return { kind: "networkSys", target: "sys" };
-  return { kind: "attach", fd: sys.fd, target: "sys" };
-}
-
-/** What /sys/fs/cgroup shows: all of v2, or the v1 hierarchies that limit the container. */
-function cgroupMounts(controllers: readonly string[] | "unified" | undefined): PlannedMount[] {
-  const flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY;
-  if (controllers === undefined) return [];
-  if (controllers === "unified") return [{ kind: "mount", type: "cgroup2", target: "sys/fs/cgroup", flags }];
-  return [
-    {
-      kind: "mount",
-      type: "tmpfs",
-      target: "sys/fs/cgroup",
-      flags: flags & ~MS_RDONLY,
-      data: "mode=755,size=64k",
-    },
-    ...controllers.flatMap((data): PlannedMount[] => {
-      const target = `sys/fs/cgroup/${data}`;
-      return [
-        { kind: "directory", target },
-        { kind: "mount", type: "cgroup", target, flags, data },
-      ];
-    }),
-    { kind: "remount", target: "sys/fs/cgroup", flags },
-  ];
-}
-
 /** Docker's masked paths (moby daemon/pkg/oci/defaults.go) that this kernel has. */
-export function findMaskedPaths(): { path: string; directory: boolean }[] {
-  const paths = [
-    "proc/acpi",
-    "proc/asound",
-    "proc/interrupts",
-    "proc/kcore",
-    "proc/keys",
-    "proc/latency_stats",
-    "proc/sched_debug",
-    "proc/scsi",
-    "proc/timer_list",
-    "proc/timer_stats",
-    "sys/devices/virtual/powercap",
-    "sys/firmware",
-  ];
-  return paths.flatMap((path) => {
-    const stat = lstatSync(`/${path}`, { throwIfNoEntry: false });
-    return stat === undefined ? [] : [{ path, directory: stat.isDirectory() }];
-  });
+export function findMaskedPaths(): string[] {
+  return existing([
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+  ]);
 }
 
 /** Docker's read-only paths that this kernel has. */
 export function findReadonlyPaths(): string[] {
-  const paths = ["proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger"];
-  return paths.filter((path) => lstatSync(`/${path}`, { throwIfNoEntry: false }) !== undefined);
+  return existing(["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]);
+}
+
+function existing(paths: readonly string[]): string[] {
+  return paths.filter((path) => lstatSync(path, { throwIfNoEntry: false }) !== undefined);
 }

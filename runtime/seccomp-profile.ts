@@ -26,7 +26,8 @@ import type { Architecture } from "./syscall-table.ts";
 export type SeccompProfile = "default" | "nested";
 
 const EAFNOSUPPORT = 97;
-const answers = {
+/** What a table's rules answer. */
+export const answers = {
   allow: SECCOMP_RET_ALLOW,
   EPERM: SECCOMP_RET_ERRNO | EPERM,
   ENOSYS: SECCOMP_RET_ERRNO | ENOSYS,

@@ -1,31 +1,45 @@
 import { describe, expect, test } from "vitest";
 import { type LaunchPlan, planLaunch } from "../../runtime/launch-plan.ts";
+import { parseMountOptions } from "../../runtime/oci-mount-options.ts";
 import { compileProgram, type Operation, type SyscallOperation } from "../../runtime/program.ts";
 
+const tmpfs = parseMountOptions(["nosuid", "mode=1777"]);
 const plan: LaunchPlan = {
   statusFd: 7,
   rootfs: { fd: 8 },
   processFd: 9,
   startFd: 10,
   attachPath: "/state/attach",
-  idMap: { base: 268435456, size: 65536 },
-  network: "own",
-  hostname: "slipway",
+  config: {
+    hostname: "slipway",
+    process: {
+      cwd: "/workspace",
+      user: { uid: 1000, gid: 1000, additionalGids: [27] },
+      capabilities: { bounding: ["CAP_CHOWN"] },
+      rlimits: [{ type: "RLIMIT_CORE", soft: 0n, hard: 0n }],
+      noNewPrivileges: true,
+    },
+    linux: {
+      namespaces: (["user", "mount", "pid", "ipc", "uts", "cgroup", "network"] as const).map((type) => ({ type })),
+      uidMappings: [{ containerID: 0, hostID: 268435456, size: 65536 }],
+      gidMappings: [{ containerID: 0, hostID: 268435456, size: 65536 }],
+      maskedPaths: ["/proc/kcore", "/proc/acpi", "/sys/firmware"],
+      readonlyPaths: ["/proc/sys"],
+    },
+  },
   mounts: [
-    { kind: "attach", fd: 11, target: "dev" },
-    { kind: "mount", type: "proc", target: "proc", flags: 14 },
+    { kind: "tree", fd: 11, destination: "/dev", isDirectory: true, readonlyAtLast: false },
+    {
+      kind: "new",
+      type: "proc",
+      source: "proc",
+      destination: "/proc",
+      options: parseMountOptions(["nosuid"]),
+      readonlyAtLast: false,
+    },
+    { kind: "new", type: "tmpfs", source: "tmpfs", destination: "/var/cache", options: tmpfs, readonlyAtLast: true },
   ],
-  maskedPaths: [
-    { path: "proc/kcore", directory: false },
-    { path: "proc/acpi", directory: true },
-    { path: "sys/firmware", directory: true },
-  ],
-  readonlyPaths: ["proc/sys"],
-  rlimits: [{ type: "RLIMIT_CORE", soft: 0n, hard: 0n }],
-  capabilities: ["CAP_CHOWN"],
   lastCapability: 40,
-  user: { uid: 1000, gid: 1000, additionalGids: [27] },
-  cwd: "/workspace",
 };
 
 const operations = planLaunch(plan);
@@ -44,7 +58,7 @@ test.for(["x64", "arm64"] as const)("planLaunch compiles for %s", (architecture)
 
 describe("planLaunch", () => {
   test("mounts proc before the host's root is gone: in a user namespace the kernel wants to see another", () => {
-    expect(named('mount proc on "/proc"')).toBeLessThan(named("detach the host's root"));
+    expect(named('attach "/proc"')).toBeLessThan(named("detach the host's root"));
   });
 
   test("masks and makes read-only before the program's own root", () => {
@@ -52,18 +66,20 @@ describe("planLaunch", () => {
     expect(named('make "/proc/sys" read-only')).toBeLessThan(named("pivot into the root file system"));
   });
 
-  test("covers all masked directories with one tmpfs", () => {
-    const masks = calls.filter(({ name }) => name === 'mask "/proc/acpi"' || name === 'mask "/sys/firmware"');
-    expect(masks.map(({ args }) => args[0])).toEqual([{ text: "tmpfs" }, { text: "proc/acpi" }]);
+  test("attaches what is ours by its path, all else by what its place was found to be", () => {
+    const attach = (path: string) => calls[named(`attach "${path}"`)]?.args[2];
+    expect(attach("/proc")).toBe(-100); // AT_FDCWD: the root file system
+    expect(attach("/var/cache")).toEqual({ load: "target" });
+    expect(named('open "/var/cache" in the container')).toBeLessThan(named('attach "/var/cache"'));
   });
 
-  test("drops the bounding set, then changes the user, then sets capabilities, then no_new_privs", () => {
+  test("drops the bounding set, then changes the user, then sets capabilities, then no_new_privs, then how to die", () => {
     const order = [
       "drop CAP_SYS_ADMIN",
       "become user 1000",
       "set capabilities",
-      "die with the agent",
       "set no_new_privs",
+      "die with the agent",
     ];
     const indexes = order.map(named);
     expect(indexes).toEqual(indexes.toSorted((a, b) => a - b));
@@ -101,11 +117,14 @@ describe("planLaunch", () => {
       const bytes = clone !== undefined && "bytes" in clone ? Buffer.from(clone.bytes ?? []) : Buffer.alloc(88);
       return { flags: bytes.readBigUInt64LE(0), cgroup: bytes.readBigUInt64LE(80) };
     };
+    const { linux } = plan.config;
+    const namespaces = linux?.namespaces?.filter(({ type }) => type !== "network") ?? [];
+    const hostNetwork: Partial<LaunchPlan> = { config: { ...plan.config, linux: { ...linux, namespaces } } };
     const CLONE_INTO_CGROUP = 0x200000000n;
     const CLONE_NEWNET = 0x40000000n;
     expect(flags({}).flags & CLONE_INTO_CGROUP).toBe(0n);
     expect(flags({ cgroupFd: 12 })).toEqual({ flags: flags({}).flags | CLONE_INTO_CGROUP, cgroup: 12n });
     expect(flags({}).flags & CLONE_NEWNET).toBe(CLONE_NEWNET);
-    expect(flags({ network: "host" }).flags & CLONE_NEWNET).toBe(0n);
+    expect(flags(hostNetwork).flags & CLONE_NEWNET).toBe(0n);
   });
 });

@@ -4,8 +4,15 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { AT_FDCWD, CLONE_NEWNS, CLONE_NEWUSER, O_CREAT, O_WRONLY } from "../../runtime/linux.ts";
-import { attachNetworkSys, joinNetwork, networkMemory } from "../../runtime/network-join.ts";
+import {
+  AT_FDCWD,
+  CLONE_NEWNS,
+  CLONE_NEWUSER,
+  MOVE_MOUNT_F_EMPTY_PATH,
+  O_CREAT,
+  O_WRONLY,
+} from "../../runtime/linux.ts";
+import { joinNetwork, networkMemory, networkSys } from "../../runtime/network-join.ts";
 import { type JobNetwork, Networks } from "../../runtime/network.ts";
 import { compileProgram, type Operation } from "../../runtime/program.ts";
 import { reap } from "../../runtime/reaper.ts";
@@ -56,7 +63,11 @@ async function runInside(script: string): Promise<string> {
     ...joinNetwork(namespaceFd),
     { name: "new namespaces", call: "unshare", args: [CLONE_NEWUSER | CLONE_NEWNS] },
     ...write("/proc/self/uid_map", "0 0 1\n"),
-    attachNetworkSys("/sys"),
+    {
+      name: "attach sysfs",
+      call: "move_mount",
+      args: [networkSys, { text: "" }, AT_FDCWD, { text: "/sys" }, MOVE_MOUNT_F_EMPTY_PATH],
+    },
     {
       name: "open the output",
       call: "openat",

@@ -1,0 +1,239 @@
+/**
+ * What a step gets, as an ordinary OCI configuration: the one place where it is decided.
+ *
+ * Pure: from what the step asks for and a few facts about the host to a configuration that `slipway oci run` takes, too.
+ * step-launch.ts says how the runtime gets there. @see https://github.com/opencontainers/runtime-spec/blob/main/config.md
+ */
+import { type CapabilityName, capabilityNames } from "./linux.ts";
+import type { OciConfig, OciDevice, OciMount, OciProcess } from "./oci-config.ts";
+import { profileSeccomp } from "./seccomp-profile-oci.ts";
+import type { SeccompProfile } from "./seccomp-profile.ts";
+
+/** What the configuration depends on beside the step itself; the same for all steps of a host. */
+export interface HostFacts {
+  /** Paths of Docker's lists that this kernel has. */
+  readonly maskedPaths: readonly string[];
+  readonly readonlyPaths: readonly string[];
+  /** The agent's own hard limit: nobody in a user namespace may raise it. */
+  readonly maxOpenFiles: bigint;
+  /** There are cgroups to be shown. */
+  readonly hasCgroups: boolean;
+}
+
+/** As whom a step's program runs, in ids of the container. */
+export interface StepUser {
+  readonly uid: number;
+  readonly gid: number;
+  readonly additionalGids?: readonly number[];
+  /** @default 0o022 */
+  readonly umask?: number;
+}
+
+/** A mount beside the standard ones; its target is made in the container if it is missing. */
+export type StepMount =
+  | {
+      readonly type: "bind";
+      /** A file or directory of the host; its ids are mapped, so that root's is root's in the container. */
+      readonly source: string;
+      readonly target: string;
+      readonly readonly?: boolean;
+      /** Takes what is mounted below the source along. @default false */
+      readonly recursive?: boolean;
+    }
+  | {
+      readonly type: "tmpfs";
+      readonly target: string;
+      /** @default as the kernel has it: half of the memory, of which the step has less */
+      readonly sizeBytes?: number;
+      /** @default 0o1777 */
+      readonly mode?: number;
+    };
+
+/** What a step asks for. */
+export interface StepOptions {
+  /** What runs, if it is known already. */
+  readonly program?: { readonly args: readonly string[]; readonly env: Readonly<Record<string, string>> };
+  readonly cwd: string;
+  readonly hostname: string;
+  readonly user: StepUser;
+  /** Docker's set if nothing is said. */
+  readonly capabilities?: readonly CapabilityName[];
+  readonly seccomp: SeccompProfile;
+  readonly idMap: { readonly base: number; readonly size: number };
+  /** Loopback only, the host's, or a namespace that is there already. */
+  readonly network: "none" | "host" | { readonly path: string };
+  readonly resources: { readonly memoryBytes: number; readonly cpu: number; readonly pids: number };
+  /** The image's: bound read-only, with everything below. */
+  readonly binds: readonly { readonly source: string; readonly target: string }[];
+  /** A directory of the host on /workspace, or an overlay that shows one; where it keeps what is written is the agent's affair. */
+  readonly workspace?: { readonly source: string } | { readonly lower: string };
+  readonly mounts: readonly StepMount[];
+  readonly devices: readonly OciDevice[];
+  /** Told to whoever reads the configuration. */
+  readonly annotations?: Readonly<Record<string, string>>;
+}
+
+/** The highest version of the specification that this follows. */
+const ociVersion = "1.2.1";
+
+const cpuPeriodUs = 100_000;
+
+/** Writes a step's configuration. `root.path` is a name only: the root file system is an overlay of the image's layers. */
+export function stepConfig(step: StepOptions, host: HostFacts): OciConfig {
+  const { idMap, resources } = step;
+  const ids = [{ containerID: 0, hostID: idMap.base, size: idMap.size }];
+  return {
+    ociVersion,
+    root: { path: "rootfs", readonly: false },
+    hostname: step.hostname,
+    process: process(step, host),
+    mounts: [...standardMounts(host), ...imageMounts(step), ...step.mounts.map(furtherMount)],
+    ...(step.annotations === undefined ? {} : { annotations: new Map(Object.entries(step.annotations)) }),
+    linux: {
+      namespaces: [
+        { type: "user" },
+        { type: "mount" },
+        { type: "pid" },
+        { type: "ipc" },
+        { type: "uts" },
+        { type: "cgroup" },
+        ...network(step.network),
+      ],
+      uidMappings: ids,
+      gidMappings: ids,
+      devices: step.devices,
+      resources: {
+        memory: { limit: BigInt(resources.memoryBytes), swap: BigInt(resources.memoryBytes) },
+        cpu: {
+          quota: BigInt(Math.max(1000, Math.round(resources.cpu * cpuPeriodUs))),
+          period: BigInt(cpuPeriodUs),
+        },
+        pids: { limit: BigInt(resources.pids) },
+      },
+      seccomp: profileSeccomp(step.seccomp),
+      maskedPaths: host.maskedPaths,
+      readonlyPaths: host.readonlyPaths,
+    },
+  };
+}
+
+function process(step: StepOptions, host: HostFacts): OciProcess {
+  const { uid, gid, additionalGids = [], umask = 0o022 } = step.user;
+  const bounding = step.capabilities ?? defaultCapabilities;
+  // Whoever is not root holds none, and the inheritable set is empty for everyone (CVE-2022-24769).
+  const held = uid === 0 ? bounding : [];
+  return {
+    ...(step.program === undefined ? {} : { args: step.program.args, env: environment(step.program.env) }),
+    cwd: step.cwd,
+    terminal: false,
+    user: { uid, gid, additionalGids, umask },
+    capabilities: { bounding, permitted: held, effective: held, inheritable: [], ambient: [] },
+    rlimits: rlimits(host.maxOpenFiles),
+    noNewPrivileges: true,
+  };
+}
+
+function environment(env: Readonly<Record<string, string>>): string[] {
+  return Object.entries(env).map(([name, value]) => `${name}=${value}`);
+}
+
+/** Docker's default set (moby daemon/pkg/oci/caps/defaults.go), held in the container's own user namespace only. */
+export const defaultCapabilities: readonly CapabilityName[] = capabilityNames.filter((name) =>
+  new Set<string>([
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+  ]).has(name),
+);
+
+/** No core files; more descriptors than the usual 1024 allowed, but not by default: select(2) and slow closers. */
+function rlimits(maxOpenFiles: bigint): NonNullable<OciProcess["rlimits"]> {
+  const hard = maxOpenFiles < 524_288n ? maxOpenFiles : 524_288n;
+  return [
+    { type: "RLIMIT_CORE", soft: 0n, hard: 0n },
+    { type: "RLIMIT_NOFILE", soft: hard < 1024n ? hard : 1024n, hard },
+  ];
+}
+
+const strict = ["nosuid", "noexec", "nodev"];
+
+/** Those of every container, as Docker has them. The devices of the specification are in /dev without a word about them. */
+function standardMounts({ hasCgroups }: HostFacts): OciMount[] {
+  const mount = (destination: string, type: string, options: readonly string[]): OciMount => {
+    return { destination, type, source: type, options };
+  };
+  return [
+    mount("/dev", "tmpfs", ["nosuid", "mode=755", "size=65536k"]),
+    mount("/proc", "proc", strict),
+    mount("/sys", "sysfs", [...strict, "ro"]),
+    mount("/dev/pts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+    mount("/dev/shm", "tmpfs", [...strict, "mode=1777", "size=65536k"]),
+    mount("/dev/mqueue", "mqueue", strict),
+    ...(hasCgroups ? [mount("/sys/fs/cgroup", "cgroup", [...strict, "ro"])] : []),
+  ];
+}
+
+function imageMounts({ binds, workspace }: StepOptions): OciMount[] {
+  const options = ["rbind", "rro", "rnosuid", "rnodev", "ridmap"];
+  const mounts: OciMount[] = binds.map(({ source, target }) => ({
+    destination: `/${target}`,
+    type: "bind",
+    source,
+    options,
+  }));
+  if (workspace === undefined) return mounts;
+  const destination = "/workspace";
+  const workspaceMount: OciMount =
+    "source" in workspace
+      ? { destination, type: "bind", source: workspace.source, options: ["bind", "nosuid", "nodev", "idmap"] }
+      : {
+          destination,
+          type: "overlay",
+          source: "overlay",
+          options: ["nosuid", "nodev", `lowerdir=${workspace.lower}`],
+        };
+  return [...mounts, workspaceMount];
+}
+
+function furtherMount(mount: StepMount): OciMount {
+  const { target } = mount;
+  if (mount.type === "tmpfs") {
+    const mode = `mode=${(mount.mode ?? 0o1777).toString(8)}`;
+    const size = mount.sizeBytes === undefined ? [] : [`size=${mount.sizeBytes}`];
+    return { destination: target, type: "tmpfs", source: "tmpfs", options: ["nosuid", "nodev", mode, ...size] };
+  }
+  const { source, readonly = false, recursive = false } = mount;
+  const r = recursive ? "r" : "";
+  const options = [`${r}bind`, `${r}nosuid`, `${r}nodev`, `${r}idmap`, ...(readonly ? [`${r}ro`] : [])];
+  return { destination: target, type: "bind", source, options };
+}
+
+function network(network: StepOptions["network"]): NonNullable<NonNullable<OciConfig["linux"]>["namespaces"]> {
+  if (network === "host") return [];
+  return network === "none" ? [{ type: "network" }] : [{ type: "network", path: network.path }];
+}
+
+/** A configuration as the text of a config.json. */
+export function formatOciConfig(config: OciConfig): string {
+  const plain = (_key: string, value: unknown) => {
+    if (value instanceof Map) return Object.fromEntries(value as ReadonlyMap<string, unknown>);
+    return typeof value === "bigint" ? rawJson(`${value}`) : value;
+  };
+  return `${JSON.stringify(config, plain, 2)}\n`;
+}
+
+/** A number of more than 53 bits as it is written. TypeScript does not know the function yet. */
+function rawJson(text: string): unknown {
+  return (JSON as typeof JSON & { rawJSON(text: string): unknown }).rawJSON(text);
+}

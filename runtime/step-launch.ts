@@ -1,0 +1,163 @@
+/**
+ * How the runtime gets from a step's configuration to a launch plan.
+ *
+ * The configuration says what, the plan how: what the agent can make ahead of time it makes as detached mounts and hands
+ * over by descriptor (the root file system, /dev, binds); the rest is the program's. Nothing is ignored: what a step's
+ * program cannot do is refused by its name.
+ */
+import { newCgroupMounts, type ShownHierarchy } from "./cgroup-mounts.ts";
+import type { LaunchPlan, PlannedRootfs } from "./launch-plan.ts";
+import { launchedDescriptors } from "./launcher.ts";
+import { networkSys } from "./network-join.ts";
+import { isNew, type NamespaceType, type OciConfig, type OciMount } from "./oci-config.ts";
+import { beneathRoot, type ResolvedMount } from "./oci-file-system.ts";
+import { type MountOptions, parseMountOptions } from "./oci-mount-options.ts";
+import { OciConfigError } from "./oci-parser.ts";
+import { profileOf } from "./seccomp-profile-oci.ts";
+import { ociSeccomp } from "./seccomp-oci.ts";
+import { type SeccompFilter, seccompProfile } from "./seccomp.ts";
+import type { Architecture } from "./syscall-table.ts";
+
+/** A descriptor that the program gets; `open` makes it, for the launch to own. */
+export interface Source {
+  readonly name: string;
+  readonly open: () => number;
+  /** It is there already, and somebody else's to close. */
+  readonly isOthers?: boolean;
+}
+
+/** What makes the mounts that are handed over. */
+export interface MountMakers {
+  /** A bind of the configuration's options, ids mapped. */
+  bind(mount: OciMount, options: MountOptions): { readonly open: () => number; readonly isDirectory: boolean };
+  /** /dev with the standard devices and the configuration's. */
+  dev(mount: OciMount, config: OciConfig): number;
+  /** The agent's own /sys, for who is in its network. */
+  hostSys(): number;
+  /** The overlay that shows a workspace without changing it. */
+  overlay(mount: OciMount): number;
+}
+
+export interface LaunchContext {
+  readonly architecture: Architecture;
+  readonly attachPath: string;
+  readonly lastCapability: number;
+  readonly hierarchies: readonly ShownHierarchy[];
+  /** Descriptors with fixed meanings; absent ones are not needed. */
+  readonly status: Source;
+  readonly process: Source;
+  readonly start?: Source;
+  readonly cgroup?: Source;
+  readonly network?: Source;
+  /** The root file system, by descriptor or out of layers. */
+  readonly rootfs: { readonly whole: Source } | { readonly layers: readonly Source[]; readonly overlayData: string };
+  readonly make: MountMakers;
+}
+
+/** Plans the launch of a configuration; the program finds source i at descriptor `launchedDescriptors.first + i`. */
+export function planStep(config: OciConfig, context: LaunchContext): { plan: LaunchPlan; sources: readonly Source[] } {
+  refuseUnsupported(config);
+  const sources: Source[] = [];
+  const place = (source: Source) => launchedDescriptors.first + sources.push(source) - 1;
+  const placeIf = <K extends string>(key: K, source: Source | undefined) =>
+    source === undefined ? {} : ({ [key]: place(source) } as { readonly [P in K]: number });
+  const rootfs = (): PlannedRootfs =>
+    "whole" in context.rootfs
+      ? { fd: place(context.rootfs.whole) }
+      : { layerFds: context.rootfs.layers.map(place), overlayData: context.rootfs.overlayData };
+  const { linux = {}, process, hostname, domainname } = config;
+  const { seccomp, resources: _, devices: __, ...rest } = linux;
+  const { args: ___, env: ____, ...identity } = process ?? { cwd: "/" };
+  const plan: LaunchPlan = {
+    statusFd: place(context.status),
+    processFd: place(context.process),
+    ...placeIf("startFd", context.start),
+    ...placeIf("cgroupFd", context.cgroup),
+    ...placeIf("networkFd", context.network),
+    rootfs: rootfs(),
+    attachPath: context.attachPath,
+    config: {
+      ...(hostname === undefined ? {} : { hostname }),
+      ...(domainname === undefined ? {} : { domainname }),
+      process: identity,
+      linux: rest,
+    },
+    mounts: (config.mounts ?? []).flatMap((mount) => resolveMount(mount, config, { ...context, place })),
+    lastCapability: context.lastCapability,
+    ...(seccomp === undefined ? {} : { seccomp: filterOf(seccomp, context.architecture) }),
+  };
+  return { plan, sources };
+}
+
+function filterOf(
+  seccomp: NonNullable<NonNullable<OciConfig["linux"]>["seccomp"]>,
+  architecture: Architecture,
+): SeccompFilter {
+  const profile = profileOf(seccomp);
+  return profile === undefined ? ociSeccomp(seccomp, architecture) : seccompProfile(profile, architecture);
+}
+
+function resolveMount(
+  mount: OciMount,
+  config: OciConfig,
+  { make, place, hierarchies }: LaunchContext & { readonly place: (source: Source) => number },
+): ResolvedMount[] {
+  const options = parseMountOptions(mount.options ?? []);
+  const { destination, type = "" } = mount;
+  const tree = (fd: ReturnType<typeof place> | typeof networkSys, isDirectory = true): ResolvedMount[] => [
+    { kind: "tree", fd, destination, isDirectory, readonlyAtLast: false },
+  ];
+  const handedOver = (open: () => number, isDirectory = true) =>
+    tree(place({ name: `mount of ${destination}`, open }), isDirectory);
+  if (beneathRoot(destination) === ".") throw new OciConfigError("nothing can be mounted on the root itself");
+  if (options.bind) {
+    const { open, isDirectory } = make.bind(mount, options);
+    return handedOver(open, isDirectory);
+  }
+  if (beneathRoot(destination) === "dev" && type === "tmpfs") return handedOver(() => make.dev(mount, config));
+  if (type === "overlay") return handedOver(() => make.overlay(mount));
+  if (type === "cgroup") return newCgroupMounts(destination, hierarchies, options);
+  if (type === "sysfs") {
+    const network = namespaceOf(config, "network");
+    if (network === undefined) return handedOver(() => make.hostSys());
+    if (!isNew(network)) return tree(networkSys);
+  }
+  if (type === "" || options.remount || options.copyUp) {
+    throw new OciConfigError(`the mount on "${destination}" is not supported in a step`);
+  }
+  return [{ kind: "new", type, source: mount.source ?? type, destination, options, readonlyAtLast: type === "tmpfs" }];
+}
+
+/** A namespace that a configuration names. */
+export function namespaceOf(
+  config: Pick<OciConfig, "linux">,
+  type: NamespaceType,
+): { readonly type: NamespaceType; readonly path?: string } | undefined {
+  return config.linux?.namespaces?.find((namespace) => namespace.type === type);
+}
+
+/** What `slipway oci` can do and a step's program cannot: its plan has no place for it. */
+function refuseUnsupported(config: OciConfig): void {
+  const { process, linux, hooks, root } = config;
+  const refused: Readonly<Record<string, boolean>> = {
+    hooks: Object.values(hooks ?? {}).some((list) => list !== undefined && list.length > 0),
+    "root.readonly": root?.readonly === true,
+    "process.terminal": process?.terminal === true,
+    "process.apparmorProfile": Boolean(process?.apparmorProfile),
+    "process.selinuxLabel": Boolean(process?.selinuxLabel),
+    "process.execCPUAffinity": process?.execCPUAffinity !== undefined,
+    "linux.cgroupsPath": Boolean(linux?.cgroupsPath),
+    "linux.rootfsPropagation": Boolean(linux?.rootfsPropagation),
+    "linux.timeOffsets": (linux?.timeOffsets?.size ?? 0) > 0,
+  };
+  for (const [field, isThere] of Object.entries(refused)) {
+    if (isThere) throw new OciConfigError(`${field} is not supported in a step`);
+  }
+  for (const type of ["user", "mount", "pid", "ipc", "uts", "cgroup"] as const) {
+    const namespace = namespaceOf(config, type);
+    if (namespace === undefined || !isNew(namespace)) {
+      throw new OciConfigError(`linux.namespaces: a step has a ${type} namespace of its own`);
+    }
+  }
+  if (namespaceOf(config, "time") !== undefined) throw new OciConfigError("linux.namespaces: time is not supported");
+}
