@@ -1,4 +1,4 @@
-/** What `npm run demo`, `npm test`, `npm run check` and `npm run bench` do once the packages are there; see bootstrap.cjs. */
+/** What `npm run demo`, `npm test`, `npm run check`, `npm run bench` and `npm run validate:oci` do once the packages are there; see bootstrap.cjs. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { fileURLToPath } from "node:url";
@@ -30,6 +30,10 @@ const tasks: Readonly<Record<string, Task>> = {
     ],
   },
   bench: { needsPrograms: true, commands: (args) => [["bench", `${root}bench/index.ts`, ...args]] },
+  "validate:oci": {
+    needsPrograms: false,
+    commands: (args) => [["validation", `${root}test/oci-validation/run.ts`, ...args]],
+  },
 };
 
 void main(process.argv.slice(2));
