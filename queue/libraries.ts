@@ -1,12 +1,13 @@
 /**
- * BullMQ and ioredis, loaded at first use: together they take a tenth of a second, which `slipway run` and `slipway lint`,
- * importing this folder without ever using Redis, would otherwise pay at every start.
+ * BullMQ, ioredis and ws, loaded at first use: together they take a tenth of a second, which `slipway run` and `slipway lint`,
+ * importing this folder without ever using them, would otherwise pay at every start.
  */
 import { createRequire } from "node:module";
 import type * as Bullmq from "bullmq";
 import type * as Ioredis from "ioredis";
+import type * as Ws from "ws";
 
-// Both packages are CommonJS inside, so that require() can load them without waiting.
+// All are CommonJS inside, so that require() can load them without waiting.
 const load: (name: string) => unknown = createRequire(import.meta.url);
 
 export function loadIoredis(): typeof Ioredis {
@@ -17,4 +18,9 @@ export function loadIoredis(): typeof Ioredis {
 export function loadBullmq(): typeof Bullmq {
   // oxlint-disable-next-line typescript/no-unsafe-type-assertion
   return load("bullmq") as typeof Bullmq;
+}
+
+export function loadWs(): typeof Ws {
+  // oxlint-disable-next-line typescript/no-unsafe-type-assertion
+  return load("ws") as typeof Ws;
 }

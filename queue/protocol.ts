@@ -9,6 +9,9 @@
  * POST /api/agent/attempts/:attemptId/steps/:index             StepReport → 204 | 409
  * PUT  /api/agent/attempts/:attemptId/steps/:index/log?offset= LogChunk body → 200 { offset } | 409 | 416 { offset }
  * POST /api/agent/attempts/:attemptId/finish                   FinishReport → 204 | 409
+ * POST /api/agent/attempts/:attemptId/kept                     KeptReport → 200 KeptResponse | 409; after the finish, too
+ *
+ * Shells have a protocol of their own, shell-protocol.ts.
  */
 import type { JobSpec } from "../pipelines/index.ts";
 import { z } from "zod";
@@ -58,6 +61,34 @@ export interface RepositoryInfo {
 export interface RenewResponse {
   readonly canceled: boolean;
   readonly leaseMs: number;
+  /** Sessions of shells in this attempt that wait for the agent to dial in. */
+  readonly shells?: readonly string[];
+}
+
+/**
+ * What the agent keeps of an attempt's failed steps, all of it; none once it is gone. Repeated within a third of the
+ * answer's lease, or the server takes it for gone.
+ */
+export const keptReportSchema = z.object({
+  steps: z
+    .array(
+      z.object({
+        step: z.number().int().nonnegative(),
+        /** When it will be removed. */
+        untilMs: z.number(),
+        /** What it takes on the agent's disk, once that is known. */
+        bytes: z.number().nonnegative().optional(),
+      }),
+    )
+    .max(1000),
+});
+export type KeptReport = z.infer<typeof keptReportSchema>;
+
+export interface KeptResponse {
+  readonly leaseMs: number;
+  readonly shells: readonly string[];
+  /** Steps that nobody wants kept any more. */
+  readonly discard: readonly number[];
 }
 
 /** What was used, as the kernel counted it; `undefined` where the host cannot tell. */

@@ -16,6 +16,7 @@ import { HttpError } from "./http-error.ts";
 import { LogChunkError, maxChunkBodyBytes, parseLogChunk } from "./log-chunk.ts";
 import type { LogStore } from "./log-store.ts";
 import type { Scheduler } from "./scheduler.ts";
+import type { ShellRelay } from "./shell-relay.ts";
 import type { Store } from "./store.ts";
 
 export interface AgentApiOptions {
@@ -24,6 +25,7 @@ export interface AgentApiOptions {
   readonly watch: BuildWatch;
   readonly scheduler: Scheduler;
   readonly access: Access;
+  readonly relay: ShellRelay;
   readonly leaseMs: number;
 }
 
@@ -33,7 +35,7 @@ type LogRoute = StepRoute & { Querystring: { offset?: string } };
 
 /** Serves the protocol of queue/protocol.ts: hello, claim, renew, steps, logs, finish. */
 export async function serveAgents(app: FastifyInstance, options: AgentApiOptions): Promise<void> {
-  const { store, logs, watch, scheduler, access, leaseMs } = options;
+  const { store, logs, watch, scheduler, access, relay, leaseMs } = options;
   app.addHook("onRequest", async (request) => access.requireAgent(request));
   app.addContentTypeParser(
     "application/octet-stream",
@@ -51,8 +53,10 @@ export async function serveAgents(app: FastifyInstance, options: AgentApiOptions
   });
 
   app.post<AttemptRoute>("/api/agent/attempts/:attemptId/renew", async (request): Promise<RenewResponse> => {
-    const canceled = renewAttempt(store, request.params.attemptId, { token: token(request), leaseMs });
-    return { canceled, leaseMs };
+    const { attemptId } = request.params;
+    const canceled = renewAttempt(store, attemptId, { token: agentToken(request), leaseMs });
+    const shells = relay.waiting(attemptId);
+    return { canceled, leaseMs, ...(shells.length > 0 && { shells }) };
   });
 
   app.post<StepRoute>("/api/agent/attempts/:attemptId/steps/:index", async (request, reply) => {
@@ -92,12 +96,13 @@ export async function serveAgents(app: FastifyInstance, options: AgentApiOptions
   );
 
   app.post<AttemptRoute>("/api/agent/attempts/:attemptId/finish", async (request, reply) => {
-    scheduler.finish(request.params.attemptId, token(request), parse(finishReportSchema, request.body));
+    scheduler.finish(request.params.attemptId, agentToken(request), parse(finishReportSchema, request.body));
     return reply.code(204).send();
   });
 }
 
-function token(request: FastifyRequest): string {
+/** The attempt's fencing token. @throws {HttpError} 400 */
+export function agentToken(request: FastifyRequest): string {
   const value = request.headers[attemptTokenHeader];
   if (typeof value !== "string") throw new HttpError(400, `The header ${attemptTokenHeader} is missing`);
   return value;
@@ -107,7 +112,7 @@ function ownedStep(
   store: Store,
   request: FastifyRequest<StepRoute>,
 ): { attempt: AttemptRow; job: JobRow; step: number } {
-  const attempt = ownedAttempt(store, request.params.attemptId, token(request));
+  const attempt = ownedAttempt(store, request.params.attemptId, agentToken(request));
   const job = findJob(store, attempt.jobId) as JobRow;
   const { steps } = JSON.parse(job.spec) as JobSpec;
   const step = /^\d{1,6}$/.test(request.params.index) ? Number(request.params.index) : -1;

@@ -10,7 +10,7 @@ import { type Trigger, deliveryBuilds, findDelivery, listDeliveries, storeDelive
 import { hasAll, streamBuild } from "./events.ts";
 import { HttpError } from "./http-error.ts";
 import type { Inbox } from "./inbox.ts";
-import type { LogStore } from "./log-store.ts";
+import type { LogKey, LogStore } from "./log-store.ts";
 import { isRefName } from "./mirror.ts";
 import type { Planner } from "./planner.ts";
 import {
@@ -245,7 +245,11 @@ function lastEventIdOf(request: FastifyRequest): string | undefined {
   return typeof header === "string" ? header : undefined;
 }
 
-function logKey(build: BuildView, query: z.infer<typeof logSchema>) {
+/** Finds the log that names or positions of a job and a step mean. @throws {HttpError} 404 */
+export function logKey(
+  build: BuildView,
+  query: { readonly job: string; readonly step: string; readonly attempt?: number | undefined },
+): LogKey {
   const job =
     build.jobs.find(({ name }) => name === query.job) ??
     build.jobs.find(({ position }) => String(position) === query.job);
@@ -262,7 +266,8 @@ function repositoryOf(store: Store, id: string): Repository {
   return repository;
 }
 
-function buildOf(store: Store, id: string): BuildView {
+/** @throws {HttpError} 404 */
+export function buildOf(store: Store, id: string): BuildView {
   const build = findBuild(store, id) && viewBuild(store, id);
   if (!build) throw new HttpError(404, `There is no build "${id.slice(0, 40)}"`);
   return build;

@@ -147,6 +147,17 @@ export function ownedAttempt(store: Store, id: string, token: string): AttemptRo
   return attempt;
 }
 
+/**
+ * Finds an attempt that an agent has claimed by its id and fencing token, also when the agent has reported its end.
+ *
+ * @throws {FencedError} If the token is another's, or the server has ended the attempt.
+ */
+export function recognizedAttempt(store: Store, id: string, token: string): AttemptRow {
+  const attempt = findAttempt(store, id);
+  if (!attempt || !isOwner(attempt, token)) throw new FencedError(fenceText(id, attempt));
+  return attempt;
+}
+
 /** Renews the lease; tells whether the build was canceled. */
 export function renewAttempt(
   store: Store,

@@ -11,6 +11,8 @@ export interface Dispatcher {
   remove(pool: string, attemptId: string): Promise<void>;
   /** Tells the agent that runs the attempt to stop; nobody may be listening. */
   cancel(attemptId: string, reason: string): Promise<void>;
+  /** Has the agent that runs the attempt, or keeps something of it, ask the server about it; nobody may be listening. */
+  wake(attemptId: string): Promise<void>;
   /** Lists the attempts that wait or are with a live agent. */
   list(pool: string): Promise<readonly string[]>;
 }
@@ -35,6 +37,10 @@ export class RedisDispatcher implements Dispatcher, AsyncDisposable {
 
   async cancel(attemptId: string, reason: string): Promise<void> {
     await this.#cancel.publish(attemptId, reason);
+  }
+
+  async wake(attemptId: string): Promise<void> {
+    await this.#cancel.wake(attemptId);
   }
 
   async list(pool: string): Promise<readonly string[]> {

@@ -15,6 +15,7 @@ import type { BuildWatch } from "./build-watch.ts";
 import { buildJobs, findBuild, findJob, setJob, touch, unfinishedBuilds } from "./builds.ts";
 import type { Dispatcher } from "./dispatcher.ts";
 import type { FinishReport } from "../queue/index.ts";
+import { expireKept } from "./kept.ts";
 import type { LogStore } from "./log-store.ts";
 import type { Store } from "./store.ts";
 
@@ -213,7 +214,8 @@ export class Scheduler implements AsyncDisposable {
   }
 
   #expire(): void {
-    const { store, dispatcher, logger, leaseMs } = this.#options;
+    const { store, dispatcher, logger, leaseMs, watch } = this.#options;
+    for (const buildId of expireKept(store, Date.now())) watch.wake(buildId);
     for (const attempt of expiredAttempts(store, Date.now())) {
       const lost = `agent lost: ${attempt.agent ?? "it"} did not answer for ${leaseMs / 1000} s`;
       logger.warn({ attempt: attempt.id, agent: attempt.agent, build: attempt.buildId }, lost);

@@ -103,4 +103,15 @@ export const migrations: readonly string[] = [
     PRIMARY KEY (attempt_id, position)
   ) STRICT, WITHOUT ROWID;
   `,
+  `
+  CREATE TABLE kept (
+    attempt_id TEXT NOT NULL REFERENCES attempts ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    until_ms INTEGER NOT NULL,
+    bytes INTEGER,
+    lease_until_ms INTEGER NOT NULL,
+    discarded INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (attempt_id, position)
+  ) STRICT, WITHOUT ROWID;
+  `,
 ];

@@ -16,8 +16,11 @@ import { LogStore } from "./log-store.ts";
 import { securityHeaders, servePages } from "./pages.ts";
 import { Planner } from "./planner.ts";
 import { Scheduler } from "./scheduler.ts";
+import { noteSession, serveShells } from "./shell-api.ts";
+import { ShellRelay } from "./shell-relay.ts";
 import { Store } from "./store.ts";
 import { keepToken } from "./token.ts";
+import { isWebSocket, WebSockets } from "./web-sockets.ts";
 import { serveWebhooks } from "./webhook.ts";
 
 export interface ServerOptions {
@@ -100,9 +103,25 @@ export class Server implements AsyncDisposable {
     const access = new Access({ ...tokens, host, publicUrl: options.publicUrl });
     const app = createApp(options, logger);
     resources.defer(() => app.close());
+    const sockets = resources.use(new WebSockets(app));
+    const wake = (attemptId: string) => void dispatcher.wake(attemptId).catch(() => {}); // it asks by itself, later
+    const relay = resources.use(
+      new ShellRelay({
+        wake,
+        // An agent asks at a third of its lease.
+        dialMs: leaseMs,
+        onSession: (target, event) => {
+          logger.info({ ...target, by: event.by }, `shell ${event.kind}`);
+          const failed = (error: unknown) => logger.error({ err: error, ...target }, "cannot write to the step's log");
+          noteSession({ store, logs }, target, event).catch(failed);
+        },
+        logger,
+      }),
+    );
     await app.register(servePages, { access });
     await app.register(serveWebhooks, { store, inbox, webhookSecret: options.webhookSecret });
-    await app.register(serveAgents, { store, logs, watch, scheduler, access, leaseMs });
+    await app.register(serveAgents, { store, logs, watch, scheduler, access, relay, leaseMs });
+    await app.register(serveShells, { store, watch, access, relay, sockets, leaseMs, wake });
     await app.register(serveApi, { store, inbox, scheduler, planner, logs, watch, access });
     const address = await listen(app, host, options.port ?? 7433);
     scheduler.start();
@@ -144,6 +163,8 @@ function createApp(options: ServerOptions, logger: Logger): FastifyInstance {
       connectionsCheckingInterval: Math.min(requestTimeout, 10_000),
       // Node swaps the two if the headers have longer than the whole.
       headersTimeout: Math.min(requestTimeout, 60_000),
+      // Every other upgrade (h2c) is declined by answering as if it had not been asked for.
+      shouldUpgradeCallback: isWebSocket,
     },
     // Followers of a build would else keep the server from stopping.
     forceCloseConnections: true,

@@ -65,6 +65,8 @@ export interface StepView {
   readonly usage?: Usage;
   readonly startedAtMs?: number;
   readonly finishedAtMs?: number;
+  /** Its root file system is kept by the agent for a shell: until when, and what it takes there. */
+  readonly kept?: { readonly untilMs: number; readonly bytes?: number };
 }
 
 type Row<T> = { [K in keyof T]-?: undefined extends T[K] ? Exclude<T[K], undefined> | null : T[K] };
@@ -76,10 +78,12 @@ type SummaryRow = Row<Omit<BuildSummary, "repository" | "event">> & {
 };
 type JobRow = Row<Omit<JobView, "needs" | "pool" | "stepNames" | "attempts">> & { id: number; spec: string };
 type AttemptRow = Row<Omit<AttemptView, "steps">> & { id: string; jobId: number };
-type StepRow = Row<Omit<StepView, "name" | "usage" | "allowedFailure">> & {
+type StepRow = Row<Omit<StepView, "name" | "usage" | "allowedFailure" | "kept">> & {
   attemptId: string;
   usage: string | null;
   allowedFailure: number;
+  keptUntilMs: number | null;
+  keptBytes: number | null;
 };
 
 const summary = `SELECT b.seq, b.id, b.number, b.repository_id AS repositoryId, r.name AS repositoryName, b.status, b.reason,
@@ -140,8 +144,10 @@ export function viewJobs(store: Store, buildId: string, sinceVersion = 0): JobVi
   );
   const steps = store.all<StepRow>(
     `SELECT s.attempt_id AS attemptId, s.position, s.status, s.reason, s.exit_code AS exitCode, s.signal,
-       s.allowed_failure AS allowedFailure, s.usage, s.started_at_ms AS startedAtMs, s.finished_at_ms AS finishedAtMs
+       s.allowed_failure AS allowedFailure, s.usage, s.started_at_ms AS startedAtMs, s.finished_at_ms AS finishedAtMs,
+       k.until_ms AS keptUntilMs, k.bytes AS keptBytes
      FROM steps s JOIN attempts a ON a.id = s.attempt_id JOIN jobs j ON j.id = a.job_id
+     LEFT JOIN kept k ON k.attempt_id = s.attempt_id AND k.position = s.position AND k.discarded = 0
      WHERE a.build_id = ? AND j.version > ?`,
     buildId,
     sinceVersion,
@@ -180,12 +186,15 @@ function toAttempt(
     steps: spec.steps.map(({ name }, position): StepView => {
       const step = steps.find((row) => row.position === position);
       if (!step) return { position, name, status: isOver ? "skipped" : "queued" };
-      const { attemptId: _attemptId, usage, allowedFailure, ...row } = step;
+      const { attemptId: _attemptId, usage, allowedFailure, keptUntilMs, keptBytes, ...row } = step;
       return {
         ...known(row),
         name,
         ...(allowedFailure === 1 && { allowedFailure: true }),
         ...(usage && { usage: JSON.parse(usage) as Usage }),
+        ...(keptUntilMs !== null && {
+          kept: { untilMs: keptUntilMs, ...(keptBytes !== null && { bytes: keptBytes }) },
+        }),
       };
     }),
   };

@@ -27,6 +27,7 @@ const packageHomes: Readonly<Record<string, readonly string[]>> = {
   koffi: ["runtime"],
   "node:sqlite": ["server"],
   "simple-git": ["agent", "server"],
+  ws: ["queue", "server"],
 };
 
 interface Import {
