@@ -50,8 +50,8 @@ export class Container implements AsyncDisposable {
   #stopReason: { readonly reason: "timeout" | "canceled"; readonly message: string } | undefined;
   #process: ProcessConfig | undefined;
   #start: { readonly fd: number; readonly processFd: number; readonly block: bigint } | undefined;
-  /** Somebody wanted it killed before stage 0 had said who it is. */
-  #killWhenKnown = false;
+  /** Also if stage 0 has yet to say whom. */
+  #killed = false;
   #timer: NodeJS.Timeout | undefined;
   #killTimer: NodeJS.Timeout | undefined;
   #cleaned: Promise<void> | undefined;
@@ -149,8 +149,8 @@ export class Container implements AsyncDisposable {
 
   /** Kills every process at once: the kernel takes a pid namespace down with its init. */
   #kill(): void {
-    if (this.pid === 0) this.#killWhenKnown = true;
-    else kill(this.pid, SIGKILL);
+    this.#killed = true;
+    if (this.pid !== 0) kill(this.pid, SIGKILL);
   }
 
   /** Takes a container that was never started down: its init ends when the start pipe does. */
@@ -181,8 +181,9 @@ export class Container implements AsyncDisposable {
     switch (bytes.readUInt32LE(0)) {
       case message.initPid:
         this.pid = value;
-        void reap(value).then(this.#gone.resolve);
-        if (this.#killWhenKnown) this.#kill();
+        // Not before stage 0 has ended: until init is reaped, its id means nobody else, and stage 0 writes id maps by it.
+        void this.#stageZero.then(async () => this.#gone.resolve(await reap(value)));
+        if (this.#killed) this.#kill();
         break;
       case message.created:
         this.#created.resolve();
@@ -199,7 +200,8 @@ export class Container implements AsyncDisposable {
         this.#exitedAtMs = timeOf(bytes);
         break;
       case failMessage:
-        this.#failure ??= this.#explain(this.#program.operationAt(bytes.readBigUInt64LE(8)), value);
+        // What fails after we have killed it fails for that.
+        if (!this.#killed) this.#failure ??= this.#explain(this.#program.operationAt(bytes.readBigUInt64LE(8)), value);
         break;
     }
   }
