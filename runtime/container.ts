@@ -40,7 +40,8 @@ export class Container implements AsyncDisposable {
   readonly #outputs: readonly PipeReader[];
   readonly #status: PipeReader;
   readonly #stageZero: Promise<Reaped>;
-  readonly #gone = Promise.withResolvers<Reaped | undefined>();
+  readonly #payloadGone = Promise.withResolvers<void>();
+  readonly #gone = Promise.withResolvers<Reaped>();
   readonly #created = Promise.withResolvers<void>();
   readonly #started = Promise.withResolvers<void>();
   #failure: Error | undefined;
@@ -52,6 +53,8 @@ export class Container implements AsyncDisposable {
   #start: { readonly fd: number; readonly processFd: number; readonly block: bigint } | undefined;
   /** Also if stage 0 has yet to say whom. */
   #killed = false;
+  /** From then on its id may mean another process. */
+  #isReaped = false;
   #timer: NodeJS.Timeout | undefined;
   #killTimer: NodeJS.Timeout | undefined;
   #cleaned: Promise<void> | undefined;
@@ -150,7 +153,7 @@ export class Container implements AsyncDisposable {
   /** Kills every process at once: the kernel takes a pid namespace down with its init. */
   #kill(): void {
     this.#killed = true;
-    if (this.pid !== 0) kill(this.pid, SIGKILL);
+    if (this.pid !== 0 && !this.#isReaped) kill(this.pid, SIGKILL);
   }
 
   /** Takes a container that was never started down: its init ends when the start pipe does. */
@@ -182,15 +185,19 @@ export class Container implements AsyncDisposable {
       case message.initPid:
         this.pid = value;
         // Not before stage 0 has ended: until init is reaped, its id means nobody else, and stage 0 writes id maps by it.
-        void this.#stageZero.then(async () => this.#gone.resolve(await reap(value)));
+        void this.#stageZero.then(async () => {
+          this.#gone.resolve(await reap(value));
+          this.#isReaped = true;
+        });
         if (this.#killed) this.#kill();
         break;
       case message.created:
         this.#created.resolve();
         break;
       case message.executed:
-        this.#created.resolve();
         this.#startedAtMs = timeOf(bytes);
+        if (this.#startedAtMs === 0) break; // it was not
+        this.#created.resolve();
         if (this.#stopReason === undefined) this.#limitTime();
         else this.#terminate();
         if (this.#failure === undefined) this.#started.resolve();
@@ -198,6 +205,7 @@ export class Container implements AsyncDisposable {
       case message.payloadExited:
         this.#payloadStatus = value;
         this.#exitedAtMs = timeOf(bytes);
+        this.#payloadGone.resolve();
         break;
       case failMessage:
         // What fails after we have killed it fails for that.
@@ -222,13 +230,13 @@ export class Container implements AsyncDisposable {
 
   async #finish(): Promise<ContainerResult> {
     try {
-      const stageZero = await this.#stageZero;
-      // Stage 0 has written init's id, if there is an init, before it ended; the pipe may still hold it.
-      const gone = await Promise.race([this.#gone.promise, this.#status.ended.then(() => undefined)]);
-      const end = this.pid === 0 ? undefined : (gone ?? (await this.#gone.promise));
-      // Its last message is there, or else whatever there is to be known comes before the end.
-      if (this.#payloadStatus === undefined) await this.#status.ended;
-      else this.#status.destroy();
+      // Everybody who can speak on the status pipe is gone, or init has said that it is the only one left.
+      await Promise.race([this.#payloadGone.promise, this.#status.ended]);
+      const isReported = this.#payloadStatus !== undefined;
+      if (isReported) this.#status.destroy();
+      const stageZero = isReported ? undefined : await this.#stageZero;
+      // Its end takes the namespaces along, which takes a while; but what it has used is known only then without a cgroup.
+      const end = isReported && this.#cgroup !== undefined ? undefined : await this.#end();
       await this.#outputEnds();
       const finishedAtMs = this.#exitedAtMs ?? Date.now();
       if (this.#failure !== undefined || this.#startedAtMs === 0) {
@@ -252,6 +260,9 @@ export class Container implements AsyncDisposable {
    * is, unless a descriptor was given away to somebody outside over a socket: for that nobody waits longer than for a sink.
    */
   async #outputEnds(): Promise<void> {
+    // At once, where nothing is in the way: the next step waits for it.
+    for (const output of this.#outputs) output.drain();
+    if (this.#outputs.every(({ isAtEnd }) => isAtEnd)) return;
     const ends = Promise.all(this.#outputs.map(({ ended }) => ended));
     const watch = setInterval(() => {
       for (const output of this.#outputs) output.destroyIfIdle();
@@ -261,7 +272,7 @@ export class Container implements AsyncDisposable {
   }
 
   /** It is gone, and nobody said why: killed while it was being set up. */
-  #died(stageZero: Reaped, end: Reaped | undefined): Error {
+  #died(stageZero: Reaped | undefined, end: Reaped | undefined): Error {
     const usage = this.#cgroup?.usage();
     if (this.#process === undefined) return new Error(`Container ${this.#config.id} was not started`);
     if (this.#stopReason !== undefined)
@@ -319,8 +330,14 @@ export class Container implements AsyncDisposable {
     return { reason: "exited" };
   }
 
+  /** Of init, if there ever was one. */
+  async #end(): Promise<Reaped | undefined> {
+    return this.pid === 0 ? undefined : await this.#gone.promise;
+  }
+
   async #clean(): Promise<void> {
     this.#abandon();
+    await this.#end();
     const removal = this.#host.removeTree(this.#directory);
     await this.#cgroup?.remove();
     await removal;

@@ -3,8 +3,8 @@
  *
  * The program runs in three processes. *Stage 0* is a launcher, host root in the agent's namespaces; it clones *init* into
  * new ones with the agent as its parent (so the agent reaps it), writes init's id maps and exits.
- * Init builds its file system, drops what it may not keep and waits for the start. Then it clones the *payload*, which
- * becomes the step's program, and reaps until the payload is gone; when init exits, the kernel kills whatever is left.
+ * Init builds its file system, drops what it may not keep and clones the *payload*, which waits for the start and becomes the
+ * step's program. Init reaps until the payload is gone, kills whatever is left and exits.
  */
 import {
   AT_FDCWD,
@@ -16,11 +16,13 @@ import {
   CLONE_VFORK,
   CLOSE_RANGE_CLOEXEC,
   EACCES,
+  ECHILD,
   EINVAL,
   ENOENT,
   ENOSYS,
   ENOTDIR,
   EPERM,
+  ESRCH,
   MNT_DETACH,
   MOVE_MOUNT_F_EMPTY_PATH,
   MS_BIND,
@@ -50,7 +52,8 @@ import { loadSeccomp, type SeccompFilter } from "./seccomp.ts";
 
 /**
  * Messages on the status descriptor beside `failMessage`: { u32 kind, u32 value, u64 0 }. The last two have a struct timespec
- * behind that, when it happened: the agent may be busy with something else and hear of it late.
+ * behind that, when it happened: the agent may be busy with something else and hear of it late. `executed` with a time of
+ * zero means that the program was not executed: failed, or abandoned. `payloadExited` says that nothing but init is left.
  */
 export const message = { initPid: 2, created: 3, executed: 4, payloadExited: 5 } as const;
 
@@ -120,10 +123,9 @@ export function planLaunch(plan: LaunchPlan): Operation[] {
     { name: "die with the agent", call: "prctl", args: [PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0] },
     // Last: what init does from here on, a filter for ordinary programs lets it do.
     ...(config.process.noNewPrivileges && plan.seccomp !== undefined ? loadSeccomp(plan.seccomp) : []),
-    ...awaitStart(plan),
     ...superviseThePayload(plan),
     { label: PAYLOAD },
-    ...execute(),
+    ...execute(plan),
   ];
 }
 
@@ -170,7 +172,8 @@ function memory(plan: LaunchPlan): Operation[] {
     { memory: "mapDescriptor", size: 4 },
     { memory: "procPath", size: 32, bytes: Buffer.from(`/proc/${"/".repeat(10)}\0`) },
     { memory: "initPidMessage", size: messageBytes, bytes: message_(message.initPid) },
-    { memory: "executedMessage", size: 32, bytes: message_(message.executed) },
+    { memory: "executedMessage", size: messageBytes, bytes: message_(message.executed).subarray(0, messageBytes) },
+    { memory: "executedVector", size: 32, pointers: [{ at: 0, to: "executedMessage" }], bytes: executedVector() },
     { memory: "payloadExitedMessage", size: 32, bytes: message_(message.payloadExited) },
     ...networkMemory,
     { memory: "process", size: processBytes },
@@ -189,6 +192,15 @@ function message_(kind: number): Buffer {
   const bytes = Buffer.alloc(messageLength(kind));
   bytes.writeUInt32LE(kind, 0);
   return bytes;
+}
+
+/** Two struct iovec: the message, and the time behind it in the shared page. */
+function executedVector(): Buffer {
+  const vector = Buffer.alloc(32);
+  vector.writeBigUInt64LE(BigInt(messageBytes), 8);
+  vector.writeBigUInt64LE(BigInt(sharedPage), 16);
+  vector.writeBigUInt64LE(BigInt(timespecBytes), 24);
+  return vector;
 }
 
 /** Clones init and writes its id maps: all that needs the host's credentials. */
@@ -358,37 +370,28 @@ function limit({ rlimits = [] }: OciProcess): Operation[] {
   });
 }
 
-function awaitStart(plan: LaunchPlan): Operation[] {
-  const readProcess: Operation = {
-    name: "read the arguments and environment",
-    call: "pread64",
-    args: [plan.processFd, { addressOf: "process" }, processBytes, 0],
-  };
-  if (plan.startFd === undefined) return [readProcess];
-  return [
-    {
-      name: "report that the container is created",
-      call: "write",
-      args: [plan.statusFd, { bytes: message_(message.created) }, messageBytes],
-    },
-    {
-      name: "wait for the start",
-      call: "read",
-      args: [plan.startFd, { addressOf: "byte" }, 1],
-      store: "count",
-    },
-    { name: "wait for the start", unequal: [{ load: "count" }, 1], goto: "abandoned" },
-    readProcess,
-  ];
-}
-
-/** Clones the payload and reaps everything until it is gone; its wait status is the last word. */
+/**
+ * Clones the payload and reaps everything until nothing but init is left; its wait status is the last word.
+ *
+ * The payload is there before its start, one `execve` away from the step's program. Its end is reported when no other
+ * process of the step is left: the next step may start at once, although init and the namespaces still have to go.
+ */
 function superviseThePayload(plan: LaunchPlan): Operation[] {
   return [
     // The payload may not trace or read init, which speaks for the container.
     { name: "protect init", call: "prctl", args: [PR_SET_DUMPABLE, 0, 0, 0, 0] },
-    // Before, not after: when init goes on, a short program may have ended already.
-    readClock("executedMessage"),
+    {
+      name: "share a page with the payload",
+      call: "mmap",
+      args: [
+        sharedPage,
+        4096,
+        PROT_READ | PROT_WRITE,
+        MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
+        0xffff_ffff_ffff_ffffn,
+        0,
+      ],
+    },
     {
       name: "clone the payload",
       call: "clone",
@@ -399,7 +402,11 @@ function superviseThePayload(plan: LaunchPlan): Operation[] {
     },
     { name: "go on as the payload", unequal: [0, 1], goto: PAYLOAD },
     { label: "reap" },
-    report("report that the program was executed", plan.statusFd, "executedMessage"),
+    {
+      name: "report that the program was executed",
+      call: "writev",
+      args: [plan.statusFd, { addressOf: "executedVector" }, 2],
+    },
     ...[1, 2].map((fd): Operation => ({ name: `close descriptor ${fd}`, call: "close", args: [fd] })),
     { label: "reap one" },
     {
@@ -413,24 +420,54 @@ function superviseThePayload(plan: LaunchPlan): Operation[] {
       unequal: [{ load: "reapedPid" }, { load: "payloadPid" }],
       goto: "reap one",
     },
-    readClock("payloadExitedMessage"),
-    report("report the payload's end", plan.statusFd, "payloadExitedMessage"),
+    readClock({ addressOf: "payloadExitedMessage", offset: messageBytes }),
+    // Whoever is forking meanwhile fails at that: what this leaves alive is nobody but init.
+    { name: "kill what is left", call: "kill", args: [-1, SIGKILL], tolerate: [ESRCH] },
+    { label: "reap the rest" },
+    {
+      name: "wait for what is left",
+      call: "wait4",
+      args: [-1, 0, WALL, 0],
+      ifPositive: "reap the rest",
+      tolerate: [ECHILD],
+    },
+    {
+      name: "report the payload's end",
+      call: "write",
+      args: [plan.statusFd, { addressOf: "payloadExitedMessage" }, messageBytes + timespecBytes],
+    },
     { label: "abandoned" },
     { name: "end init", call: "exit_group", args: [0] },
   ];
 }
 
-/** Into the timespec behind a message. */
-function readClock(memory: string): Operation {
-  const time: Value = { addressOf: memory, offset: messageBytes };
+/** Where init and payload see the same memory: a timespec, zero until the program is about to be executed. */
+const sharedPage = 0x2000_0000;
+const [PROT_READ, PROT_WRITE] = [1, 2];
+const [MAP_SHARED, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE] = [0x01, 0x20, 0x10_0000];
+/** Also children whose end sends another signal than SIGCHLD. */
+const WALL = 0x4000_0000;
+
+/** Into a timespec. */
+function readClock(time: Value): Operation {
   return { name: "read the clock", call: "clock_gettime", args: [CLOCK_REALTIME, time] };
 }
 
-function report(name: string, statusFd: number, memory: string): Operation {
-  return { name, call: "write", args: [statusFd, { addressOf: memory }, messageBytes + timespecBytes] };
+function awaitStart({ statusFd, startFd }: LaunchPlan): Operation[] {
+  if (startFd === undefined) return [];
+  return [
+    {
+      name: "report that the container is created",
+      call: "write",
+      args: [statusFd, { bytes: message_(message.created) }, messageBytes],
+    },
+    { name: "wait for the start", call: "read", args: [startFd, { addressOf: "byte" }, 1], store: "count" },
+    { name: "wait for the start", unequal: [{ load: "count" }, 1], goto: "abandoned" },
+  ];
 }
 
-function execute(): Operation[] {
+/** The payload's part: everything that can be done before the start, the start, `execve`. */
+function execute(plan: LaunchPlan): Operation[] {
   const block = (offset: number): Value => ({ load: "process", offset });
   const execve = (candidate: number, tolerate: readonly number[]): Operation => ({
     name: "execute the program",
@@ -439,7 +476,6 @@ function execute(): Operation[] {
     tolerate,
   });
   return [
-    { name: "become dumpable", call: "prctl", args: [PR_SET_DUMPABLE, 1, 0, 0, 0] },
     { name: "start a session", call: "setsid", args: [] },
     // The status descriptor included: its end at execve is how nobody but init can speak on it.
     {
@@ -448,6 +484,14 @@ function execute(): Operation[] {
       args: [3, 0xffff_ffff, CLOSE_RANGE_CLOEXEC],
       tolerate: [ENOSYS, EPERM],
     },
+    ...awaitStart(plan),
+    { name: "become dumpable", call: "prctl", args: [PR_SET_DUMPABLE, 1, 0, 0, 0] },
+    {
+      name: "read the arguments and environment",
+      call: "pread64",
+      args: [plan.processFd, { addressOf: "process" }, processBytes, 0],
+    },
+    readClock(sharedPage),
     // One candidate: its own errno is the answer. Several: the first that can be executed, as execvp(3) does.
     { name: "search in PATH", unequal: [block(processLayout.count), 1], goto: "search" },
     execve(0, []),

@@ -1,5 +1,6 @@
 /** Reads a pipe into one reused buffer and hands every piece on. */
 import { Socket } from "node:net";
+import { trySyscall } from "./syscall.ts";
 
 const bufferBytes = 64 << 10;
 
@@ -11,29 +12,38 @@ export class PipeReader {
   #paused = false;
   /** Nothing has come since the last look. */
   #idle = false;
+  readonly #fd: number;
+  readonly #take: (length: number) => boolean;
+  readonly #buffer = Buffer.allocUnsafeSlow(bufferBytes);
+  #atEnd = false;
 
   /**
    * @param fd The read end; belongs to the reader from now on.
    * @param onData Returning `false` pauses until `resume()`. The chunk is valid only during the call.
    */
   constructor(fd: number, onData: (chunk: Uint8Array) => boolean | void) {
-    const buffer = Buffer.allocUnsafeSlow(bufferBytes);
-    const options = {
-      fd,
-      readable: true,
-      writable: false,
-      onread: { buffer, callback: (length: number) => this.#take(onData(buffer.subarray(0, length))) },
-    };
+    const buffer = this.#buffer;
+    this.#fd = fd;
+    this.#take = (length) => this.#taken(onData(buffer.subarray(0, length)));
+    const options = { fd, readable: true, writable: false, onread: { buffer, callback: this.#take } };
     this.#socket = new Socket(options);
     this.ended = new Promise((resolve) => {
-      this.#socket.on("close", () => resolve());
+      this.#socket.on("close", () => {
+        this.#atEnd = true;
+        resolve();
+      });
       // A pipe's read end does not fail; should it, its end has come all the same.
       this.#socket.on("error", () => undefined);
     });
     this.#socket.resume();
   }
 
-  #take(wanted: boolean | void): boolean {
+  /** All has been handed on, or nobody wants it. */
+  get isAtEnd(): boolean {
+    return this.#atEnd;
+  }
+
+  #taken(wanted: boolean | void): boolean {
     this.#idle = false;
     this.#paused = wanted === false;
     return !this.#paused;
@@ -48,6 +58,22 @@ export class PipeReader {
   destroyIfIdle(): void {
     if (this.#idle && !this.#paused) this.destroy();
     this.#idle = !this.#paused;
+  }
+
+  /**
+   * Reads on, now, as long as there is something and it is wanted; at the end `isAtEnd` is true, and `ended` resolves when
+   * the event loop comes to it. Nothing is buffered between the pipe and the sink, so this is as good as waiting for it.
+   */
+  drain(): void {
+    while (!this.#paused && !this.#socket.destroyed && !this.#atEnd) {
+      const length = trySyscall("read", this.#fd, this.#buffer, this.#buffer.length);
+      if (length < 0) return; // EAGAIN: somebody has it open still
+      if (length > 0) this.#take(length);
+      else {
+        this.#atEnd = true;
+        this.#socket.destroy();
+      }
+    }
   }
 
   /** Stops reading; `ended` resolves. */

@@ -96,9 +96,15 @@ describe("planLaunch", () => {
     expect(sets).toEqual({ bytes: Buffer.alloc(24) });
   });
 
-  test("waits for the start before it reads arguments, and clones the payload after", () => {
-    expect(named("wait for the start")).toBeLessThan(named("read the arguments and environment"));
-    expect(named("read the arguments and environment")).toBeLessThan(named("clone the payload"));
+  test("clones the payload ahead; after the start it reads arguments and executes them, and does nothing else", () => {
+    expect(named("clone the payload")).toBeLessThan(named("wait for the start"));
+    const names = calls.slice(named("wait for the start") + 1, named("execute the program")).map(({ name }) => name);
+    expect(names).toEqual(["become dumpable", "read the arguments and environment", "read the clock"]);
+  });
+
+  test("reports the payload's end when nothing but init is left", () => {
+    expect(named("kill what is left")).toBeLessThan(named("wait for what is left"));
+    expect(named("wait for what is left")).toBeLessThan(named("report the payload's end"));
   });
 
   test("does not wait when the arguments are there already", () => {
