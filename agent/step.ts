@@ -137,17 +137,13 @@ export class StepRun {
 }
 
 function describe(result: ContainerResult, log: StepLog): StepResult {
-  const { startedAtMs, finishedAtMs, exitCode, cpuTimeMs, memoryPeakBytes, pidsPeak } = result;
+  const { startedAtMs, finishedAtMs, exitCode, usage } = result;
   const facts = {
     startedAtMs,
     finishedAtMs,
     exitCode,
     ...(result.signal !== undefined && { signal: result.signal }),
-    usage: {
-      cpuTimeMs,
-      ...(memoryPeakBytes !== undefined && { memoryPeakBytes }),
-      ...(pidsPeak !== undefined && { pidsPeak }),
-    },
+    usage,
   };
   if (result.reason === "exited") {
     if (exitCode === 0) return { status: "success", ...facts };

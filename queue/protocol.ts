@@ -94,8 +94,19 @@ export interface KeptResponse {
 /** What was used, as the kernel counted it; `undefined` where the host cannot tell. */
 export const usageSchema = z.object({
   cpuTimeMs: z.number().nonnegative(),
+  /** How long the limit kept its processes from the CPU, summed over CPUs; and in how many periods of 0.1 s. */
+  cpuThrottledMs: z.number().nonnegative().optional(),
+  cpuThrottledPeriods: z.number().int().nonnegative().optional(),
   memoryPeakBytes: z.number().nonnegative().optional(),
   pidsPeak: z.number().int().nonnegative().optional(),
+  /** What came from disks; and what was written to files on disks, whether it is there yet or not. */
+  ioReadBytes: z.number().nonnegative().optional(),
+  ioWriteBytes: z.number().nonnegative().optional(),
+  /** What has gone to and from disks so far, on cgroup v1 without what is written back later. */
+  ioReadOperations: z.number().int().nonnegative().optional(),
+  ioWriteOperations: z.number().int().nonnegative().optional(),
+  /** What the step has added to its root file system and the workspace. */
+  diskBytes: z.number().nonnegative().optional(),
 });
 export type Usage = z.infer<typeof usageSchema>;
 

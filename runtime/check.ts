@@ -1,7 +1,7 @@
 /** What this host can do, found out by trying it. */
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmdirSync, rmSync, statfsSync } from "node:fs";
 import { arch, release } from "node:os";
-import { type CgroupHost, findCgroups } from "./cgroup.ts";
+import { type CgroupHost, findCgroups } from "./cgroup-host.ts";
 import { mountLayers } from "./launch-plan.ts";
 import { capabilityNames } from "./linux.ts";
 import { cloneMount } from "./mount.ts";

@@ -4,6 +4,7 @@ import type { CapabilityName } from "./linux.ts";
 import type { JobNetwork } from "./network.ts";
 import type { OciDevice } from "./oci-config.ts";
 import type { StepMount, StepUser } from "./step-config.ts";
+import type { StepResources } from "./step-resources.ts";
 import type { UidRange } from "./uid-range.ts";
 
 /**
@@ -46,7 +47,7 @@ export interface PreparedConfig {
    * It is the caller's; a later container can go on in it. @default one of the container's own, removed with it
    */
   readonly writableDir?: string;
-  readonly resources: { readonly memoryBytes: number; readonly cpu: number; readonly pids: number };
+  readonly resources: StepResources;
   /** Loopback only, the host's, or a job's, which is the caller's to dispose. */
   readonly network: "none" | "host" | JobNetwork;
   readonly output: OutputSink;
@@ -59,12 +60,30 @@ export interface PreparedConfig {
 
 export type ContainerConfig = PreparedConfig & ProcessConfig;
 
-/** Why the container ended. */
-export type EndReason = "exited" | "signaled" | "oom" | "timeout" | "canceled";
+/** Why the container ended. `oom`, `disk` and `log` are limits for which it was killed at once. */
+export type EndReason = "exited" | "signaled" | "oom" | "disk" | "log" | "timeout" | "canceled";
+
+/** What it used, as the kernel counted it; a field is absent where this host does not count it. */
+export interface ContainerUsage {
+  readonly cpuTimeMs: number;
+  /** How long its processes were kept from the CPU by the limit, summed over CPUs; and in how many periods of 0.1 s. */
+  readonly cpuThrottledMs?: number;
+  readonly cpuThrottledPeriods?: number;
+  readonly memoryPeakBytes?: number;
+  readonly pidsPeak?: number;
+  /** What came from disks; and what was written to files on disks, whether it is there yet or not. */
+  readonly ioReadBytes?: number;
+  readonly ioWriteBytes?: number;
+  /** What has gone to and from disks so far, on v1 without what is written back later. */
+  readonly ioReadOperations?: number;
+  readonly ioWriteOperations?: number;
+  /** What it has added to its root file system and its workspace. */
+  readonly diskBytes?: number;
+}
 
 export interface ContainerResult {
   readonly reason: EndReason;
-  /** 0–255; 128 + signal number where a signal ended it. */
+  /** 0–255; 128 + signal number where a signal ended it; 137 if anything of it was killed for memory. */
   readonly exitCode: number;
   /** `SIGKILL`, where a signal ended it. */
   readonly signal?: string;
@@ -74,9 +93,7 @@ export interface ContainerResult {
   /** When the program was executed and when it ended, by the kernel's clock; since the epoch, with a fraction. */
   readonly startedAtMs: number;
   readonly finishedAtMs: number;
-  readonly cpuTimeMs: number;
-  readonly memoryPeakBytes?: number;
-  readonly pidsPeak?: number;
+  readonly usage: ContainerUsage;
 }
 
 /** The program cannot be executed: it is missing, not executable or no program. The user's failure, not ours. */

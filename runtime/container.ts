@@ -1,9 +1,12 @@
 /** One container from its start to its end. */
 import { readFileSync } from "node:fs";
 import { constants } from "node:os";
-import type { Cgroup, CgroupUsage } from "./cgroup.ts";
+import { formatBytes } from "./bytes.ts";
+import type { Cgroup } from "./cgroup.ts";
+import type { CgroupUsage } from "./cgroup-usage.ts";
 import {
   type ContainerResult,
+  type ContainerUsage,
   type EndReason,
   ExecError,
   type PreparedConfig,
@@ -13,10 +16,14 @@ import type { Host } from "./host.ts";
 import type { Launcher } from "./launcher.ts";
 import { message, messageLength } from "./launch-plan.ts";
 import { SIGKILL, SIGTERM } from "./linux.ts";
+import type { OomProcess } from "./oom-log.ts";
+import { describeOom } from "./oom-reason.ts";
 import { PipeReader } from "./output.ts";
 import { processBlock } from "./process-block.ts";
+import { sampleProcesses } from "./process-sample.ts";
 import { failMessage, messageBytes, type Operation, type Program } from "./program.ts";
-import { decodeWaitStatus, kill, type Reaped, reap, signalAll } from "./reaper.ts";
+import { decodeWaitStatus, kill, type Reaped, readProcessIo, reap, signalAll } from "./reaper.ts";
+import type { StepResources } from "./step-resources.ts";
 import { close, errnoName, syscall, trySyscall } from "./syscall.ts";
 
 /** One container. Disposing it kills what still runs and removes every trace. */
@@ -36,6 +43,8 @@ export class Container implements AsyncDisposable {
   readonly #config: PreparedConfig;
   readonly #directory: string;
   readonly #cgroup: Cgroup | undefined;
+  /** What it has of what it asked for. */
+  readonly #granted: StepResources;
   readonly #program: Program;
   readonly #outputs: readonly PipeReader[];
   readonly #status: PipeReader;
@@ -48,13 +57,17 @@ export class Container implements AsyncDisposable {
   #payloadStatus: number | undefined;
   #startedAtMs = 0;
   #exitedAtMs: number | undefined;
-  #stopReason: { readonly reason: "timeout" | "canceled"; readonly message: string } | undefined;
+  #stopReason:
+    | { readonly reason: Exclude<EndReason, "exited" | "signaled" | "oom">; readonly message: string }
+    | undefined;
+  #watching: Disposable | undefined;
+  #sample: readonly OomProcess[] | undefined;
   #process: ProcessConfig | undefined;
   #start: { readonly fd: number; readonly processFd: number; readonly block: bigint } | undefined;
   /** Also if stage 0 has yet to say whom. */
   #killed = false;
-  /** From then on its id may mean another process. */
-  #isReaped = false;
+  /** From then on init's id may mean another process. */
+  #reaped: Reaped | undefined;
   #timer: NodeJS.Timeout | undefined;
   #killTimer: NodeJS.Timeout | undefined;
   #cleaned: Promise<void> | undefined;
@@ -79,6 +92,7 @@ export class Container implements AsyncDisposable {
     this.#config = config;
     this.#directory = made.directory;
     this.#cgroup = made.launcher.cgroup;
+    this.#granted = host.limits.granted(config.resources);
     this.#program = made.program;
     this.#process = made.process;
     this.#start = made.start;
@@ -146,6 +160,27 @@ export class Container implements AsyncDisposable {
     this.#killTimer = setTimeout(() => this.#kill(), this.#config.graceMs ?? 10_000);
   }
 
+  /** Kills it at once, for a limit that the kernel does not keep; the first reason wins. @param message `wrote 3 GiB of 2 GiB disk` */
+  kill(reason: "disk" | "log", message: string): void {
+    if (this.#stopReason !== undefined) return;
+    this.#stopReason = { reason, message };
+    this.#kill();
+  }
+
+  /** What is to be looked at while it runs. */
+  #look(): void {
+    if (this.#cgroup === undefined) return;
+    // v1 kills one process, v2 all; what one of a step's processes needed and did not get the step did not get.
+    if (this.#cgroup.version === 1 && this.#cgroup.oomKills() > 0) this.#kill();
+    else if (this.#host.oomReports === undefined) this.#sampleIfFull(this.#cgroup);
+  }
+
+  /** When a process is killed for memory, it is too late to ask who was there. */
+  #sampleIfFull(cgroup: Cgroup): void {
+    const used = cgroup.memoryBytes() ?? 0;
+    if (used > this.#granted.memoryBytes * 0.7) this.#sample = sampleProcesses(cgroup.processes());
+  }
+
   #terminate(): void {
     signalAll(SIGTERM, () => this.#processes());
   }
@@ -153,7 +188,7 @@ export class Container implements AsyncDisposable {
   /** Kills every process at once: the kernel takes a pid namespace down with its init. */
   #kill(): void {
     this.#killed = true;
-    if (this.pid !== 0 && !this.#isReaped) kill(this.pid, SIGKILL);
+    if (this.pid !== 0 && this.#reaped === undefined) kill(this.pid, SIGKILL);
   }
 
   /** Takes a container that was never started down: its init ends when the start pipe does. */
@@ -186,8 +221,8 @@ export class Container implements AsyncDisposable {
         this.pid = value;
         // Not before stage 0 has ended: until init is reaped, its id means nobody else, and stage 0 writes id maps by it.
         void this.#stageZero.then(async () => {
-          this.#gone.resolve(await reap(value));
-          this.#isReaped = true;
+          this.#reaped = await reap(value);
+          this.#gone.resolve(this.#reaped);
         });
         if (this.#killed) this.#kill();
         break;
@@ -198,6 +233,7 @@ export class Container implements AsyncDisposable {
         this.#startedAtMs = timeOf(bytes);
         if (this.#startedAtMs === 0) break; // it was not
         this.#created.resolve();
+        this.#watching = this.#host.watch.add(() => this.#look());
         if (this.#stopReason === undefined) this.#limitTime();
         else this.#terminate();
         if (this.#failure === undefined) this.#started.resolve();
@@ -240,7 +276,8 @@ export class Container implements AsyncDisposable {
       await this.#outputEnds();
       const finishedAtMs = this.#exitedAtMs ?? Date.now();
       if (this.#failure !== undefined || this.#startedAtMs === 0) {
-        throw this.#failure ?? this.#died(stageZero, end);
+        // What fails because it is being stopped says nothing.
+        throw this.#stopReason === undefined && this.#failure ? this.#failure : this.#died(stageZero, end);
       }
       return this.#describe(end, finishedAtMs);
     } catch (error) {
@@ -251,6 +288,7 @@ export class Container implements AsyncDisposable {
       this.#config.signal?.removeEventListener("abort", this.#onAbort);
       clearTimeout(this.#timer);
       clearTimeout(this.#killTimer);
+      this.#watching?.[Symbol.dispose]();
       this.#cleaned = this.#clean();
     }
   }
@@ -279,18 +317,20 @@ export class Container implements AsyncDisposable {
       return new Error(`Container ${this.#config.id} was stopped before its program ran`);
     const why =
       (usage?.oomKills ?? 0) > 0
-        ? `its memory limit of ${mebibytes(this.#config.resources.memoryBytes)} is too small to start in`
+        ? `its memory limit of ${formatBytes(this.#granted.memoryBytes)} is too small to start in`
         : `it was killed while it was being set up (${JSON.stringify(end ?? stageZero)})`;
     return new Error(`Cannot start container ${this.#config.id}: ${why}`);
   }
 
   #describe(end: Reaped | undefined, finishedAtMs: number): ContainerResult {
     const usage = this.#cgroup?.usage();
-    // Without the payload's own status init was killed, and the payload with it.
-    const status: { exitCode?: number; signal?: number } =
-      this.#payloadStatus === undefined ? { signal: end?.signal ?? SIGKILL } : decodeWaitStatus(this.#payloadStatus);
-    const exitCode = status.exitCode ?? 128 + (status.signal ?? 0);
     const oomKilled = (usage?.oomKills ?? 0) > 0;
+    // Without the payload's own status init was killed, and the payload with it.
+    let status: { exitCode?: number; signal?: number } =
+      this.#payloadStatus === undefined ? { signal: end?.signal ?? SIGKILL } : decodeWaitStatus(this.#payloadStatus);
+    // It was quicker than the kill: v1 kills one process only.
+    if (oomKilled && this.#stopReason === undefined && status.exitCode === 0) status = { signal: SIGKILL };
+    const exitCode = status.exitCode ?? 128 + (status.signal ?? 0);
     const signal = status.signal === undefined ? undefined : signalName(status.signal);
     const { reason, text } = this.#why({ exitCode, signal, oomKilled, usage });
     return {
@@ -301,9 +341,7 @@ export class Container implements AsyncDisposable {
       ...(text === undefined ? {} : { message: text }),
       startedAtMs: this.#startedAtMs,
       finishedAtMs,
-      cpuTimeMs: usage?.cpuTimeMs ?? end?.cpuTimeMs ?? 0,
-      ...(usage?.memoryPeakBytes === undefined ? {} : { memoryPeakBytes: usage.memoryPeakBytes }),
-      ...(usage?.pidsPeak === undefined ? {} : { pidsPeak: usage.pidsPeak }),
+      usage: describeUsage(usage, this.#reaped ?? readProcessIo(this.pid)),
     };
   }
 
@@ -313,18 +351,15 @@ export class Container implements AsyncDisposable {
     readonly oomKilled: boolean;
     readonly usage: CgroupUsage | undefined;
   }): { reason: EndReason; text?: string } {
-    const { memoryBytes, pids } = this.#config.resources;
+    const { pids } = this.#granted;
     const refused = end.usage?.pidsRefused ?? 0;
     const forks = refused === 0 ? "" : ` (${refused} forks were refused at the limit of ${pids} processes)`;
     if (this.#stopReason !== undefined) {
       const { reason, message } = this.#stopReason;
-      return { reason, text: `${reason === "timeout" ? "timed out" : "canceled"}: ${message}${forks}` };
+      const how = { timeout: "timed out", canceled: "canceled", disk: "killed", log: "killed" }[reason];
+      return { reason, text: `${how}: ${message}${forks}` };
     }
-    if (end.oomKilled && end.exitCode !== 0) {
-      const peak = end.usage?.memoryPeakBytes;
-      const used = peak === undefined ? "limit" : `used ${mebibytes(peak)} of`;
-      return { reason: "oom", text: `killed for memory: ${used} ${mebibytes(memoryBytes)}` };
-    }
+    if (end.oomKilled) return { reason: "oom", text: this.#describeOom(end.usage) };
     if (end.signal !== undefined) return { reason: "signaled", text: `killed by ${end.signal}${forks}` };
     if (end.exitCode !== 0 && refused > 0) return { reason: "exited", text: `exit code ${end.exitCode}${forks}` };
     return { reason: "exited" };
@@ -333,6 +368,20 @@ export class Container implements AsyncDisposable {
   /** Of init, if there ever was one. */
   async #end(): Promise<Reaped | undefined> {
     return this.pid === 0 ? undefined : await this.#gone.promise;
+  }
+
+  #describeOom(usage: CgroupUsage | undefined): string {
+    const cgroup = this.#cgroup?.logName ?? "";
+    const reachedOwnLimit = this.#cgroup?.reachedOwnMemoryLimit();
+    return describeOom({
+      limitBytes: this.#granted.memoryBytes,
+      initPid: this.pid,
+      cgroup,
+      ...(usage?.memoryPeakBytes !== undefined && { peakBytes: usage.memoryPeakBytes }),
+      ...(reachedOwnLimit !== undefined && { reachedOwnLimit }),
+      ...(this.#sample !== undefined && { sample: this.#sample }),
+      ...this.#host.oomReports?.take({ cgroup, uids: this.#config.uidRange }),
+    });
   }
 
   async #clean(): Promise<void> {
@@ -388,6 +437,18 @@ function signalName(signal: number): string {
   return found?.[0] ?? `signal ${signal}`;
 }
 
-function mebibytes(bytes: number): string {
-  return `${Math.round(bytes / (1 << 20))} MiB`;
+/** @param waited Of init, which has waited for everybody. */
+function describeUsage(counted: CgroupUsage | undefined, waited: Partial<Reaped>): ContainerUsage {
+  const { oomKills: _, pidsRefused: __, ...usage } = counted ?? { oomKills: 0, pidsRefused: 0 };
+  // v1 counts no cached writes, and a process none that it had no part in: the larger of both is nearer to the truth.
+  const [read, written] = [
+    Math.max(usage.ioReadBytes ?? 0, waited.readBytes ?? 0),
+    Math.max(usage.ioWriteBytes ?? 0, waited.writtenBytes ?? 0),
+  ];
+  return {
+    ...usage,
+    cpuTimeMs: usage.cpuTimeMs ?? waited.cpuTimeMs ?? 0,
+    ioReadBytes: read,
+    ioWriteBytes: written,
+  };
 }

@@ -56,7 +56,8 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
   const directory = `${host.stateDir}/containers/${launcher.name}`;
   try {
     mkdirSync(directory, { mode: 0o700 });
-    launcher.cgroup?.limit(config.resources);
+    const step = describeStep(host, config, process);
+    launcher.cgroup?.limit(step.linux?.resources ?? {});
     const stdout = descriptors.pipe();
     const stderr = descriptors.pipe();
     const status = descriptors.pipe();
@@ -68,7 +69,7 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
     const cgroupFd = launcher.cgroup?.openDirectory();
     if (cgroupFd !== undefined) descriptors.own(cgroupFd);
     if (typeof config.network === "object") writeNetworkFiles(config, directory, config.network);
-    const { plan, sources } = planStep(describeStep(host, config, process), {
+    const { plan, sources } = planStep(step, {
       ...launchContext(host, config, directory),
       status: there("status", status.write),
       process: there("process", processFd),
@@ -157,7 +158,7 @@ function describeStep(host: Host, config: PreparedConfig, program: ProcessConfig
       seccomp: "default",
       idMap: { base: uidRange.base, size: uidRange.size },
       network: typeof network === "object" ? { path: `/proc/${agentPid}/fd/${network.namespaceFd}` } : network,
-      resources: config.resources,
+      resources: host.limits.resources(config.resources),
       binds: image.binds,
       ...(workspace === undefined
         ? {}

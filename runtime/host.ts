@@ -16,8 +16,11 @@ import {
 import { rm } from "node:fs/promises";
 import { basename, dirname } from "node:path";
 import { canMountDetachedOverlays, checkHost } from "./check.ts";
-import { Cgroups, findCgroups, removeCgroupTree, sweepDeadAgents } from "./cgroup.ts";
+import type { Cgroups } from "./cgroup.ts";
 import type { ShownHierarchy } from "./cgroup-mounts.ts";
+import { removeCgroupsBelow, sweepDeadAgents } from "./cgroup-sweep.ts";
+import { HostLimits } from "./host-limits.ts";
+import { OomReports } from "./kernel-log.ts";
 import { Launchers } from "./launcher.ts";
 import {
   EAGAIN,
@@ -36,12 +39,16 @@ import { type JobNetwork, Networks } from "./network.ts";
 import { ProgramCache } from "./program-cache.ts";
 import { findMaskedPaths, findReadonlyPaths, LayerMounts, mountOverlay } from "./rootfs.ts";
 import type { HostFacts } from "./step-config.ts";
+import type { Ceiling } from "./step-resources.ts";
 import { close, open, SyscallError, syscall, trySyscall } from "./syscall.ts";
 import { type UidRange, UidRanges } from "./uid-range.ts";
+import { Watch } from "./watch.ts";
 
 export interface HostOptions {
   readonly stateDir: string;
   readonly allow?: readonly "no-cgroups"[];
+  /** The most that all containers use together, beside what the machine can bear. */
+  readonly ceiling?: Ceiling;
   /** Mount overlays as kernels before 6.15 want it, although this one could do better. @default false */
   readonly overlaysByPath?: boolean;
 }
@@ -63,6 +70,10 @@ export class Host implements AsyncDisposable {
   readonly skeletonDir: string;
   /** Absent only where its absence was allowed explicitly. */
   readonly cgroups: Cgroups | undefined;
+  readonly limits: HostLimits;
+  readonly watch = new Watch();
+  /** Absent where the kernel's log cannot be read. */
+  readonly oomReports = OomReports.open();
   readonly layerMounts = new LayerMounts();
   readonly programs = new ProgramCache();
   readonly launchers: Launchers;
@@ -79,20 +90,23 @@ export class Host implements AsyncDisposable {
   readonly #removals = new Set<Promise<void>>();
   #networks: Promise<Networks> | undefined;
 
-  private constructor(stateDir: string, lock: number, cgroups: Cgroups | undefined, mountsDetachedOverlays: boolean) {
+  private constructor(stateDir: string, lock: number, limits: HostLimits, mountsDetachedOverlays: boolean) {
     this.mountsDetachedOverlays = mountsDetachedOverlays;
     this.stateDir = stateDir;
     this.imageStoreDir = `${stateDir}/images`;
     this.attachDir = `${stateDir}/attach`;
     this.skeletonDir = `${stateDir}/skeleton`;
     this.#lock = lock;
-    this.cgroups = cgroups;
-    this.shownHierarchies = cgroups === undefined ? [] : hierarchiesToShow(cgroups);
+    this.limits = limits;
+    this.cgroups = limits.cgroups;
+    this.shownHierarchies = limits.cgroups === undefined ? [] : hierarchiesToShow(limits.cgroups);
     this.facts = {
       maskedPaths: findMaskedPaths(),
       readonlyPaths: findReadonlyPaths(),
       maxOpenFiles: hardLimit(RLIMIT.RLIMIT_NOFILE),
-      hasCgroups: cgroups !== undefined,
+      // Whoever has a higher one may not be allowed to lower it.
+      oomScoreAdj: Math.max(500, Number(readFileSync("/proc/self/oom_score_adj", "utf8"))),
+      hasCgroups: limits.cgroups !== undefined,
     };
     this.#uidRanges = new UidRanges("/run/slipway/uid-ranges");
     this.launchers = new Launchers(this);
@@ -122,10 +136,12 @@ export class Host implements AsyncDisposable {
     }
     const lock = lockState(stateDir);
     try {
-      const found =
-        allowed.has("cgroups") && checks.some(({ name, ok }) => name === "cgroups" && !ok) ? undefined : findCgroups();
-      const cgroups = found === undefined ? undefined : Cgroups.open(found, cgroupName(stateDir));
-      const host = new Host(stateDir, lock, cgroups, !options.overlaysByPath && canMountDetachedOverlays(stateDir));
+      const limits = HostLimits.open(stateDir, {
+        name: cgroupName(stateDir),
+        without: allowed.has("cgroups") && checks.some(({ name, ok }) => name === "cgroups" && !ok),
+        ceiling: options.ceiling ?? {},
+      });
+      const host = new Host(stateDir, lock, limits, !options.overlaysByPath && canMountDetachedOverlays(stateDir));
       await host.#prepare();
       return host;
     } catch (error) {
@@ -227,7 +243,8 @@ export class Host implements AsyncDisposable {
       void this.#track(rm(`${stateDir}/trash/${name}`, { recursive: true, force: true }));
     }
     for (const directory of this.cgroups?.directories ?? []) {
-      sweepCgroups(directory);
+      // What still runs in them dies with the killed agent (PR_SET_PDEATHSIG).
+      removeCgroupsBelow(directory);
       sweepDeadAgents(dirname(directory), basename(directory));
     }
     writeSkeleton(this.skeletonDir);
@@ -237,6 +254,7 @@ export class Host implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     for (const key of this.#workspaces.keys()) void this.#endWorkspace(key);
     await Promise.all([this.launchers.close(), this.#networks?.then((networks) => networks[Symbol.asyncDispose]())]);
+    this.oomReports?.close();
     this.programs.close();
     this.layerMounts.close();
     this.#uidRanges.close();
@@ -310,13 +328,6 @@ function lockState(stateDir: string): number {
     );
   }
   throw new SyscallError("flock", -result, `lock state directory "${stateDir}"`);
-}
-
-/** Removes containers' cgroups of a killed agent; what still runs in them dies with the agent (PR_SET_PDEATHSIG). */
-function sweepCgroups(directory: string): void {
-  for (const entry of readdirSync(directory, { withFileTypes: true })) {
-    if (entry.isDirectory()) removeCgroupTree(`${directory}/${entry.name}`);
-  }
 }
 
 function writeSkeleton(directory: string): void {

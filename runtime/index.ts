@@ -10,6 +10,7 @@ export type { Image, ImageConfig } from "./image.ts";
 export type {
   ContainerConfig,
   ContainerResult,
+  ContainerUsage,
   EndReason,
   OutputSink,
   PreparedConfig,
@@ -21,6 +22,7 @@ export { explainContainer, prepareContainer, runContainer } from "./create-conta
 export { formatOciConfig, type StepMount, type StepUser } from "./step-config.ts";
 export { explainProgram } from "./program.ts";
 export { Host, type HostOptions } from "./host.ts";
+export type { Ceiling, StepIo, StepResources } from "./step-resources.ts";
 export type { HostCheck } from "./check.ts";
 export { checkHost } from "./check.ts";
 export { ImageError, resolveImage } from "./image.ts";

@@ -10,6 +10,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { posix } from "node:path";
+import { type CgroupDirectory, setLimits, writeLimit } from "./cgroup-limits.ts";
 import type { OciResources } from "./oci-config.ts";
 import { type DeviceRule, deviceLine } from "./oci-device-filter.ts";
 import { OciConfigError } from "./oci-parser.ts";
@@ -22,13 +23,6 @@ export interface CgroupMount {
   readonly mountPoint: string;
   readonly version: 1 | 2;
   /** v1: its controllers, or `name=systemd`; v2: those it has. */
-  readonly controllers: readonly string[];
-}
-
-/** A container's directory in one hierarchy. */
-export interface CgroupDirectory {
-  readonly path: string;
-  readonly version: 1 | 2;
   readonly controllers: readonly string[];
 }
 
@@ -188,263 +182,14 @@ export function limitCgroup(
   resources: OciResources | undefined,
   devices: readonly DeviceRule[] | undefined,
 ): void {
-  const v1 = new LimitsV1(cgroup, 1);
-  const v2 = new LimitsV2(cgroup, 2);
-  const unified = cgroup.directories.every(({ version }) => version === 2);
-  if (!unified) {
+  const { directories } = cgroup;
+  if (directories.some(({ version }) => version === 1)) {
     for (const rule of devices ?? []) {
       const { file, line } = deviceLine(rule);
-      v1.write("devices", file, line, "linux.resources.devices");
+      writeLimit(directories, { controller: "devices", file, value: line, field: "linux.resources.devices" });
     }
   }
-  if (resources === undefined) return;
-  if (unified) v2.apply(resources);
-  else v1.apply(resources);
-  for (const [file, value] of resources.unified ?? []) {
-    if (!unified) throw new OciConfigError("linux.resources.unified is not supported: this host has cgroup v1");
-    if (file.includes("/") || !file.includes(".")) {
-      throw new OciConfigError(`linux.resources.unified ${JSON.stringify(file)} is not the name of a file`);
-    }
-    for (const line of value.split("\n"))
-      v2.write(file.split(".")[0] ?? "", file, line, `linux.resources.unified["${file}"]`);
-  }
-}
-
-class Limits {
-  readonly #directories: readonly CgroupDirectory[];
-
-  /** Hybrid hosts have both; each is written to in its own terms. */
-  constructor(cgroup: OciCgroup, version: 1 | 2) {
-    this.#directories = cgroup.directories.filter((directory) => directory.version === version);
-  }
-
-  path(controller: string): string | undefined {
-    // Files like cgroup.freeze belong to every cgroup of v2.
-    return this.#directories.find(({ controllers }) => controller === "cgroup" || controllers.includes(controller))
-      ?.path;
-  }
-
-  has(controller: string, file: string): boolean {
-    const path = this.path(controller);
-    return path !== undefined && existsSync(`${path}/${file}`);
-  }
-
-  write(controller: string, file: string, value: bigint | number | string, field: string): void {
-    const path = this.path(controller);
-    if (path === undefined) {
-      throw new OciConfigError(`${field} is not supported: this host has no cgroup controller "${controller}"`);
-    }
-    try {
-      writeFileSync(`${path}/${file}`, `${value}`);
-    } catch (error) {
-      const { code } = error as NodeJS.ErrnoException;
-      // A directory of cgroups answers EACCES to the making of files.
-      const why =
-        code === "ENOENT" || !existsSync(`${path}/${file}`) ? `this kernel has no ${file}` : `${code} from ${file}`;
-      throw new OciConfigError(`${field} cannot be set to ${value}: ${why}`, { cause: error });
-    }
-  }
-}
-
-const where = (name: string) => `linux.resources.${name}`;
-
-class LimitsV1 extends Limits {
-  apply(resources: OciResources): void {
-    const { memory, cpu, pids, blockIO, hugepageLimits, network, rdma } = resources;
-    if (memory !== undefined) this.#memory(memory);
-    if (cpu !== undefined) this.#cpu(cpu);
-    if (pids?.limit !== undefined) {
-      this.write("pids", "pids.max", pids.limit < 0n ? "max" : pids.limit, where("pids.limit"));
-    }
-    if (blockIO !== undefined) this.#blockIo(blockIO);
-    for (const { pageSize, limit } of hugepageLimits ?? []) {
-      const reserved = `hugetlb.${pageSize}.rsvd.limit_in_bytes`;
-      if (this.has("hugetlb", reserved)) this.write("hugetlb", reserved, limit, where("hugepageLimits"));
-      this.write("hugetlb", `hugetlb.${pageSize}.limit_in_bytes`, limit, where("hugepageLimits"));
-    }
-    if (network?.classID !== undefined) {
-      this.write("net_cls", "net_cls.classid", network.classID, where("network.classID"));
-    }
-    for (const { name, priority } of network?.priorities ?? []) {
-      this.write("net_prio", "net_prio.ifpriomap", `${name} ${priority}`, where("network.priorities"));
-    }
-    writeRdma(this, rdma);
-  }
-
-  #memory(memory: NonNullable<OciResources["memory"]>): void {
-    const set = (file: string, value: bigint | number | undefined, field: string) => {
-      if (value !== undefined) this.write("memory", file, value, where(`memory.${field}`));
-    };
-    const { limit, swap } = memory;
-    const limitFirst = () => set("memory.limit_in_bytes", limit, "limit");
-    const swapFile = "memory.memsw.limit_in_bytes";
-    const path = this.path("memory");
-    // Memory and swap together may never be less than memory: which comes first depends on where they come from.
-    const swapNow = path === undefined ? "" : (readText(`${path}/${swapFile}`) ?? "");
-    const raisesSwap = swap === -1n || (swap !== undefined && swapNow !== "" && swap > BigInt(swapNow));
-    if (raisesSwap) set(swapFile, swap, "swap");
-    limitFirst();
-    if (!raisesSwap && swap !== undefined && swap !== 0n) set(swapFile, swap, "swap");
-    set("memory.soft_limit_in_bytes", memory.reservation, "reservation");
-    if (memory.kernel !== undefined && memory.kernel > 0n) {
-      set("memory.kmem.limit_in_bytes", memory.kernel, "kernel");
-      // Newer kernels take it and forget it.
-      if (BigInt(readText(`${path}/memory.kmem.limit_in_bytes`) ?? 0) > memory.kernel) {
-        throw new OciConfigError(`${where("memory.kernel")} is not supported: this kernel does not limit it apart`);
-      }
-    }
-    if (memory.kernelTCP !== undefined) set("memory.kmem.tcp.limit_in_bytes", memory.kernelTCP, "kernelTCP");
-    set("memory.swappiness", memory.swappiness, "swappiness");
-    if (memory.disableOOMKiller) set("memory.oom_control", 1, "disableOOMKiller");
-  }
-
-  #cpu(cpu: NonNullable<OciResources["cpu"]>): void {
-    const set = (controller: string, file: string, value: bigint | number | string | undefined, field: string) => {
-      if (value !== undefined && value !== "") this.write(controller, file, value, where(`cpu.${field}`));
-    };
-    if (cpu.shares !== 0n) set("cpu", "cpu.shares", cpu.shares, "shares");
-    set("cpu", "cpu.cfs_period_us", cpu.period === 0n ? undefined : cpu.period, "period");
-    set("cpu", "cpu.cfs_quota_us", cpu.quota === 0n ? undefined : cpu.quota, "quota");
-    set("cpu", "cpu.cfs_burst_us", cpu.burst, "burst");
-    set("cpu", "cpu.rt_period_us", cpu.realtimePeriod === 0n ? undefined : cpu.realtimePeriod, "realtimePeriod");
-    set("cpu", "cpu.rt_runtime_us", cpu.realtimeRuntime === 0n ? undefined : cpu.realtimeRuntime, "realtimeRuntime");
-    set("cpu", "cpu.idle", cpu.idle, "idle");
-    set("cpuset", "cpuset.cpus", cpu.cpus, "cpus");
-    set("cpuset", "cpuset.mems", cpu.mems, "mems");
-  }
-
-  #blockIo(blockIO: NonNullable<OciResources["blockIO"]>): void {
-    const set = (file: string, value: string | number | undefined, field: string) => {
-      if (value !== undefined && value !== 0) this.write("blkio", file, value, where(`blockIO.${field}`));
-    };
-    const bfq = this.has("blkio", "blkio.bfq.weight") ? "blkio.bfq.weight" : "blkio.weight";
-    set(bfq, blockIO.weight, "weight");
-    set("blkio.leaf_weight", blockIO.leafWeight, "leafWeight");
-    for (const { major, minor, weight, leafWeight } of blockIO.weightDevice ?? []) {
-      if (weight !== undefined) set(`${bfq}_device`, `${major}:${minor} ${weight}`, "weightDevice");
-      if (leafWeight !== undefined) set("blkio.leaf_weight_device", `${major}:${minor} ${leafWeight}`, "weightDevice");
-    }
-    const throttles = {
-      throttleReadBpsDevice: "read_bps",
-      throttleWriteBpsDevice: "write_bps",
-      throttleReadIOPSDevice: "read_iops",
-      throttleWriteIOPSDevice: "write_iops",
-    } as const;
-    for (const [field, file] of Object.entries(throttles)) {
-      for (const { major, minor, rate } of blockIO[field as keyof typeof throttles] ?? []) {
-        set(`blkio.throttle.${file}_device`, `${major}:${minor} ${rate}`, field);
-      }
-    }
-  }
-}
-
-class LimitsV2 extends Limits {
-  apply(resources: OciResources): void {
-    const { memory, cpu, pids, blockIO, hugepageLimits, network, rdma } = resources;
-    if (memory !== undefined) this.#memory(memory);
-    if (cpu !== undefined) this.#cpu(cpu);
-    if (pids?.limit !== undefined) {
-      this.write("pids", "pids.max", pids.limit < 0n ? "max" : pids.limit, where("pids.limit"));
-    }
-    if (blockIO !== undefined) this.#io(blockIO);
-    for (const { pageSize, limit } of hugepageLimits ?? []) {
-      const reserved = `hugetlb.${pageSize}.rsvd.max`;
-      if (this.has("hugetlb", reserved)) this.write("hugetlb", reserved, limit, where("hugepageLimits"));
-      this.write("hugetlb", `hugetlb.${pageSize}.max`, limit, where("hugepageLimits"));
-    }
-    if (network?.classID || network?.priorities?.length) {
-      throw new OciConfigError(`${where("network")} is not supported: cgroup v2 has no net_cls and net_prio`);
-    }
-    writeRdma(this, rdma);
-  }
-
-  #memory(memory: NonNullable<OciResources["memory"]>): void {
-    const { limit, swap, reservation } = memory;
-    const orMax = (value: bigint) => (value < 0n ? "max" : value);
-    if (swap !== undefined && swap !== 0n) {
-      if (swap > 0n && (limit === undefined || limit <= 0n || swap < limit)) {
-        throw new OciConfigError(
-          `${where("memory.swap")} must be at least ${where("memory.limit")}: it is both together`,
-        );
-      }
-      // v2 counts swap alone.
-      const alone = swap < 0n ? "max" : swap - (limit ?? 0n);
-      if (alone !== 0n || this.has("memory", "memory.swap.max")) {
-        this.write("memory", "memory.swap.max", alone, where("memory.swap"));
-      }
-    }
-    if (limit !== undefined && limit !== 0n) this.write("memory", "memory.max", orMax(limit), where("memory.limit"));
-    if (reservation !== undefined && reservation !== 0n) {
-      this.write("memory", "memory.low", orMax(reservation), where("memory.reservation"));
-    }
-    if (memory.kernelTCP !== undefined && memory.kernelTCP > 0n) {
-      throw new OciConfigError(`${where("memory.kernelTCP")} is not supported on cgroup v2`);
-    }
-    if (memory.disableOOMKiller) {
-      throw new OciConfigError(`${where("memory.disableOOMKiller")} is not supported on cgroup v2`);
-    }
-    if (memory.swappiness !== undefined) {
-      throw new OciConfigError(`${where("memory.swappiness")} is not supported on cgroup v2`);
-    }
-  }
-
-  #cpu(cpu: NonNullable<OciResources["cpu"]>): void {
-    const { shares, quota, period, burst } = cpu;
-    if (shares) this.write("cpu", "cpu.weight", cpuWeight(shares), where("cpu.shares"));
-    if (cpu.idle !== undefined) this.write("cpu", "cpu.idle", cpu.idle, where("cpu.idle"));
-    if (quota || period) {
-      const most = quota && quota > 0n ? quota : "max";
-      this.write("cpu", "cpu.max", period ? `${most} ${period}` : `${most}`, where("cpu.quota"));
-    }
-    if (burst !== undefined) this.write("cpu", "cpu.max.burst", burst, where("cpu.burst"));
-    if (cpu.realtimeRuntime || cpu.realtimePeriod) {
-      throw new OciConfigError(`${where("cpu.realtimeRuntime")} is not supported on cgroup v2`);
-    }
-    if (cpu.cpus) this.write("cpuset", "cpuset.cpus", cpu.cpus, where("cpu.cpus"));
-    if (cpu.mems) this.write("cpuset", "cpuset.mems", cpu.mems, where("cpu.mems"));
-  }
-
-  #io(blockIO: NonNullable<OciResources["blockIO"]>): void {
-    const bfq = this.has("io", "io.bfq.weight");
-    const weightFile = bfq ? "io.bfq.weight" : "io.weight";
-    const scale = (weight: number) => (bfq ? weight : Math.trunc(1 + ((weight - 10) * 9999) / 990));
-    if (blockIO.weight) this.write("io", weightFile, scale(blockIO.weight), where("blockIO.weight"));
-    for (const { major, minor, weight } of blockIO.weightDevice ?? []) {
-      if (weight) this.write("io", weightFile, `${major}:${minor} ${scale(weight)}`, where("blockIO.weightDevice"));
-    }
-    if (blockIO.leafWeight || blockIO.weightDevice?.some(({ leafWeight }) => leafWeight)) {
-      throw new OciConfigError(`${where("blockIO.leafWeight")} is not supported on cgroup v2`);
-    }
-    const throttles = {
-      throttleReadBpsDevice: "rbps",
-      throttleWriteBpsDevice: "wbps",
-      throttleReadIOPSDevice: "riops",
-      throttleWriteIOPSDevice: "wiops",
-    } as const;
-    for (const [field, key] of Object.entries(throttles)) {
-      for (const { major, minor, rate } of blockIO[field as keyof typeof throttles] ?? []) {
-        this.write("io", "io.max", `${major}:${minor} ${key}=${rate === 0n ? "max" : rate}`, where(`blockIO.${field}`));
-      }
-    }
-  }
-}
-
-function writeRdma(limits: Limits, rdma: OciResources["rdma"]): void {
-  for (const [device, { hcaHandles, hcaObjects }] of rdma ?? []) {
-    const parts = [
-      hcaHandles === undefined ? "" : ` hca_handle=${hcaHandles}`,
-      hcaObjects === undefined ? "" : ` hca_object=${hcaObjects}`,
-    ];
-    limits.write("rdma", "rdma.max", device + parts.join(""), where("rdma"));
-  }
-}
-
-/** cpu.shares, 2 to 262144, as cpu.weight, 1 to 10000, so that the defaults meet: 1024 is 100. As runc and crun since 2025. */
-export function cpuWeight(shares: bigint): number {
-  if (shares <= 2n) return 1;
-  if (shares >= 262_144n) return 10_000;
-  const log = Math.log2(Number(shares));
-  return Math.ceil(10 ** ((log * log + 125 * log) / 612 - 7 / 34));
+  if (resources !== undefined) setLimits(directories, resources);
 }
 
 function readText(path: string): string | undefined {

@@ -1,4 +1,5 @@
 /** Notices the end of the processes that we start; no thread waits for them. */
+import { readFileSync } from "node:fs";
 import { SIGKILL, WNOHANG } from "./linux.ts";
 import { close, trySyscall } from "./syscall.ts";
 
@@ -9,6 +10,9 @@ export interface Reaped {
   readonly signal?: number;
   /** CPU time of it and all its waited-for descendants. */
   readonly cpuTimeMs: number;
+  /** What they read from disks, and what they changed in the cache of files, whenever that is written to a disk. */
+  readonly readBytes?: number;
+  readonly writtenBytes?: number;
 }
 
 const waiting = new Map<number, (reaped: Reaped) => void>();
@@ -46,13 +50,34 @@ function reapOne(pid: number): void {
     clearInterval(keepAlive);
   }
   // ECHILD would mean that somebody else reaped it: all we know is that it is gone.
-  resolve?.(result < 0 ? { cpuTimeMs: 0 } : { ...decodeWaitStatus(status.readUInt32LE(0)), cpuTimeMs: cpuTime() });
+  resolve?.(result < 0 ? { cpuTimeMs: 0 } : { ...decodeWaitStatus(status.readUInt32LE(0)), ...readUsage() });
 }
 
-function cpuTime(): number {
+/** @see getrusage(2): the kernel counts blocks of 512 bytes. */
+function readUsage(): Pick<Reaped, "cpuTimeMs" | "readBytes" | "writtenBytes"> {
   const timeval = (at: number) =>
     Number(rusage.readBigInt64LE(at)) * 1000 + Number(rusage.readBigInt64LE(at + 8)) / 1000;
-  return timeval(0) + timeval(16); // ru_utime, ru_stime
+  return {
+    cpuTimeMs: timeval(0) + timeval(16), // ru_utime, ru_stime
+    readBytes: Number(rusage.readBigInt64LE(88)) * 512, // ru_inblock
+    writtenBytes: Number(rusage.readBigInt64LE(96)) * 512, // ru_oublock
+  };
+}
+
+/**
+ * What a process that has not been reaped, and those that it has waited for, read from disks and changed in the cache of
+ * files; nothing where this process may not ask.
+ *
+ * @see proc_pid_io(5)
+ */
+export function readProcessIo(pid: number): Pick<Reaped, "readBytes" | "writtenBytes"> {
+  try {
+    const text = readFileSync(`/proc/${pid}/io`, "latin1");
+    const value = (key: string) => Number(new RegExp(`^${key}: (\\d+)$`, "m").exec(text)?.[1] ?? 0);
+    return { readBytes: value("read_bytes"), writtenBytes: value("write_bytes") };
+  } catch {
+    return {};
+  }
 }
 
 /** @see wait(2) */

@@ -5,7 +5,7 @@
  * step-launch.ts says how the runtime gets there. @see https://github.com/opencontainers/runtime-spec/blob/main/config.md
  */
 import { type CapabilityName, capabilityNames } from "./linux.ts";
-import type { OciConfig, OciDevice, OciMount, OciProcess } from "./oci-config.ts";
+import type { OciConfig, OciDevice, OciMount, OciProcess, OciResources } from "./oci-config.ts";
 import { profileSeccomp } from "./seccomp-profile-oci.ts";
 import type { SeccompProfile } from "./seccomp-profile.ts";
 
@@ -16,6 +16,8 @@ export interface HostFacts {
   readonly readonlyPaths: readonly string[];
   /** The agent's own hard limit: nobody in a user namespace may raise it. */
   readonly maxOpenFiles: bigint;
+  /** Which process the kernel kills if the machine has no memory left: a step's before the agent. @see proc_pid_oom_score_adj(5) */
+  readonly oomScoreAdj: number;
   /** There are cgroups to be shown. */
   readonly hasCgroups: boolean;
 }
@@ -62,7 +64,8 @@ export interface StepOptions {
   readonly idMap: { readonly base: number; readonly size: number };
   /** Loopback only, the host's, or a namespace that is there already. */
   readonly network: "none" | "host" | { readonly path: string };
-  readonly resources: { readonly memoryBytes: number; readonly cpu: number; readonly pids: number };
+  /** Its limits; see step-resources.ts. */
+  readonly resources: OciResources;
   /** The image's: bound read-only, with everything below. */
   readonly binds: readonly { readonly source: string; readonly target: string }[];
   /** A directory of the host on /workspace, or an overlay that shows one; where it keeps what is written is the agent's affair. */
@@ -75,8 +78,6 @@ export interface StepOptions {
 
 /** The highest version of the specification that this follows. */
 const ociVersion = "1.2.1";
-
-const cpuPeriodUs = 100_000;
 
 /** Writes a step's configuration. `root.path` is a name only: the root file system is an overlay of the image's layers. */
 export function stepConfig(step: StepOptions, host: HostFacts): OciConfig {
@@ -102,14 +103,7 @@ export function stepConfig(step: StepOptions, host: HostFacts): OciConfig {
       uidMappings: ids,
       gidMappings: ids,
       devices: step.devices,
-      resources: {
-        memory: { limit: BigInt(resources.memoryBytes), swap: BigInt(resources.memoryBytes) },
-        cpu: {
-          quota: BigInt(Math.max(1000, Math.round(resources.cpu * cpuPeriodUs))),
-          period: BigInt(cpuPeriodUs),
-        },
-        pids: { limit: BigInt(resources.pids) },
-      },
+      resources,
       seccomp: profileSeccomp(step.seccomp),
       maskedPaths: host.maskedPaths,
       readonlyPaths: host.readonlyPaths,
@@ -129,6 +123,7 @@ function process(step: StepOptions, host: HostFacts): OciProcess {
     user: { uid, gid, additionalGids, umask },
     capabilities: { bounding, permitted: held, effective: held, inheritable: [], ambient: [] },
     rlimits: rlimits(host.maxOpenFiles),
+    oomScoreAdj: host.oomScoreAdj,
     noNewPrivileges: true,
   };
 }

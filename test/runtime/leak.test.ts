@@ -18,7 +18,7 @@ import { dirname, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { removeCgroupTree, sweepDeadAgents } from "../../runtime/cgroup.ts";
+import { removeCgroupTree, sweepDeadAgents } from "../../runtime/cgroup-sweep.ts";
 import { Host, runContainer } from "../../runtime/index.ts";
 import { TestHost } from "./host-fixture.ts";
 

@@ -1,7 +1,8 @@
 import { describe, expect, test } from "vitest";
 import { parseOciConfig, parseOciProcess, sysctlPath } from "../../runtime/oci-config.ts";
 import { mountOptionNames, parseMountOptions } from "../../runtime/oci-mount-options.ts";
-import { cgroupPath, cpuWeight } from "../../runtime/oci-cgroup.ts";
+import { cpuWeight } from "../../runtime/cgroup-limits.ts";
+import { cgroupPath } from "../../runtime/oci-cgroup.ts";
 
 const minimal = { ociVersion: "1.2.0", root: { path: "rootfs" }, process: { cwd: "/", args: ["true"] } };
 const parse = (change: object) => parseOciConfig(JSON.stringify({ ...minimal, ...change }));

@@ -14,6 +14,7 @@ const host: HostFacts = {
   maskedPaths: ["/proc/kcore"],
   readonlyPaths: ["/proc/sys"],
   maxOpenFiles: 1n << 20n,
+  oomScoreAdj: 500,
   hasCgroups: true,
 };
 const step: StepOptions = {
@@ -24,7 +25,7 @@ const step: StepOptions = {
   seccomp: "default",
   idMap: { base: 1 << 28, size: 1 << 18 },
   network: "none",
-  resources: { memoryBytes: 1 << 30, cpu: 1.5, pids: 100 },
+  resources: { memory: { limit: 1n << 30n }, pids: { limit: 100n }, unified: new Map([["memory.oom.group", "1"]]) },
   binds: [{ source: "/usr", target: "usr" }],
   workspace: { source: "/data/workspace" },
   mounts: [],
@@ -37,11 +38,7 @@ describe("stepConfig", () => {
     const parsed = parseOciConfig(formatOciConfig(stepConfig(step, host)));
     expect(parsed.process?.args).toEqual(["/bin/true"]);
     expect(parsed.process?.env).toEqual(["PATH=/bin"]);
-    expect(parsed.linux?.resources).toEqual({
-      memory: { limit: 1n << 30n, swap: 1n << 30n },
-      cpu: { quota: 150_000n, period: 100_000n },
-      pids: { limit: 100n },
-    });
+    expect(parsed.linux?.resources).toEqual(step.resources);
   });
 
   test("has every namespace of its own, but the network that it is given", () => {
