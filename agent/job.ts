@@ -109,7 +109,7 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
   }
   for (const { image } of job.steps) images.prefetch(image);
   for (const [index, step] of job.steps.entries()) {
-    if (next === undefined || end !== undefined || signal.aborted) {
+    if (next === undefined || end !== undefined || (signal.aborted && !next.hasBegun)) {
       end ??= judgeAbort(signal);
       steps.push({ status: "skipped" });
       options.reporter.stepFinished?.(index, { status: "skipped" }, undefined);
@@ -117,9 +117,14 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
     }
     const current: StepRun = next;
     options.reporter.stepStarted?.(index, { startedAtMs: Date.now(), log: current.log });
-    const outcome = await current.run(() => {
-      next = prepareStep(index + 1);
-      next?.prepare();
+    const outcome = await current.run({
+      running: () => {
+        next = prepareStep(index + 1);
+        next?.prepare();
+      },
+      succeeded: () => {
+        if (next !== current && !signal.aborted) next?.begin();
+      },
     });
     // Its program never ran: the next one's container has not been prepared.
     if (next === current) next = prepareStep(index + 1);

@@ -8,7 +8,6 @@ import {
   type PreparedConfig,
   prepareContainer,
   type ProcessConfig,
-  runContainer,
 } from "../runtime/index.ts";
 import { abortReason } from "./abort.ts";
 import { asError } from "./cause.ts";
@@ -34,7 +33,14 @@ export class StepRun {
   readonly #step: StepSpec;
   readonly #context: StepContext;
   #prepared: Promise<Container | undefined> = Promise.resolve(undefined);
+  /** The prepared container, once it is there, and what will run in it unless something is learned until then. */
+  #ahead: { readonly container: Container; readonly process: ProcessConfig } | undefined;
   #container: Container | undefined;
+  /** Its program was started before `run` was called. */
+  #begun: Promise<void> | undefined;
+  /** Output of that time: who reports the step has not been told of it yet. */
+  #held: { readonly stream: 1 | 2; readonly bytes: Buffer }[] | undefined;
+  #onSucceeded: (() => void) | undefined;
 
   constructor(step: StepSpec, context: StepContext) {
     this.log = context.log;
@@ -49,9 +55,30 @@ export class StepRun {
     const create = async () => {
       const found = await image("ahead");
       const network = await this.#network();
-      return signal.aborted ? undefined : prepareContainer(host, this.#prepareConfig(found, network));
+      if (signal.aborted) return undefined;
+      const container = prepareContainer(host, this.#prepareConfig(found, network));
+      const process = this.#processConfig(found);
+      container.stage(process);
+      this.#ahead = { container, process };
+      return container;
     };
     this.#prepared = create().catch(() => undefined);
+  }
+
+  /**
+   * Starts the program now if its container is there, for the step before has just succeeded and all of it is gone: nobody
+   * waits for that one's accounts. `run` must follow, or `discard`.
+   */
+  begin(): void {
+    if (this.#ahead === undefined || !isNetworkReady(this.#step)) return;
+    const { container, process } = this.#ahead;
+    this.#held = [];
+    this.#begun = container.start(process);
+    this.#begun.catch(() => undefined); // `run` hears of it
+  }
+
+  get hasBegun(): boolean {
+    return this.#begun !== undefined;
   }
 
   /** Creates the container while the workspace is still being filled; false if its image will be in there. */
@@ -73,23 +100,21 @@ export class StepRun {
   /**
    * Runs the step and says what became of it. Never throws.
    *
-   * @param onRunning Called when its program runs.
+   * @param on.running Called when its program runs.
+   * @param on.succeeded Called when it has succeeded and nothing of it runs any more, before its result is put together.
    */
-  async run(onRunning: () => void): Promise<StepResult> {
-    const { host, image, signal } = this.#context;
+  async run(on: { readonly running: () => void; readonly succeeded?: () => void }): Promise<StepResult> {
     const startedAtMs = Date.now();
+    this.#onSucceeded = on.succeeded;
     try {
-      this.#container = await this.#prepared;
-      const found = await image("now");
-      signal.throwIfAborted();
-      const process = this.#processConfig(found);
-      if (this.#container === undefined) {
-        const network = await this.#network();
-        this.#container = await runContainer(host, { ...this.#prepareConfig(found, network), ...process });
-      } else {
-        await this.#container.start(process);
+      if (this.#begun === undefined) await this.#start();
+      else {
+        this.#container = this.#ahead?.container;
+        this.#reportHeld();
+        await this.#begun;
       }
-      onRunning();
+      if (this.#container === undefined) throw new Error("Cannot run the step: it has no container");
+      on.running();
       const result = await this.#container.result;
       await this.#noteRefused();
       return describe(result, this.log);
@@ -98,6 +123,30 @@ export class StepRun {
     } finally {
       if (this.#container !== undefined) this.#context.later(this.#container[Symbol.asyncDispose]());
     }
+  }
+
+  async #start(): Promise<void> {
+    const { host, image, signal } = this.#context;
+    const prepared = await this.#prepared;
+    const found = await image("now");
+    signal.throwIfAborted();
+    const config = prepared === undefined ? this.#prepareConfig(found, await this.#network()) : undefined;
+    // Known before it runs: what it writes may have to wait for the log, and is then resumed.
+    this.#container = config === undefined ? prepared : prepareContainer(host, config);
+    await this.#container?.start(this.#ahead?.process ?? this.#processConfig(found));
+  }
+
+  #write(stream: 1 | 2, chunk: Uint8Array): boolean {
+    if (this.#held === undefined) return this.log.write(stream, chunk);
+    this.#held.push({ stream, bytes: Buffer.from(chunk) });
+    return false;
+  }
+
+  #reportHeld(): void {
+    const held = this.#held ?? [];
+    this.#held = undefined;
+    for (const { stream, bytes } of held) this.log.write(stream, bytes);
+    this.#container?.resumeOutput();
   }
 
   /** Says in the log what the job's network has refused since the last step. */
@@ -123,8 +172,9 @@ export class StepRun {
   #prepareConfig(image: Image, network: PreparedConfig["network"]): PreparedConfig {
     const { id, index, uidRange, workspace, signal } = this.#context;
     const { resources, timeoutMs } = this.#step;
-    const output: PreparedConfig["output"] = (stream, chunk) => this.log.write(stream === "stdout" ? 1 : 2, chunk);
-    return { id: `${id}-${index}`, image, uidRange, workspace, resources, network, timeoutMs, signal, output };
+    const output: PreparedConfig["output"] = (stream, chunk) => this.#write(stream === "stdout" ? 1 : 2, chunk);
+    const onExit: PreparedConfig["onExit"] = ({ succeeded }) => void (succeeded && this.#onSucceeded?.());
+    return { id: `${id}-${index}`, image, uidRange, workspace, resources, network, timeoutMs, signal, output, onExit };
   }
 
   #processConfig(image: Image): ProcessConfig {
@@ -134,6 +184,12 @@ export class StepRun {
       env: stepEnvironment(this.#step, image.config, this.#context.variables),
     };
   }
+}
+
+/** Whether the step can start without a word to its network. */
+function isNetworkReady({ network }: StepSpec): boolean {
+  const ready: readonly unknown[] = ["none", "host", "job"];
+  return ready.includes(network);
 }
 
 function describe(result: ContainerResult, log: StepLog): StepResult {

@@ -51,6 +51,11 @@ export interface PreparedConfig {
   /** Loopback only, the host's, or a job's, which is the caller's to dispose. */
   readonly network: "none" | "host" | JobNetwork;
   readonly output: OutputSink;
+  /**
+   * Called as soon as no process of the container is left, before the rest of its output has been read and its result is put
+   * together. Not called for one that was killed as a whole, or whose program was never executed.
+   */
+  readonly onExit?: (exit: { readonly succeeded: boolean }) => void;
   readonly timeoutMs?: number;
   /** Between SIGTERM and SIGKILL after a cancel or time-out. @default 10000 */
   readonly graceMs?: number;

@@ -63,6 +63,7 @@ export class Container implements AsyncDisposable {
   #watching: Disposable | undefined;
   #sample: readonly OomProcess[] | undefined;
   #process: ProcessConfig | undefined;
+  #staged: ProcessConfig | undefined;
   #start: { readonly fd: number; readonly processFd: number; readonly block: bigint } | undefined;
   /** Also if stage 0 has yet to say whom. */
   #killed = false;
@@ -119,6 +120,13 @@ export class Container implements AsyncDisposable {
     if (this.#process !== undefined) this.#watch();
   }
 
+  /** Says ahead what `start` will probably be called with, so that it has less to do. @throws {Error} As `start` does. */
+  stage(process: ProcessConfig): void {
+    if (this.#start === undefined) return;
+    writeProcess(this.#start.processFd, this.#start.block, process);
+    this.#staged = process;
+  }
+
   /** Starts the program of a prepared container. Its end, and why it could not be executed, are told by `started` and `result`. */
   async start(process: ProcessConfig): Promise<void> {
     const start = this.#start;
@@ -126,7 +134,7 @@ export class Container implements AsyncDisposable {
     this.#start = undefined;
     this.#process = process;
     try {
-      writeProcess(start.processFd, start.block, process);
+      if (process !== this.#staged) writeProcess(start.processFd, start.block, process);
       // EPIPE: it has failed already, and `started` says why.
       trySyscall("write", start.fd, Buffer.from("s"), 1);
     } finally {
@@ -242,6 +250,9 @@ export class Container implements AsyncDisposable {
         this.#payloadStatus = value;
         this.#exitedAtMs = timeOf(bytes);
         this.#payloadGone.resolve();
+        if (this.#startedAtMs !== 0 && this.#failure === undefined) {
+          this.#config.onExit?.({ succeeded: value === 0 && this.#stopReason === undefined });
+        }
         break;
       case failMessage:
         // What fails after we have killed it fails for that.

@@ -89,6 +89,30 @@ describe("executeJob", () => {
     expect(result.steps[1]?.finishedAtMs).toBeGreaterThanOrEqual(result.steps[0]?.finishedAtMs ?? Infinity);
   });
 
+  test("starts the next step at once, and reports it only after the one before", async () => {
+    const told: string[] = [];
+    const result = await run(
+      Array.from({ length: 8 }, (_, i) => step(`echo ${i}; sleep 0.05`)),
+      {
+        reporter: {
+          stepStarted: (index) => told.push(`start ${index}`),
+          stepOutput: (index, _, bytes) => told.push(`output ${index} ${Buffer.from(bytes).toString().trim()}`),
+          stepFinished: (index) => told.push(`end ${index}`),
+        },
+      },
+    );
+    expect(told).toEqual(result.steps.flatMap((_, i) => [`start ${i}`, `output ${i} ${i}`, `end ${i}`]));
+  });
+
+  test("starts the next step when nothing of the one before can write any more", async () => {
+    const write = "while :; do cat /proc/uptime > file; done";
+    const result = await run([
+      step(`(${write}) & (trap '' TERM HUP; exec setsid sh -c '${write}') & sleep 0.2`),
+      step("cp file before; sleep 0.2; cmp file before && echo unchanged"),
+    ]);
+    expect(result.output).toBe("1.1 unchanged\n");
+  });
+
   test("gives a step the pipeline's environment and the documented variables, nothing of the agent's", async () => {
     process.env["AGENT_SECRET"] = "must not leak";
     const env = { FROM_PIPELINE: "1", SLIPWAY_STEP: "forged", CI: "yes" };

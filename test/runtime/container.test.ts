@@ -149,18 +149,18 @@ describe("output", () => {
   });
 
   test("waits for a sink that wants no more, and loses nothing", async () => {
-    let container: Container | undefined;
     let bytes = 0;
     let pauses = 0;
     const config = host.script("head -c 4194304 /dev/zero", {
       output: (_, chunk) => {
         bytes += chunk.length;
         pauses++;
-        setTimeout(() => container?.resumeOutput(), 1);
+        setTimeout(() => container.resumeOutput(), 1);
         return false;
       },
     });
-    container = await runContainer(host.host, config);
+    const container: Container = prepareContainer(host.host, config);
+    await container.start(config);
     await container.result;
     await container[Symbol.asyncDispose]();
     expect(bytes).toBe(4 << 20);
