@@ -5,7 +5,9 @@ const benchmarks: Record<string, (options: { readonly runs: number; readonly jso
   launcher: async (options) => (await import("./launcher.ts")).benchLauncher(options),
   log: async (options) => (await import("./log.ts")).benchLog(options),
   run: async (options) => (await import("./run.ts")).benchRun(options),
+  memory: async (options) => (await import("./memory.ts")).benchMemory(options),
   seccomp: async (options) => (await import("./seccomp.ts")).benchSeccomp(options),
+  throughput: async (options) => (await import("./throughput.ts")).benchThroughput(options),
   webhook: async (options) => (await import("./webhook.ts")).benchWebhook(options),
 };
 
