@@ -154,6 +154,24 @@ export class Container implements AsyncDisposable {
 
   readonly #onAbort = () => this.stop("canceled", reasonOf(this.#config.signal?.reason));
 
+  /** @internal What it was created from, for further processes in it. */
+  get origin(): { readonly host: Host; readonly config: PreparedConfig } {
+    return { host: this.#host, config: this.#config };
+  }
+
+  /**
+   * Opens a pidfd of init, the caller's to close.
+   *
+   * @internal
+   * @throws {Error} If there is no init yet, or not any more.
+   */
+  openInit(): number {
+    if (this.pid === 0) throw new Error(`Container ${this.#config.id} is not there yet`);
+    const fd = this.#reaped ? -1 : trySyscall("pidfd_open", this.pid, 0);
+    if (fd < 0) throw new Error(`Container ${this.#config.id} has ended`);
+    return fd;
+  }
+
   /** Goes on reading output after the sink returned `false`. */
   resumeOutput(): void {
     for (const output of this.#outputs) output.resume();

@@ -2,6 +2,7 @@
 import { chownSync, mkdirSync, statSync, writeFileSync } from "node:fs";
 import { Container, writeProcess } from "./container.ts";
 import type { ContainerConfig, PreparedConfig, ProcessConfig } from "./container-config.ts";
+import { OwnedDescriptors } from "./descriptors.ts";
 import type { Host } from "./host.ts";
 import { type LaunchPlan, planLaunch } from "./launch-plan.ts";
 import { MFD_CLOEXEC, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY } from "./linux.ts";
@@ -14,7 +15,7 @@ import { cloneForContainer, makeUpper, mountDev, mountOverlay, overlayData } fro
 import { sealedProgram } from "./start-program.ts";
 import { stepConfig } from "./step-config.ts";
 import { type LaunchContext, planStep, type Source } from "./step-launch.ts";
-import { architecture, close, cString, pipe, syscall } from "./syscall.ts";
+import { architecture, cString, syscall } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
 
 /**
@@ -47,11 +48,26 @@ export function prepareContainer(host: Host, config: PreparedConfig): Container 
   return createContainer(host, config, undefined);
 }
 
-function createContainer(host: Host, config: PreparedConfig, process: ProcessConfig | undefined): Container {
+/**
+ * Creates a container without a program of its own: once it is `created`, further processes (`execInContainer`) run in it,
+ * until it is disposed. It cannot be started.
+ *
+ * @throws {Error} If it cannot be created. What fails later rejects `created`.
+ */
+export function openContainer(host: Host, config: PreparedConfig): Container {
+  return createContainer(host, config, undefined, { isIdle: true });
+}
+
+function createContainer(
+  host: Host,
+  config: PreparedConfig,
+  process: ProcessConfig | undefined,
+  kind: { readonly isIdle?: true } = {},
+): Container {
   if (!/^[A-Za-z0-9_.-]{1,200}$/.test(config.id) || config.id.startsWith(".")) {
     throw new Error(`Cannot create container: its id ${JSON.stringify(config.id)} is not a plain name`);
   }
-  const descriptors = new Descriptors();
+  const descriptors = new OwnedDescriptors();
   const launcher = host.launchers.take();
   const directory = `${host.stateDir}/containers/${launcher.name}`;
   try {
@@ -71,6 +87,7 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
     if (typeof config.network === "object") writeNetworkFiles(config, directory, config.network);
     const { plan, sources } = planStep(step, {
       ...launchContext(host, config, directory),
+      ...kind,
       status: there("status", status.write),
       process: there("process", processFd),
       ...(start === undefined ? {} : { start: there("start", start.read) }),
@@ -84,8 +101,8 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
     const block = program.addressOf("process");
     if (process !== undefined) writeProcess(processFd, block, process);
     host.launchers.launch(launcher, memoryFd, [stdout.write, stderr.write, ...fds]);
-    for (const fd of [stdout.read, stderr.read, status.read]) descriptors.release(fd);
-    if (start !== undefined) for (const fd of [start.write, processFd]) descriptors.release(fd);
+    descriptors.release(stdout.read, stderr.read, status.read);
+    if (start !== undefined) descriptors.release(start.write, processFd);
     return new Container(host, config, {
       directory,
       launcher,
@@ -101,7 +118,7 @@ function createContainer(host: Host, config: PreparedConfig, process: ProcessCon
     void host.removeTree(directory);
     throw error;
   } finally {
-    descriptors.close();
+    descriptors.closeAll();
     host.launchers.replenish();
   }
 }
@@ -146,7 +163,7 @@ export function explainContainer(
 }
 
 /** What the step is asked to be, in the terms of step-config.ts. */
-function describeStep(host: Host, config: PreparedConfig, program: ProcessConfig | undefined): OciConfig {
+export function describeStep(host: Host, config: PreparedConfig, program: ProcessConfig | undefined): OciConfig {
   const { image, uidRange, network, workspace } = config;
   return stepConfig(
     {
@@ -271,30 +288,4 @@ function cloneHostSys(): number {
   return cloneMount("/sys", {
     attributes: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
   });
-}
-
-/** Descriptors to close when the container has its own copies. */
-class Descriptors {
-  readonly #fds = new Set<number>();
-
-  own(fd: number): number {
-    this.#fds.add(fd);
-    return fd;
-  }
-
-  pipe(): { readonly read: number; readonly write: number } {
-    const ends = pipe();
-    this.own(ends.read);
-    this.own(ends.write);
-    return ends;
-  }
-
-  release(fd: number): void {
-    this.#fds.delete(fd);
-  }
-
-  close(): void {
-    for (const fd of this.#fds) close(fd);
-    this.#fds.clear();
-  }
 }

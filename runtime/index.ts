@@ -18,9 +18,11 @@ export type {
 } from "./container-config.ts";
 export { ExecError } from "./container-config.ts";
 export { Container } from "./container.ts";
-export { explainContainer, prepareContainer, runContainer } from "./create-container.ts";
+export { explainContainer, openContainer, prepareContainer, runContainer } from "./create-container.ts";
 export { formatOciConfig, type StepMount, type StepUser } from "./step-config.ts";
 export { explainProgram } from "./program.ts";
+export { execInContainer, type ExecOptions, type TerminalDimensions } from "./exec.ts";
+export type { ExecProcess, ExecResult } from "./exec-process.ts";
 export { Host, type HostOptions } from "./host.ts";
 export type { Ceiling, StepIo, StepResources } from "./step-resources.ts";
 export type { HostCheck } from "./check.ts";

@@ -79,6 +79,8 @@ export interface LaunchPlan {
   readonly processFd: number;
   /** One byte here starts the payload; its end takes init down. Absent: starts at once. */
   readonly startFd?: number;
+  /** There is no payload: init waits for the end of `startFd`, and further processes run meanwhile. */
+  readonly isIdle?: true;
   /** An empty directory of the host on which the root file system is attached, in init's own mount namespace. */
   readonly attachPath: string;
   /** v2: the open cgroup directory. On v1 the launcher has joined already. */
@@ -123,13 +125,20 @@ export function planLaunch(plan: LaunchPlan): Operation[] {
     { name: "die with the agent", call: "prctl", args: [PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0] },
     // Last: what init does from here on, a filter for ordinary programs lets it do.
     ...(config.process.noNewPrivileges && plan.seccomp !== undefined ? loadSeccomp(plan.seccomp) : []),
-    ...superviseThePayload(plan),
-    { label: PAYLOAD },
-    ...execute(plan),
+    // No process of the container may trace or read init, which speaks for it.
+    { name: "protect init", call: "prctl", args: [PR_SET_DUMPABLE, 0, 0, 0, 0] },
+    ...(plan.isIdle ? waitForTheEnd(plan) : [...superviseThePayload(plan), { label: PAYLOAD }, ...execute(plan)]),
   ];
 }
 
-function planProcess({ config, lastCapability, seccomp }: LaunchPlan): ProcessPlan {
+/** What is decided here about a process of a step, the first one or a further one. */
+export function planProcess({
+  config,
+  lastCapability,
+  seccomp,
+}: Pick<LaunchPlan, "lastCapability" | "seccomp"> & {
+  readonly config: { readonly process: OciProcess };
+}): ProcessPlan {
   const all = (1n << 64n) - 1n; // root of a new user namespace has everything
   const capabilities = readCapabilities(config.process.capabilities, {
     lastCapability,
@@ -378,8 +387,6 @@ function limit({ rlimits = [] }: OciProcess): Operation[] {
  */
 function superviseThePayload(plan: LaunchPlan): Operation[] {
   return [
-    // The payload may not trace or read init, which speaks for the container.
-    { name: "protect init", call: "prctl", args: [PR_SET_DUMPABLE, 0, 0, 0, 0] },
     {
       name: "share a page with the payload",
       call: "mmap",
@@ -436,6 +443,19 @@ function superviseThePayload(plan: LaunchPlan): Operation[] {
       call: "write",
       args: [plan.statusFd, { addressOf: "payloadExitedMessage" }, messageBytes + timespecBytes],
     },
+    { label: "abandoned" },
+    { name: "end init", call: "exit_group", args: [0] },
+  ];
+}
+
+/** Waits without a payload; the kernel reaps what further processes leave to init. */
+function waitForTheEnd(plan: LaunchPlan): Operation[] {
+  const SIG_IGN = 1n;
+  const action = Buffer.alloc(32); // struct sigaction of the kernel
+  action.writeBigUInt64LE(SIG_IGN, 0);
+  return [
+    { name: "leave no zombies", call: "rt_sigaction", args: [SIGCHLD, { bytes: action }, 0, 8] },
+    ...awaitStart(plan),
     { label: "abandoned" },
     { name: "end init", call: "exit_group", args: [0] },
   ];

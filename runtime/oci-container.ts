@@ -2,6 +2,8 @@
 import { existsSync, fstatSync, readFileSync, renameSync, rmSync, unlinkSync, writeFileSync } from "node:fs";
 import { constants } from "node:os";
 import { resolve } from "node:path";
+import { OwnedDescriptors, PlacedDescriptors } from "./descriptors.ts";
+import { limitProcess } from "./join-target.ts";
 import {
   AF_UNIX,
   AT_FDCWD,
@@ -62,7 +64,6 @@ import {
   errnoName,
   open,
   openat2,
-  pipe,
   sendDescriptors,
   socketPair,
   SyscallError,
@@ -90,31 +91,6 @@ export interface CreateOptions {
   readonly newKeyring: boolean;
   readonly systemdCgroup: boolean;
   readonly warn: Warn;
-}
-
-/** Descriptors to close when the container has its own copies. */
-export class OwnedDescriptors {
-  readonly #fds = new Set<number>();
-
-  readonly own = (fd: number): number => {
-    this.#fds.add(fd);
-    return fd;
-  };
-
-  pipe(): { readonly read: number; readonly write: number } {
-    const ends = pipe();
-    this.own(ends.read);
-    this.own(ends.write);
-    return ends;
-  }
-
-  close(...fds: readonly number[]): void {
-    for (const fd of fds) if (this.#fds.delete(fd)) close(fd);
-  }
-
-  closeAll(): void {
-    this.close(...this.#fds);
-  }
 }
 
 /** Creates a container: everything up to its program, which waits for `startContainer`. @throws {Error} And leaves nothing. */
@@ -327,32 +303,6 @@ function placePlan(local: OciPlan, preserveFds: number): { plan: OciPlan; pairs:
     },
     pairs: placed.pairs(),
   };
-}
-
-/** Collects descriptors, then chooses their numbers in the program. */
-export class PlacedDescriptors {
-  readonly #sources: number[] = [];
-  readonly #preserveFds: number;
-
-  constructor(preserveFds: number) {
-    this.#preserveFds = preserveFds;
-  }
-
-  /** Returns the place, to which `base` is to be added when all are known. */
-  add(fd: number): number {
-    return this.#sources.push(fd) - 1;
-  }
-
-  get base(): number {
-    return Math.max(64, 3 + this.#preserveFds, Math.max(...this.#sources) + 1);
-  }
-
-  /** For posix_spawn: standard and preserved descriptors stay where they are. */
-  pairs(): (readonly [number, number])[] {
-    const { base } = this;
-    const kept = Array.from({ length: 3 + this.#preserveFds }, (_, fd) => [fd, fd] as const);
-    return [...kept, ...this.#sources.map((fd, i) => [fd, base + i] as const)];
-  }
 }
 
 /** Node may have made a standard descriptor non-blocking, for everybody who shares it: the container's program does. */
@@ -654,18 +604,10 @@ function isDelegated(config: OciConfig): boolean {
   return ownNamespace === true && writable === true && hostUser(config) !== 0;
 }
 
-/** From outside: in a user namespace the process itself could not raise them. */
+/** The configuration's limits, and the caller's for open files. */
 export function setLimits(pid: number, process: OciProcess): void {
-  const limits = new Map((process.rlimits ?? []).map((limit) => [limit.type, limit]));
-  for (const { type, soft, hard } of limits.values()) {
-    if (soft > hard) throw new OciConfigError(`process.rlimits: the soft limit of ${type} is above the hard one`);
-    const value = Buffer.alloc(16);
-    value.writeBigUInt64LE(soft, 0);
-    value.writeBigUInt64LE(hard, 8);
-    const result = trySyscall("prlimit64", pid, RLIMIT[type], value, 0);
-    if (result < 0) throw new SyscallError("prlimit64", -result, `set ${type} to ${soft}, at the most ${hard}`);
-  }
-  if (limits.has("RLIMIT_NOFILE")) return;
+  limitProcess(pid, process.rlimits);
+  if (process.rlimits?.some(({ type }) => type === "RLIMIT_NOFILE")) return;
   // Node raises its own soft limit when it starts; the caller's is what the container should have.
   const callers = Buffer.alloc(16);
   if (trySyscall("prlimit64", globalThis.process.ppid, RLIMIT.RLIMIT_NOFILE, 0, callers) < 0) return;

@@ -1,13 +1,12 @@
 /** A further process in an OCI container that runs. */
-import { readFileSync, readlinkSync } from "node:fs";
+import { readFileSync } from "node:fs";
+import { OwnedDescriptors, PlacedDescriptors } from "./descriptors.ts";
+import { cgroupFiles, differingNamespaces } from "./join-target.ts";
 import { SIGKILL, O_WRONLY } from "./linux.ts";
-import { findCgroupMounts } from "./oci-cgroup.ts";
-import type { NamespaceType, OciConfig, OciProcess } from "./oci-config.ts";
+import type { OciConfig, OciProcess } from "./oci-config.ts";
 import {
   connectUnix,
   inheritStdio,
-  OwnedDescriptors,
-  PlacedDescriptors,
   planProcess,
   ProgramLink,
   setLimits,
@@ -67,7 +66,6 @@ export function execInContainer(options: ExecOptions): number {
       return text ? { [which]: cpuMask(text, `process.execCPUAffinity.${which}`) } : {};
     };
     const operations = planOciExec({
-      config,
       statusFd,
       goFd: fix(at[1]),
       pidFd: fix(at[2]),
@@ -102,35 +100,4 @@ export function execInContainer(options: ExecOptions): number {
   } finally {
     descriptors.closeAll();
   }
-}
-
-/** The cgroups in which the container's process is now, which may be below the one that was made for it. */
-function cgroupFiles(pid: number): string[] {
-  const paths = new Map<string, string>();
-  for (const line of readFileSync(`/proc/${pid}/cgroup`, "utf8").trim().split("\n")) {
-    const [, controllers = "", path = "/"] = /^\d+:([^:]*):(.*)$/.exec(line) ?? [];
-    paths.set(controllers, path);
-  }
-  return findCgroupMounts().flatMap(({ version, controllers, mountPoint }) => {
-    const path = paths.get(version === 2 ? "" : controllers.join(",")) ?? paths.get(controllers.toReversed().join(","));
-    return path === undefined ? [] : [`${mountPoint}${path === "/" ? "" : path}/cgroup.procs`];
-  });
-}
-
-const namespaceFiles: Readonly<Record<NamespaceType, string>> = {
-  user: "user",
-  mount: "mnt",
-  pid: "pid",
-  network: "net",
-  ipc: "ipc",
-  uts: "uts",
-  cgroup: "cgroup",
-  time: "time",
-};
-
-function differingNamespaces(pid: number): NamespaceType[] {
-  return (Object.keys(namespaceFiles) as NamespaceType[]).filter((type) => {
-    const file = namespaceFiles[type];
-    return readlinkSync(`/proc/${pid}/ns/${file}`) !== readlinkSync(`/proc/self/ns/${file}`);
-  });
 }

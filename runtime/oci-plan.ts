@@ -179,7 +179,6 @@ export function planOciContainer(plan: OciPlan): Operation[] {
 
 /** A further process in a container that runs. */
 export interface OciExecPlan {
-  readonly config: OciConfig;
   readonly statusFd: number;
   readonly goFd: number;
   readonly cgroupFds: readonly number[];

@@ -1,5 +1,5 @@
-/** Reads a pipe into one reused buffer and hands every piece on. */
-import { Socket } from "node:net";
+/** Reads a pipe or a terminal into one reused buffer and hands every piece on. */
+import { type OnReadOpts, Socket } from "node:net";
 import { trySyscall } from "./syscall.ts";
 
 const bufferBytes = 64 << 10;
@@ -20,19 +20,19 @@ export class PipeReader {
   /**
    * @param fd The read end; belongs to the reader from now on.
    * @param onData Returning `false` pauses until `resume()`. The chunk is valid only during the call.
+   * @param open Opens what is no pipe.
    */
-  constructor(fd: number, onData: (chunk: Uint8Array) => boolean | void) {
+  constructor(fd: number, onData: (chunk: Uint8Array) => boolean | void, open: OpenReader = openPipe) {
     const buffer = this.#buffer;
     this.#fd = fd;
     this.#take = (length) => this.#taken(onData(buffer.subarray(0, length)));
-    const options = { fd, readable: true, writable: false, onread: { buffer, callback: this.#take } };
-    this.#socket = new Socket(options);
+    this.#socket = open(fd, { buffer, callback: this.#take });
     this.ended = new Promise((resolve) => {
       this.#socket.on("close", () => {
         this.#atEnd = true;
         resolve();
       });
-      // A pipe's read end does not fail; should it, its end has come all the same.
+      // A pipe's read end does not fail; should it, its end has come all the same. A terminal's fails at its end (EIO).
       this.#socket.on("error", () => undefined);
     });
     this.#socket.resume();
@@ -81,3 +81,8 @@ export class PipeReader {
     this.#socket.destroy();
   }
 }
+
+/** Makes a socket that reads a descriptor by `onread`. */
+export type OpenReader = (fd: number, onread: OnReadOpts) => Socket;
+
+const openPipe: OpenReader = (fd, onread) => new Socket({ fd, readable: true, writable: false, onread });

@@ -47,6 +47,8 @@ export interface LaunchContext {
   readonly status: Source;
   readonly process: Source;
   readonly start?: Source;
+  /** Only further processes will run in it, until `start` ends. */
+  readonly isIdle?: true;
   readonly cgroup?: Source;
   readonly network?: Source;
   /** The root file system, by descriptor or out of layers. */
@@ -72,6 +74,7 @@ export function planStep(config: OciConfig, context: LaunchContext): { plan: Lau
     statusFd: place(context.status),
     processFd: place(context.process),
     ...placeIf("startFd", context.start),
+    ...(context.isIdle ? { isIdle: true } : {}),
     ...placeIf("cgroupFd", context.cgroup),
     ...placeIf("networkFd", context.network),
     rootfs: rootfs(),
@@ -89,7 +92,8 @@ export function planStep(config: OciConfig, context: LaunchContext): { plan: Lau
   return { plan, sources };
 }
 
-function filterOf(
+/** A configuration's seccomp filter. */
+export function filterOf(
   seccomp: NonNullable<NonNullable<OciConfig["linux"]>["seccomp"]>,
   architecture: Architecture,
 ): SeccompFilter {
