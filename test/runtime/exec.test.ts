@@ -193,7 +193,9 @@ describe("execInContainer", () => {
   test("is refused by a container that has ended, or has no processes left, with the reason", async () => {
     const ended = await runContainer(host.host, host.script("true"));
     await ended.result;
-    await expect(execInContainer(ended, { args: ["sh"], env, output: () => {} })).rejects.toThrow(/has ended|was killed/);
+    await expect(execInContainer(ended, { args: ["sh"], env, output: () => {} })).rejects.toThrow(
+      /has ended|was killed/,
+    );
     await ended[Symbol.asyncDispose]();
     const full = await runContainer(
       host.host,
