@@ -29,6 +29,8 @@ const testNeeds: readonly Need[] = [
   { what: "names of services", programs: ["/etc/services"], packages: ["netbase"] },
   { what: "certificates", programs: ["/usr/sbin/update-ca-certificates"], packages: ["ca-certificates"] },
   { what: "setcap", programs: ["setcap"], packages: ["libcap2-bin"] },
+  { what: "an image registry", programs: ["docker-registry"], packages: ["docker-registry"] },
+  { what: "skopeo", programs: ["skopeo"], packages: ["skopeo"] },
   { what: "ip and bridge", programs: ["ip"], packages: ["iproute2"] },
   { what: "nft", programs: ["nft"], packages: ["nftables"] },
 ];
@@ -110,7 +112,7 @@ function withoutServices(packages: readonly string[], environment: NodeJS.Proces
   } finally {
     if (isOurs) rmSync(policy, { force: true });
   }
-  for (const name of packages.filter((candidate) => candidate.endsWith("-server"))) {
+  for (const name of packages.filter((candidate) => /-(server|registry)$/.test(candidate))) {
     // With systemd and without: what is not there has enabled nothing.
     const disable = [
       ["deb-systemd-helper", "disable", `${name}.service`],

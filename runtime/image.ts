@@ -13,6 +13,7 @@ import { defaultLayerLimits, type LayerLimits } from "./layer.ts";
 import { LayerWorkers } from "./layer-workers.ts";
 import { O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_PATH, RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS } from "./linux.ts";
 import { readOciLayout } from "./oci-layout.ts";
+import { allOrNone } from "./parallel.ts";
 import { close as closeDescriptor, open, openat2, SyscallError } from "./syscall.ts";
 import { type ByteRange, detectCompression } from "./unpack.ts";
 
@@ -331,26 +332,6 @@ function layerKeys(image: FoundImage): string[] {
 /** The layers without repetitions, of which the last counts (see `distinctLast`). */
 function distinctLayers({ layers }: FoundImage): FoundImage["layers"] {
   return layers.filter((layer, index) => layers.findLastIndex((each) => each.diffId === layer.diffId) === index);
-}
-
-/**
- * Waits for all of them even if one fails, so that nobody cleans up any more when this settles.
- *
- * @param giveUp Called at the first failure, which is what this rejects with.
- */
-async function allOrNone<T>(promises: readonly Promise<T>[], giveUp: (error: unknown) => void): Promise<T[]> {
-  let first: { readonly error: unknown } | undefined;
-  const results = await Promise.allSettled(
-    promises.map((promise) =>
-      promise.catch((error: unknown) => {
-        first ??= { error };
-        giveUp(error);
-        throw error;
-      }),
-    ),
-  );
-  if (first !== undefined) throw first.error;
-  return results.map((result) => (result as PromiseFulfilledResult<T>).value);
 }
 
 /** Docker's archives since version 25 are OCI layouts too; their manifest.json names what is really in them. */

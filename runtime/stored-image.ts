@@ -54,6 +54,13 @@ export function joinImage(
   return { ...read, configuration, config: configuration.config, layers };
 }
 
+/** The descriptor of an image's manifest. A manifest need not say its own type; its configuration's is of the same family. */
+export function describeManifest({ manifest, manifestDigest, manifestContent }: StoredImage): Descriptor {
+  const docker = manifest.config.mediaType === mediaTypes.dockerConfig;
+  const mediaType = manifest.mediaType ?? (docker ? mediaTypes.dockerManifest : mediaTypes.manifest);
+  return { mediaType, digest: manifestDigest, size: manifestContent.length };
+}
+
 /**
  * The directories of an image's layers, base layer first, repetitions left out, ready for an overlay.
  *

@@ -6,6 +6,7 @@ import { createHash, type Hash } from "node:crypto";
 import { closeSync, constants, mkdirSync, openSync, readSync, statfsSync, writeSync } from "node:fs";
 import { pipeline } from "node:stream/promises";
 import { createGunzip, createZstdDecompress } from "node:zlib";
+import { ChannelReader, type SharedChannel } from "./byte-channel.ts";
 import { formatBytes, ImageError } from "./image-error.ts";
 import { type LayerLimits, type LayerSummary, LayerWriter } from "./layer.ts";
 import { type TarEntry, TarReader, type TarSink } from "./tar-reader.ts";
@@ -18,8 +19,11 @@ export interface ByteRange {
   readonly length: number;
 }
 
+/** Where an archive comes from: a file, or another thread that is still receiving it. */
+export type ArchiveSource = ByteRange | { readonly channel: SharedChannel };
+
 export interface UnpackRequest {
-  readonly source: ByteRange;
+  readonly source: ArchiveSource;
   /** Made by `unpackLayer`; must not exist. */
   readonly directory: string;
   /** Verified while unpacking: nobody else may take the directory for good before `unpackLayer` has returned. */
@@ -37,6 +41,8 @@ export type CheckCanceled = () => void;
 
 const CHUNK_BYTES = 1 << 20;
 const COMPRESSED_CHUNK_BYTES = 1 << 18;
+/** Of a channel: what a network hands over is often smaller than is worth a turn of the decompressor. */
+const LEAST_CHUNK_BYTES = 1 << 16;
 const RATIO_FROM_BYTES = 256 * 2 ** 20;
 
 /**
@@ -78,7 +84,8 @@ async function readArchive(
   checkCanceled: CheckCanceled,
   consume: (chunk: Buffer) => void,
 ): Promise<void> {
-  const compression = detectCompression(request.source);
+  using input = openInput(request.source);
+  const compression = compressionOf(await input.head());
   const digest = new DigestCheck(request.digest, "digest");
   const diffId = new DigestCheck(
     request.diffId,
@@ -104,14 +111,14 @@ async function readArchive(
   };
 
   if (compression === "none") {
-    for (const chunk of readRange(request.source, Buffer.allocUnsafeSlow(CHUNK_BYTES))) {
+    for await (const chunk of input.chunks({ reuse: true })) {
       compressed(chunk);
       counted(chunk);
     }
   } else {
     // Every chunk in a buffer of its own: zlib still reads it, on a thread of libuv's pool, while the next one is made.
-    const chunks = function* () {
-      for (const chunk of readRange(request.source)) {
+    const chunks = async function* () {
+      for await (const chunk of input.chunks({ reuse: false })) {
         checkCanceled();
         compressed(chunk);
         yield chunk;
@@ -146,12 +153,56 @@ function* readRange(range: ByteRange, buffer?: Buffer): Generator<Buffer, void> 
   }
 }
 
+/** The beginning of an archive, and then all of it. */
+interface ArchiveInput extends Disposable {
+  /** Up to 6 bytes; before `chunks`. */
+  head(): Promise<Buffer>;
+  /** @param options.reuse Whether a chunk may be overwritten when the next one is asked for. */
+  chunks(options: { readonly reuse: boolean }): Iterable<Buffer> | AsyncIterable<Buffer>;
+}
+
+const HEAD_BYTES = 6;
+
+function openInput(source: ArchiveSource): ArchiveInput {
+  if (!("channel" in source)) {
+    return {
+      head: () => Promise.resolve(readHead(source)),
+      chunks: ({ reuse }) => readRange(source, reuse ? Buffer.allocUnsafeSlow(CHUNK_BYTES) : undefined),
+      [Symbol.dispose]: () => {},
+    };
+  }
+  const reader = new ChannelReader(source.channel);
+  let first: Buffer | undefined;
+  return {
+    head: async () => {
+      first = await reader.read({ least: HEAD_BYTES, most: COMPRESSED_CHUNK_BYTES });
+      return first?.subarray(0, HEAD_BYTES) ?? Buffer.alloc(0);
+    },
+    chunks: async function* () {
+      for (let chunk = first; chunk !== undefined; ) {
+        yield chunk;
+        chunk = await reader.read({ least: LEAST_CHUNK_BYTES, most: COMPRESSED_CHUNK_BYTES });
+      }
+    },
+    [Symbol.dispose]: () => reader.close(),
+  };
+}
+
+function readHead(range: ByteRange): Buffer {
+  const head = Buffer.alloc(Math.min(HEAD_BYTES, range.length));
+  return head.subarray(0, readSync(range.fd, head, 0, head.length, range.offset));
+}
+
 type Compression = "none" | "gzip" | "zstd";
 
 /** @throws {ImageError} If it is compressed in a way that is not supported. */
 export function detectCompression(range: ByteRange): Compression {
-  const magic = Buffer.alloc(6);
-  readSync(range.fd, magic, 0, Math.min(6, range.length), range.offset);
+  return compressionOf(readHead(range));
+}
+
+function compressionOf(head: Buffer): Compression {
+  const magic = Buffer.alloc(HEAD_BYTES);
+  head.copy(magic);
   if (magic[0] === 0x1f && magic[1] === 0x8b) return "gzip";
   const word = magic.readUInt32LE(0);
   // A zstd frame, or one that is skipped, as stargz-like archives begin with.
