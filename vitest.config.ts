@@ -4,7 +4,7 @@ import { defineConfig } from "vitest/config";
 // system test: real Git, real Redis, the real kernel.
 const unit = [
   "test/architecture.test.ts",
-  "test/build/{parse,parse-fuzz,word}.test.ts",
+  "test/build/{parse,parse-fuzz,pattern,word}.test.ts",
   "test/agent/{clone-url,masker,step-log}.test.ts",
   "test/pipelines/**/*.test.ts",
   "test/runtime/{cgroup-usage,launch-plan,oom-log,program,seccomp,seccomp-bpf,seccomp-oci,step-resources,tar-reader,walker}.test.ts",
