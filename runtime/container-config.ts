@@ -47,6 +47,12 @@ export interface PreparedConfig {
    * It is the caller's; a later container can go on in it. @default one of the container's own, removed with it
    */
   readonly writableDir?: string;
+  /**
+   * A directory that is laid over the image in the place of the host's own mount points and /etc/hosts, hostname and
+   * resolv.conf, which are then the caller's to bring, those of a job's network too: for who keeps what is written, and
+   * wants nothing in it that is not the image's.
+   */
+  readonly topLayer?: string;
   readonly resources: StepResources;
   /** Loopback only, the host's, or a job's, which is the caller's to dispose. */
   readonly network: "none" | "host" | JobNetwork;

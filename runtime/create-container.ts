@@ -84,7 +84,9 @@ function createContainer(
     for (const { write } of [stdout, stderr]) syscall("fchown", write, uid, gid);
     const cgroupFd = launcher.cgroup?.openDirectory();
     if (cgroupFd !== undefined) descriptors.own(cgroupFd);
-    if (typeof config.network === "object") writeNetworkFiles(config, directory, config.network);
+    if (typeof config.network === "object" && config.topLayer === undefined) {
+      writeNetworkFiles(config, directory, config.network);
+    }
     const { plan, sources } = planStep(step, {
       ...launchContext(host, config, directory),
       ...kind,
@@ -232,18 +234,23 @@ function writeNetworkFiles(config: PreparedConfig, directory: string, network: J
 
 function rootfsOf(
   host: Host,
-  { image, uidRange: range }: PreparedConfig,
+  { image, uidRange: range, topLayer }: PreparedConfig,
   directory: string,
   { dry }: { readonly dry: boolean },
 ): LaunchContext["rootfs"] {
-  const layers = [...image.layers, host.skeletonDir];
+  const layers = [...image.layers, topLayer ?? host.skeletonDir];
   if (host.mountsDetachedOverlays) {
-    const open = () =>
-      mountOverlay(
-        directory,
-        layers.map((layer) => host.layerMounts.get(layer, range)),
-        range,
-      );
+    const open = () => {
+      // One of the caller's own is no other container's.
+      const top = topLayer === undefined ? undefined : cloneMount(topLayer, { idMapFd: range.userNamespaceFd });
+      try {
+        const shared = top === undefined ? layers : image.layers;
+        const mounts = shared.map((layer) => host.layerMounts.get(layer, range));
+        return mountOverlay(directory, top === undefined ? mounts : [...mounts, top], range);
+      } finally {
+        if (top !== undefined) close(top);
+      }
+    };
     return { whole: { name: "root file system", open } };
   }
   if (!dry) {

@@ -159,6 +159,7 @@ export class Host implements AsyncDisposable {
       userNamespaceFd: range.userNamespaceFd,
       [Symbol.dispose]: () => {
         for (const key of this.#workspaces.keys()) if (key.startsWith(`${range.base} `)) void this.#endWorkspace(key);
+        this.layerMounts.release(range);
         range[Symbol.dispose]();
       },
     };

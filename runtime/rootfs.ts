@@ -1,5 +1,5 @@
 /** The file systems of one container, made in the agent as detached mounts: overlay, /dev, workspace. */
-import { chownSync, lstatSync, mkdirSync, rmSync } from "node:fs";
+import { chownSync, lstatSync, mkdirSync, rmSync, statSync } from "node:fs";
 import {
   AT_SYMLINK_NOFOLLOW,
   EEXIST,
@@ -19,20 +19,30 @@ import type { UidRange } from "./uid-range.ts";
 
 /** Idmapped clones of layers, kept because every container of a job uses the same ones. */
 export class LayerMounts {
-  readonly #mounts = new Map<string, number>();
+  readonly #mounts = new Map<number, Map<string, { readonly mount: number; readonly directory: string }>>();
 
   get(layer: string, range: UidRange): number {
-    const key = `${range.base} ${layer}`;
-    const known = this.#mounts.get(key);
-    if (known !== undefined) return known;
+    let mounts = this.#mounts.get(range.base);
+    if (mounts === undefined) this.#mounts.set(range.base, (mounts = new Map()));
+    // A layer may have been removed from the store, and made again, since.
+    const { dev, ino } = statSync(layer);
+    const directory = `${dev}:${ino}`;
+    const known = mounts.get(layer);
+    if (known?.directory === directory) return known.mount;
+    if (known !== undefined) close(known.mount);
     const mount = cloneMount(layer, { idMapFd: range.userNamespaceFd });
-    this.#mounts.set(key, mount);
+    mounts.set(layer, { mount, directory });
     return mount;
   }
 
+  /** Closes those of a range whose job is over: builds have hundreds that nobody else uses. */
+  release({ base }: Pick<UidRange, "base">): void {
+    for (const { mount } of this.#mounts.get(base)?.values() ?? []) close(mount);
+    this.#mounts.delete(base);
+  }
+
   close(): void {
-    for (const mount of this.#mounts.values()) close(mount);
-    this.#mounts.clear();
+    for (const base of this.#mounts.keys()) this.release({ base });
   }
 }
 

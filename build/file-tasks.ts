@@ -1,0 +1,360 @@
+/** The work on files that takes long, done in threads (file-worker.ts): plain data in, plain data out. */
+import { createHash } from "node:crypto";
+import { mkdirSync, writeSync } from "node:fs";
+import { createGzip, createZstdCompress } from "node:zlib";
+import { adoptUpper, fileAt, type LayerSummary, openLayerView, writeLayerArchive } from "../runtime/index.ts";
+import { type Accounts, resolveOwner, resolveUser, type ResolvedUser } from "./accounts.ts";
+import { digestContent, fingerprintSelections } from "./content.ts";
+import { CopyTarget, type Owner } from "./copy.ts";
+import { parseMode } from "./mode.ts";
+import { PathPatterns } from "./pattern.ts";
+import { selectFiles, type Selection, type SourceTree } from "./select.ts";
+import { makeStubs, type MountTarget } from "./stubs.ts";
+
+/** Where files come from. */
+export type TreeSpec =
+  | {
+      readonly kind: "context";
+      readonly directory: string;
+      /** Patterns of .dockerignore. */
+      readonly ignored: readonly string[];
+    }
+  | { readonly kind: "layers"; readonly layers: readonly string[]; readonly name: string };
+
+/** Files by what names them. */
+export interface SelectionSpec {
+  readonly tree: TreeSpec;
+  readonly sources: readonly string[];
+  readonly parents: boolean;
+  readonly excludes: readonly string[];
+}
+
+/** How this kernel mounts overlays, and an empty directory for it. */
+export interface ViewSpec {
+  readonly emptyDir: string;
+  readonly byPath: boolean;
+}
+
+/** A layer that is made on top of others; `upper` becomes it. */
+export interface NewLayerSpec {
+  /** Base first; none for a layer that does not depend on any. */
+  readonly layers: readonly string[];
+  readonly upper: string;
+  readonly work: string;
+}
+
+export interface CopySpec {
+  readonly selection: SelectionSpec;
+  /** What `digest` said: if it is not the same any more, nothing is copied. */
+  readonly fingerprint: string;
+  readonly destination: string;
+  /** Files that the Dockerfile itself holds. */
+  readonly files: readonly { readonly name: string; readonly content: string }[];
+  readonly owner?: Owner | undefined;
+  readonly chmod?: string | undefined;
+}
+
+interface Task {
+  digest: {
+    readonly spec: { readonly selection: SelectionSpec; readonly view: ViewSpec };
+    readonly result: { readonly digest: string; readonly fingerprint: string };
+  };
+  copy: {
+    readonly spec: { readonly into: NewLayerSpec; readonly copy: CopySpec; readonly view: ViewSpec };
+    readonly result: LayerSummary;
+  };
+  /** Makes a directory with those above it, if it is missing. */
+  directory: {
+    readonly spec: {
+      readonly into: NewLayerSpec;
+      readonly path: string;
+      readonly owner: Owner;
+      readonly view: ViewSpec;
+    };
+    readonly result: LayerSummary;
+  };
+  /** Whom --chown names. */
+  owner: {
+    readonly spec: { readonly layers: readonly string[]; readonly owner: string; readonly view: ViewSpec };
+    readonly result: Owner;
+  };
+  /** Whom USER names, and mount points that the image lacks. */
+  container: {
+    readonly spec: {
+      readonly layers: readonly string[];
+      readonly user: string;
+      readonly targets: readonly MountTarget[];
+      /** Made; gets the mount points. */
+      readonly directory: string;
+      readonly view: ViewSpec;
+    };
+    readonly result: {
+      readonly user: ResolvedUser;
+      /** The targets without links. */
+      readonly paths: readonly string[];
+    };
+  };
+  adopt: {
+    readonly spec: { readonly upper: string; readonly base: number; readonly size: number };
+    readonly result: LayerSummary;
+  };
+  archive: {
+    readonly spec: {
+      readonly directory: string;
+      /** Descriptor of the empty file that gets the archive. */
+      readonly target: number;
+      readonly compression: Compression;
+      readonly newestSeconds: number | undefined;
+    };
+    readonly result: ArchiveResult;
+  };
+  /** The same layer under another name, without a copy of what its files hold. */
+  link: { readonly spec: { readonly from: string; readonly to: string }; readonly result: LayerSummary };
+}
+
+export type Compression = "gzip" | "zstd" | "none";
+
+export interface ArchiveResult {
+  /** Of the archive before compression. */
+  readonly diffId: string;
+  readonly digest: string;
+  readonly size: number;
+}
+
+export type FileTaskKind = keyof Task;
+export type FileTaskSpec<Kind extends FileTaskKind> = Task[Kind]["spec"];
+export type FileTaskResult<Kind extends FileTaskKind> = Task[Kind]["result"];
+
+type CheckCanceled = () => void;
+
+const tasks: {
+  readonly [Kind in FileTaskKind]: (
+    spec: FileTaskSpec<Kind>,
+    checkCanceled: CheckCanceled,
+  ) => FileTaskResult<Kind> | Promise<FileTaskResult<Kind>>;
+} = {
+  digest: ({ selection, view }, checkCanceled) =>
+    withSelections(selection, { view, checkCanceled }, (tree, selections) => ({
+      digest: digestContent(tree.root, selections, { ignoreOwners: isContext(selection), checkCanceled }),
+      fingerprint: fingerprintSelections(selections),
+    })),
+  copy({ into, copy, view }, checkCanceled) {
+    return withNewLayer(into, { view, checkCanceled }, (root) => copyFiles(root, copy, { view, checkCanceled }));
+  },
+  directory({ into, path, owner, view }, checkCanceled) {
+    return withNewLayer(into, { view, checkCanceled }, (root) => {
+      const target = new CopyTarget(root, fileAt.byteString(path), { owner, ignoreOwners: true });
+      fileAt.closeFile(target.openDirectory());
+    });
+  },
+  owner: ({ layers, owner, view }) => withView(layers, view, (root) => resolveOwner(owner, readAccounts(root))),
+  container: ({ layers, user, targets, directory, view }) =>
+    withView(layers, view, (root) => {
+      mkdirSync(directory, { mode: 0o755 });
+      const fd = fileAt.openRoot(directory);
+      try {
+        return { user: resolveUser(user, readAccounts(root)), paths: makeStubs(root, targets, fd) };
+      } finally {
+        fileAt.closeFile(fd);
+      }
+    }),
+  adopt({ upper, base, size }, checkCanceled) {
+    const fd = fileAt.openRoot(upper);
+    try {
+      const { entries, bytes } = adoptUpper(fd, { base, size }, checkCanceled);
+      fileAt.chownAt(fd, "", { uid: 0, gid: 0 });
+      return { entries, bytes, notes: [], rootNames: [] };
+    } finally {
+      fileAt.closeFile(fd);
+    }
+  },
+  archive,
+  link({ from, to }, checkCanceled) {
+    const source = fileAt.openRoot(from);
+    try {
+      mkdirSync(to, { mode: 0o755 });
+      const target = fileAt.openRoot(to);
+      try {
+        return { ...linkTree(source, target, checkCanceled), notes: [], rootNames: [] };
+      } finally {
+        fileAt.closeFile(target);
+      }
+    } finally {
+      fileAt.closeFile(source);
+    }
+  },
+};
+
+/** Does one task. */
+export async function doFileTask<Kind extends FileTaskKind>(
+  kind: Kind,
+  spec: FileTaskSpec<Kind>,
+  checkCanceled: CheckCanceled,
+): Promise<FileTaskResult<Kind>> {
+  return await tasks[kind](spec, checkCanceled);
+}
+
+function isContext({ tree }: SelectionSpec): boolean {
+  return tree.kind === "context";
+}
+
+function withView<T>(layers: readonly string[], view: ViewSpec, use: (root: number) => T): T {
+  const root = openLayerView(layers, view);
+  try {
+    return use(root);
+  } finally {
+    fileAt.closeFile(root);
+  }
+}
+
+function withNewLayer(
+  { layers, upper, work }: NewLayerSpec,
+  context: { readonly view: ViewSpec; readonly checkCanceled: CheckCanceled },
+  change: (root: number) => void,
+): LayerSummary {
+  const root = openLayerView(layers, { ...context.view, writable: { upper, work } });
+  try {
+    change(root);
+  } finally {
+    fileAt.closeFile(root);
+  }
+  const fd = fileAt.openRoot(upper);
+  try {
+    // Nobody's ids are mapped here: this only counts, and removes what overlayfs noted down for itself.
+    const { entries, bytes } = adoptUpper(fd, { base: 0, size: 2 ** 32 }, context.checkCanceled);
+    return { entries, bytes, notes: [], rootNames: [] };
+  } finally {
+    fileAt.closeFile(fd);
+  }
+}
+
+function withSelections<T>(
+  spec: SelectionSpec,
+  { view, checkCanceled }: { readonly view: ViewSpec; readonly checkCanceled: CheckCanceled },
+  use: (tree: SourceTree, selections: readonly Selection[]) => T,
+): T {
+  const { tree: source } = spec;
+  const root = source.kind === "context" ? fileAt.openRoot(source.directory) : openLayerView(source.layers, view);
+  try {
+    const tree: SourceTree = {
+      root,
+      name: source.kind === "context" ? "the build context" : source.name,
+      ignored: source.kind === "context" ? new PathPatterns(source.ignored) : undefined,
+    };
+    const options = { parents: spec.parents, excludes: new PathPatterns(spec.excludes), checkCanceled };
+    return use(
+      tree,
+      spec.sources.flatMap((pattern) => selectFiles(tree, pattern, options)),
+    );
+  } finally {
+    fileAt.closeFile(root);
+  }
+}
+
+function copyFiles(
+  root: number,
+  spec: CopySpec,
+  context: { readonly view: ViewSpec; readonly checkCanceled: CheckCanceled },
+): void {
+  const target = new CopyTarget(root, fileAt.byteString(spec.destination), {
+    owner: spec.owner,
+    ignoreOwners: isContext(spec.selection),
+    mode: spec.chmod === undefined ? undefined : parseMode(spec.chmod),
+    checkCanceled: context.checkCanceled,
+  });
+  if (spec.selection.sources.length > 0) {
+    withSelections(spec.selection, context, (tree, selections) => {
+      if (fingerprintSelections(selections) !== spec.fingerprint)
+        throw new Error("Files changed while they were copied");
+      for (const selection of selections) target.copy(tree.root, selection);
+    });
+  }
+  for (const { name, content } of spec.files) {
+    target.write(fileAt.byteString(name.replaceAll("/", "_")), (file) => void writeSync(file, content), {
+      mode: 0o644,
+    });
+  }
+}
+
+/** More than any real one; both are a stranger's. */
+const MAX_ACCOUNTS_BYTES = 4 << 20;
+
+function readAccounts(root: number): Accounts {
+  const read = (path: string) => fileAt.readTextInRoot(root, path, MAX_ACCOUNTS_BYTES) ?? "";
+  return { passwd: read("etc/passwd"), group: read("etc/group") };
+}
+
+async function archive(
+  { directory, target, compression, newestSeconds }: FileTaskSpec<"archive">,
+  checkCanceled: CheckCanceled,
+): Promise<ArchiveResult> {
+  const diffId = createHash("sha256");
+  const digest = createHash("sha256");
+  let size = 0;
+  const write = (chunk: Uint8Array) => {
+    digest.update(chunk);
+    size += chunk.length;
+    for (let done = 0; done < chunk.length; ) done += writeSync(target, chunk, done);
+  };
+  const fd = fileAt.openRoot(directory);
+  try {
+    const pieces = writeLayerArchive(fd, { newestSeconds, checkCanceled });
+    if (compression === "none") {
+      for (const piece of pieces) {
+        diffId.update(piece);
+        write(piece);
+      }
+    } else {
+      const compressor = compression === "gzip" ? createGzip({ level: 6 }) : createZstdCompress();
+      compressor.on("data", write);
+      const ended = new Promise<void>((resolve, reject) => compressor.once("end", resolve).once("error", reject));
+      for (const piece of pieces) {
+        diffId.update(piece);
+        // What is compressed is read in another thread until it is taken.
+        if (!compressor.write(Buffer.from(piece))) await new Promise((resolve) => compressor.once("drain", resolve));
+      }
+      compressor.end();
+      await ended;
+    }
+  } finally {
+    fileAt.closeFile(fd);
+  }
+  return { diffId: `sha256:${diffId.digest("hex")}`, digest: `sha256:${digest.digest("hex")}`, size };
+}
+
+/** Copies directories, and gives everything else a second name. */
+function linkTree(
+  source: number,
+  target: number,
+  checkCanceled: CheckCanceled,
+): { readonly entries: number; readonly bytes: number } {
+  let entries = 0;
+  let bytes = 0;
+  for (const name of fileAt.namesOf(source)) {
+    checkCanceled();
+    const stat = fileAt.statAt(source, name);
+    if (stat === undefined) continue;
+    entries++;
+    if (stat.type !== "directory") {
+      bytes += stat.type === "file" ? stat.size : 0;
+      fileAt.linkAt(source, name, target, name);
+      continue;
+    }
+    fileAt.makeDirectoryAt(target, name);
+    const from = fileAt.openDirectoryAt(source, name);
+    const to = fileAt.openDirectoryAt(target, name);
+    try {
+      const below = linkTree(from, to, checkCanceled);
+      entries += below.entries;
+      bytes += below.bytes;
+      fileAt.chownAt(to, "", stat);
+      for (const [key, value] of fileAt.readXattrs(from, () => true)) fileAt.setXattr(to, key, value);
+      fileAt.chmodOpen(to, stat.mode);
+      fileAt.setTimesAt(target, name, stat);
+    } finally {
+      fileAt.closeFile(from);
+      fileAt.closeFile(to);
+    }
+  }
+  return { entries, bytes };
+}

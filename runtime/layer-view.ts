@@ -1,0 +1,116 @@
+/** Layers as one tree, for the agent itself: what a build copies from and into. */
+import { mkdirSync } from "node:fs";
+import {
+  CLONE_NEWNS,
+  MNT_DETACH,
+  MOUNT_ATTR_NODEV,
+  MOUNT_ATTR_NOEXEC,
+  MOUNT_ATTR_NOSUID,
+  MS_BIND,
+  MS_NODEV,
+  MS_NOEXEC,
+  MS_NOSUID,
+  MS_PRIVATE,
+  MS_REC,
+  O_DIRECTORY,
+  O_RDONLY,
+} from "./linux.ts";
+import { makeMount, type MountOption } from "./mount.ts";
+import { close, cString, open, syscall, trySyscall } from "./syscall.ts";
+
+export interface LayerViewOptions {
+  /** Where what is changed goes; without it the view is read-only. Both are made if they are missing, on one file system. */
+  readonly writable?: { readonly upper: string; readonly work: string };
+  /** An empty directory, which nothing is written into. */
+  readonly emptyDir: string;
+  /** Mount as kernels before 6.13 want it, although this one could do better. @default false */
+  readonly byPath?: boolean;
+}
+
+/**
+ * Mounts layers on top of each other where only this thread sees it, and opens the root; the caller closes it, which also
+ * unmounts. Owners are those on disk: there is no mapping of ids.
+ *
+ * Only in a thread of its own: where the kernel takes layers by path only, the thread moves to a mount namespace of its own.
+ *
+ * @param layers Absolute paths, base first.
+ * @throws {SyscallError}
+ */
+export function openLayerView(layers: readonly string[], options: LayerViewOptions): number {
+  const { writable, emptyDir } = options;
+  for (const path of writable === undefined ? [] : [writable.upper, writable.work])
+    mkdirSync(path, { recursive: true });
+  if (layers.length === 0 && writable === undefined) return open(emptyDir, O_RDONLY | O_DIRECTORY);
+  // An overlay without an upper directory wants two layers.
+  const lower = layers.length < 2 ? [emptyDir, ...layers] : layers;
+  return options.byPath === true ? mountByPath(lower, options) : mountByDescriptor(lower, writable);
+}
+
+const flags = ["index=off", "metacopy=off", "redirect_dir=off", "xino=off"] as const;
+
+function mountByDescriptor(layers: readonly string[], writable: LayerViewOptions["writable"]): number {
+  const opened = layers.toReversed().map((path) => open(path, O_RDONLY | O_DIRECTORY));
+  try {
+    const mountOptions: MountOption[] = [
+      ...opened.map((fd) => ({ key: "lowerdir+", value: fd })),
+      ...(writable === undefined
+        ? []
+        : [{ key: "upperdir", value: writable.upper }, { key: "workdir", value: writable.work }, { key: "volatile" }]),
+      ...flags.map((flag) => ({ key: flag.slice(0, flag.indexOf("=")), value: flag.slice(flag.indexOf("=") + 1) })),
+    ];
+    const mount = makeMount("overlay", mountOptions, MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+    try {
+      return syscall("openat", mount, cString("."), O_RDONLY | O_DIRECTORY, 0);
+    } finally {
+      close(mount);
+    }
+  } finally {
+    for (const fd of opened) close(fd);
+  }
+}
+
+let ownNamespace = false;
+
+/** Layers get names that are short enough for the page that mount(2) takes, in the thread's own mount namespace. */
+function mountByPath(layers: readonly string[], { writable, emptyDir }: LayerViewOptions): number {
+  if (!ownNamespace) {
+    syscall("unshare", CLONE_NEWNS);
+    ownNamespace = true;
+    mount("none", "/", { flags: MS_REC | MS_PRIVATE });
+  }
+  const quiet = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+  mount("tmpfs", emptyDir, { type: "tmpfs", flags: quiet, data: "size=4m" });
+  try {
+    for (const [index, layer] of layers.entries()) {
+      mkdirSync(`${emptyDir}/${index}`);
+      mount(layer, `${emptyDir}/${index}`, { flags: MS_BIND });
+    }
+    mkdirSync(`${emptyDir}/root`);
+    // The thread's own working directory: it has no other part in what chdir(2) changes since its unshare(2).
+    syscall("chdir", cString(emptyDir));
+    const lower = layers.map((_, index) => `${index}`).toReversed();
+    const escape = (path: string) => path.replaceAll(/[\\,:]/g, "\\$&");
+    const data = [
+      `lowerdir=${lower.join(":")}`,
+      ...(writable === undefined
+        ? []
+        : [`upperdir=${escape(writable.upper)}`, `workdir=${escape(writable.work)}`, "volatile"]),
+      ...flags,
+    ].join(",");
+    if (data.length >= 4096) throw new Error(`Cannot mount ${layers.length} layers: too many for this kernel`);
+    mount("overlay", "root", { type: "overlay", flags: quiet, data });
+    return open(`${emptyDir}/root`, O_RDONLY | O_DIRECTORY);
+  } finally {
+    syscall("chdir", cString("/"));
+    trySyscall("umount2", cString(emptyDir), MNT_DETACH);
+  }
+}
+
+function mount(
+  source: string,
+  target: string,
+  options: { readonly type?: string; readonly flags: number; readonly data?: string },
+): void {
+  const { type = "none", flags: mountFlags, data = "" } = options;
+  syscall("mount", cString(source), cString(target), cString(type), mountFlags, cString(data));
+}
