@@ -15,7 +15,7 @@ import { cloneForContainer, makeUpper, mountDev, mountOverlay, overlayData } fro
 import { sealedProgram } from "./start-program.ts";
 import { stepConfig } from "./step-config.ts";
 import { type LaunchContext, planStep, type Source } from "./step-launch.ts";
-import { architecture, cString, syscall } from "./syscall.ts";
+import { close, architecture, cString, syscall } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
 
 /**
