@@ -1,7 +1,7 @@
 /** What a container is asked to be, and what became of it. */
 import type { Image } from "./image.ts";
 import type { CapabilityName } from "./linux.ts";
-import type { JobNetwork } from "./network.ts";
+import type { ContainerNetwork } from "./network.ts";
 import type { OciDevice } from "./oci-config.ts";
 import type { StepMount, StepUser } from "./step-config.ts";
 import type { StepResources } from "./step-resources.ts";
@@ -55,7 +55,7 @@ export interface PreparedConfig {
   readonly topLayer?: string;
   readonly resources: StepResources;
   /** Loopback only, the host's, or a job's, which is the caller's to dispose. */
-  readonly network: "none" | "host" | JobNetwork;
+  readonly network: "none" | "host" | ContainerNetwork;
   readonly output: OutputSink;
   /**
    * Called as soon as no process of the container is left, before the rest of its output has been read and its result is put

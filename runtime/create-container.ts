@@ -7,7 +7,7 @@ import type { Host } from "./host.ts";
 import { type LaunchPlan, planLaunch } from "./launch-plan.ts";
 import { MFD_CLOEXEC, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY } from "./linux.ts";
 import { cloneMount } from "./mount.ts";
-import type { JobNetwork } from "./network.ts";
+import type { ContainerNetwork } from "./network.ts";
 import type { OciConfig, OciMount } from "./oci-config.ts";
 import type { MountOptions } from "./oci-mount-options.ts";
 import { compileProgram, type Operation, type Program } from "./program.ts";
@@ -223,7 +223,7 @@ function there(name: string, fd: number): Source {
 }
 
 /** /etc/hosts and /etc/resolv.conf of a job's network, over those of the skeleton; before the overlay is mounted. */
-function writeNetworkFiles(config: PreparedConfig, directory: string, network: JobNetwork): void {
+function writeNetworkFiles(config: PreparedConfig, directory: string, network: ContainerNetwork): void {
   const { base: owner } = config.uidRange;
   const etc = `${config.writableDir ?? directory}/upper/etc`;
   mkdirSync(etc, { recursive: true, mode: 0o755 });

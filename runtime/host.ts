@@ -35,6 +35,7 @@ import {
   O_RDWR,
   RLIMIT,
 } from "./linux.ts";
+import { mendNetwork } from "./network-mend.ts";
 import { type JobNetwork, Networks } from "./network.ts";
 import { ProgramCache } from "./program-cache.ts";
 import { findMaskedPaths, findReadonlyPaths, LayerMounts, mountOverlay } from "./rootfs.ts";
@@ -51,6 +52,15 @@ export interface HostOptions {
   readonly ceiling?: Ceiling;
   /** Mount overlays as kernels before 6.15 want it, although this one could do better. @default false */
   readonly overlaysByPath?: boolean;
+  readonly networks?: HostNetworks;
+}
+
+/** What jobs' networks are to be on this host. */
+export interface HostNetworks {
+  /** Give jobs loopback only; works where `checkNetworks` finds something missing. @default false */
+  readonly loopbackOnly?: boolean;
+  /** Keep jobs from private networks, too. @default false */
+  readonly blockPrivateRanges?: boolean;
 }
 
 /**
@@ -88,10 +98,17 @@ export class Host implements AsyncDisposable {
   readonly #workspaces = new Map<string, { readonly shown: number | string; readonly directory: string }>();
   #attachPoints = 0;
   readonly #removals = new Set<Promise<void>>();
+  readonly #networkOptions: HostNetworks;
   #networks: Promise<Networks> | undefined;
 
-  private constructor(stateDir: string, lock: number, limits: HostLimits, mountsDetachedOverlays: boolean) {
-    this.mountsDetachedOverlays = mountsDetachedOverlays;
+  private constructor(
+    stateDir: string,
+    options: HostOptions,
+    found: { readonly lock: number; readonly limits: HostLimits; readonly mountsDetachedOverlays: boolean },
+  ) {
+    const { lock, limits } = found;
+    this.mountsDetachedOverlays = found.mountsDetachedOverlays;
+    this.#networkOptions = options.networks ?? {};
     this.stateDir = stateDir;
     this.imageStoreDir = `${stateDir}/images`;
     this.attachDir = `${stateDir}/attach`;
@@ -141,7 +158,8 @@ export class Host implements AsyncDisposable {
         without: allowed.has("cgroups") && checks.some(({ name, ok }) => name === "cgroups" && !ok),
         ceiling: options.ceiling ?? {},
       });
-      const host = new Host(stateDir, lock, limits, !options.overlaysByPath && canMountDetachedOverlays(stateDir));
+      const mountsDetachedOverlays = !options.overlaysByPath && canMountDetachedOverlays(stateDir);
+      const host = new Host(stateDir, options, { lock, limits, mountsDetachedOverlays });
       await host.#prepare();
       return host;
     } catch (error) {
@@ -166,14 +184,31 @@ export class Host implements AsyncDisposable {
   }
 
   /**
-   * Takes a network for a job; the caller disposes it. The first one sets up the agent's bridge and rules, which takes a
-   * tenth of a second and a thread of its own.
+   * Sets up what all jobs' networks share, which takes a tenth of a second and a thread of its own; else the first
+   * `claimNetwork` does.
    *
-   * @throws {Error} If the kernel or the privileges do not allow it: `checkNetworks` says what is missing.
+   * @throws {Error} If the kernel or the privileges do not allow it, saying what mends that.
    */
+  async openNetworks(): Promise<void> {
+    await this.#openNetworks();
+  }
+
+  /** Takes a network for a job; the caller disposes it. @throws {Error} As `openNetworks` does, or if none is left. */
   async claimNetwork(): Promise<JobNetwork> {
-    this.#networks ??= Networks.open({ agent: cgroupName(this.stateDir) });
-    return (await this.#networks).claim();
+    return (await this.#openNetworks()).claim();
+  }
+
+  async #openNetworks(): Promise<Networks> {
+    this.#networks ??= Networks.open({ agent: cgroupName(this.stateDir), ...this.#networkOptions });
+    try {
+      return await this.#networks;
+    } catch (error) {
+      this.#networks = undefined; // what was missing may have been mended
+      const { message, code } = error as NodeJS.ErrnoException;
+      const mends = [mendNetwork(code), "or start with --network none, which gives steps loopback only"];
+      const mend = mends.filter((one) => one !== undefined).join("; ");
+      throw new Error(`Cannot make networks for jobs on this host: ${message}; ${mend}`, { cause: error });
+    }
   }
 
   /**
@@ -254,7 +289,13 @@ export class Host implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     for (const key of this.#workspaces.keys()) void this.#endWorkspace(key);
-    await Promise.all([this.launchers.close(), this.#networks?.then((networks) => networks[Symbol.asyncDispose]())]);
+    await Promise.all([
+      this.launchers.close(),
+      this.#networks?.then(
+        (networks) => networks[Symbol.asyncDispose](),
+        () => undefined,
+      ),
+    ]);
     this.oomReports?.close();
     this.programs.close();
     this.layerMounts.close();

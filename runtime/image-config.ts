@@ -4,9 +4,12 @@ import { z } from "zod";
 import { ImageError } from "./image-error.ts";
 import type { ByteRange } from "./unpack.ts";
 
-/** The part of an OCI image configuration that a step honours: a step brings its own command, so not Entrypoint and Cmd. */
+/** The part of an OCI image configuration that containers honour; a step brings its own command, a service may not. */
 export interface ImageConfig {
   readonly env: Readonly<Record<string, string>>;
+  /** Absent where there is none, and never empty. */
+  readonly entrypoint?: readonly string[];
+  readonly cmd?: readonly string[];
   readonly workingDir?: string;
   readonly user?: string;
 }
@@ -48,6 +51,8 @@ const imageConfiguration = z.object({
   config: orNull(
     z.object({
       Env: orNull(z.array(z.string())),
+      Entrypoint: orNull(z.array(z.string())),
+      Cmd: orNull(z.array(z.string())),
       WorkingDir: orNull(z.string()),
       User: orNull(z.string()),
     }),
@@ -76,12 +81,17 @@ export function parseConfiguration(content: Buffer, name: string): ParsedConfigu
   }
   const workingDir = parsed.config?.WorkingDir;
   const user = parsed.config?.User;
-  for (const text of [workingDir, user]) if (text?.includes("\0")) throw new ImageError(`"${name}" contains a NUL`);
+  const entrypoint = parsed.config?.Entrypoint ?? [];
+  const cmd = parsed.config?.Cmd ?? [];
+  for (const text of [workingDir, user, ...entrypoint, ...cmd])
+    if (text?.includes("\0")) throw new ImageError(`"${name}" contains a NUL`);
   return {
     digest: `sha256:${createHash("sha256").update(content).digest("hex")}`,
     diffIds: parsed.rootfs.diff_ids ?? [],
     config: {
       env: parseEnv(parsed.config?.Env ?? [], name),
+      ...(entrypoint.length > 0 ? { entrypoint } : {}),
+      ...(cmd.length > 0 ? { cmd } : {}),
       ...(workingDir ? { workingDir: workingDir.startsWith("/") ? workingDir : `/${workingDir}` } : {}),
       ...(user ? { user } : {}),
     },

@@ -23,13 +23,14 @@ export { formatOciConfig, type StepMount, type StepUser } from "./step-config.ts
 export { explainProgram } from "./program.ts";
 export { execInContainer, type ExecOptions, type TerminalDimensions } from "./exec.ts";
 export type { ExecProcess, ExecResult } from "./exec-process.ts";
-export { Host, type HostOptions } from "./host.ts";
+export { Host, type HostNetworks, type HostOptions } from "./host.ts";
 export type { Ceiling, StepIo, StepResources } from "./step-resources.ts";
 export type { HostCheck } from "./check.ts";
 export { checkHost } from "./check.ts";
 export { ImageError, resolveImage } from "./image.ts";
 export { testHost } from "./self-test.ts";
-export type { JobNetwork, Refused } from "./network.ts";
+export { type AllowedDestination, type AllowList, lookUpAllowed, UnknownNameError } from "./network-allow.ts";
+export type { ContainerNetwork, JobNetwork, Refusals, Refused } from "./network.ts";
 export { checkNetworks } from "./network-check.ts";
 export * as fileAt from "./file-at.ts";
 export { type LayerArchiveOptions, writeLayerArchive } from "./layer-archive.ts";

@@ -50,11 +50,21 @@ export interface NetlinkReply {
  */
 export class Netlink implements Disposable {
   readonly #fd: number;
+  readonly #isOwner: boolean;
   readonly #buffer = Buffer.alloc(1 << 16);
   #sequence = 0;
 
   /** @throws {SyscallError} `EPROTONOSUPPORT` if the kernel has no such part (nfnetlink is a module). */
-  constructor(protocol: number) {
+  constructor(protocol: number);
+  /** Uses a socket that somebody else has made, and closes. */
+  constructor(socket: { readonly fd: number });
+  constructor(made: number | { readonly fd: number }) {
+    this.#isOwner = typeof made === "number";
+    if (typeof made !== "number") {
+      this.#fd = made.fd;
+      return;
+    }
+    const protocol = made;
     this.#fd = syscall("socket", AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol);
     const on = Buffer.from([1, 0, 0, 0]);
     // Errors come with the kernel's own words, and without a copy of what was asked.
@@ -132,6 +142,11 @@ export class Netlink implements Disposable {
     return reply;
   }
 
+  /** For another `Netlink`, in another thread; one of the two at a time. */
+  get fd(): number {
+    return this.#fd;
+  }
+
   #encode(message: NetlinkMessage, flags: number): Buffer {
     const length = headerBytes + message.payload.length;
     const bytes = Buffer.alloc(aligned(length));
@@ -171,7 +186,7 @@ export class Netlink implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    close(this.#fd);
+    if (this.#isOwner) close(this.#fd);
   }
 }
 
@@ -212,6 +227,13 @@ export function u32(value: number): Buffer {
 export function be32(value: number): Buffer {
   const bytes = Buffer.alloc(4);
   bytes.writeUInt32BE(value >>> 0);
+  return bytes;
+}
+
+/** @see be32 */
+export function be64(value: bigint): Buffer {
+  const bytes = Buffer.alloc(8);
+  bytes.writeBigUInt64BE(value);
   return bytes;
 }
 

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { HostCheck } from "./check.ts";
 import { Netlink, NETLINK_NETFILTER } from "./netlink.ts";
+import { mendNetwork } from "./network-mend.ts";
 import { Networks } from "./network.ts";
 import { hooks, listBaseChains, NF_DROP, NFPROTO_INET, NFPROTO_IPV4 } from "./nftables.ts";
 import { jobResolvConf } from "./resolv-conf.ts";
@@ -27,17 +28,11 @@ async function checkNetwork(): Promise<HostCheck> {
     }
   } catch (error) {
     const { message } = error as Error;
-    return { name, ok: false, required: false, found: message, mend: mendNetwork((error as { code?: string }).code) };
+    const mend = mendNetwork((error as { code?: string }).code) ?? "start agents with --network none until it is";
+    return { name, ok: false, required: false, found: message, mend };
   } finally {
     rmSync(runDir, { recursive: true, force: true });
   }
-}
-
-function mendNetwork(code: string | undefined): string {
-  if (code === "EPERM" || code === "EACCES") {
-    return "run the agent with CAP_NET_ADMIN (root has it; in a container add it)";
-  }
-  return "load the kernel modules: modprobe -a bridge veth nf_tables nf_conntrack_netlink; the kernel loads the rest";
 }
 
 /** A rule of ours that accepts a packet does not keep another table from dropping it. */

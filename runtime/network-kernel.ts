@@ -1,8 +1,8 @@
 /** One agent's networks as the kernel has them: a bridge, two nftables tables, and for every job a namespace on a port. */
 import { createHash } from "node:crypto";
 import { readlinkSync, writeFileSync } from "node:fs";
-import { EINVAL, ENOENT, EOPNOTSUPP } from "./linux.ts";
-import { attribute, nested, Netlink, NETLINK_NETFILTER, NETLINK_ROUTE, u32 } from "./netlink.ts";
+import { EINVAL, EOPNOTSUPP } from "./linux.ts";
+import { Netlink, NETLINK_NETFILTER, NETLINK_ROUTE } from "./netlink.ts";
 import {
   addAddress,
   addDefaultRoute,
@@ -21,12 +21,34 @@ import {
   makeVeth,
   type Route,
   withoutLinkLocal,
-  macBytes,
 } from "./netlink-route.ts";
 import { addressBytes, addressText, isIPv6 } from "./network-address.ts";
+import { forgetConnections } from "./network-connections.ts";
+import {
+  addressesOf,
+  type Destination,
+  disjoint,
+  guardElements,
+  hardwareAddress,
+  type KernelNetwork,
+  publicElements,
+  resolverElements,
+  restrictionElements,
+  type Slot,
+  sourceElements,
+} from "./network-elements.ts";
 import { Forwarding, type Guarded } from "./network-forwarding.ts";
 import { configureNamespace, makeNamespace, openCurrentNamespace } from "./network-namespace.ts";
-import { blockedElements, bridgeChains, bridgePrefix, bridgeSets, inetChains, inetSets } from "./network-rules.ts";
+import {
+  blockedElements,
+  bridgeChains,
+  bridgePrefix,
+  bridgeSets,
+  inetChains,
+  inetSets,
+  listedRefusals,
+  privateElements,
+} from "./network-rules.ts";
 import { claimSubnet, firstSlot, lastSlot, type Subnet } from "./network-subnet.ts";
 import {
   addElements,
@@ -36,18 +58,14 @@ import {
   flushSet,
   hasTable,
   listElements,
-  nameBytes,
   newChain,
   newRules,
   newSet,
   newTable,
   NFPROTO_BRIDGE,
   NFPROTO_INET,
-  NFPROTO_IPV4,
-  NFPROTO_IPV6,
   NFT_TABLE_F_OWNER,
   NFT_TABLE_F_PERSIST,
-  type SetElement,
   type Table,
 } from "./nftables.ts";
 import { jobResolvConf } from "./resolv-conf.ts";
@@ -60,25 +78,12 @@ export interface NetworksConfig {
   readonly runDir?: string;
   /** Keep jobs from private networks too, not only from what no job needs. @default false */
   readonly blockPrivateRanges?: boolean;
+  /** Give jobs loopback only: needs no bridge, no rules and no kernel module. @default false */
+  readonly loopbackOnly?: boolean;
   /** Switch IPv6 forwarding on as kernels before 6.17 want it. @default false */
   readonly globalIPv6Forwarding?: boolean;
   /** Do it all in a network namespace of its own that leads nowhere, to see whether it can be done. @default false */
   readonly scratch?: boolean;
-}
-
-/** A job's network; plain data, so that it can be told to another thread. */
-export interface KernelNetwork {
-  readonly slot: number;
-  /** Open in the whole process. */
-  readonly namespaceFd: number;
-  readonly ipv4: string;
-  readonly ipv6?: string;
-}
-
-export interface Destination {
-  readonly address: string;
-  readonly protocol: "tcp" | "udp";
-  readonly port: number;
 }
 
 /** What a job tried to reach and was not let. */
@@ -92,6 +97,24 @@ export interface Refused {
   readonly count: number;
 }
 
+export interface Refusals {
+  /** The most frequent first; those of a job that come after the first hundred are not listed. */
+  readonly destinations: readonly Refused[];
+  /** Packets to destinations that are not listed. */
+  readonly unlistedCount: number;
+}
+
+/** What the thread that works with the kernel can be asked for. */
+export interface NetworkMaker extends Disposable {
+  /** For `RefusalProbe`: a netlink socket in the agent's network namespace that this thread does not use. */
+  readonly probe: { readonly fd: number } | undefined;
+  create(): KernelNetwork;
+  restrict(slot: number, allowed: readonly Destination[] | undefined): void;
+  keepPublic(slot: number): void;
+  takeRefused(slot: number): Refusals;
+  release(slot: number): void;
+}
+
 const gatewaySlot = 1;
 const defaultMtu = 1500;
 /** IPv6 asks for this much of every link. */
@@ -99,15 +122,10 @@ const minMtu = 1280;
 const loopbackIndex = 1;
 const jobLinkName = "eth0";
 
-interface Slot {
-  readonly network: KernelNetwork;
-  readonly port: string;
-  allowed: readonly Destination[] | undefined;
-}
-
 /** Blocks while the kernel works and visits other namespaces with its thread: for a worker thread. */
-export class KernelNetworks implements Disposable {
+export class KernelNetworks implements NetworkMaker {
   readonly #home = openCurrentNamespace();
+  readonly #probe = new Netlink(NETLINK_NETFILTER);
   readonly #route = new Netlink(NETLINK_ROUTE);
   readonly #filter = new Netlink(NETLINK_NETFILTER);
   readonly #config: NetworksConfig;
@@ -160,6 +178,10 @@ export class KernelNetworks implements Disposable {
     }
   }
 
+  get probe(): { readonly fd: number } {
+    return { fd: this.#probe.fd };
+  }
+
   /** Makes a job's network. @throws {Error} If all addresses are taken, or the kernel refuses. */
   create(): KernelNetwork {
     const links = this.#followHost();
@@ -173,7 +195,7 @@ export class KernelNetworks implements Disposable {
       return new Netlink(NETLINK_ROUTE); // speaks to the new namespace from now on
     });
     const network: KernelNetwork = { slot, namespaceFd: fd, ipv4, ...(ipv6 === undefined ? {} : { ipv6 }) };
-    this.#slots.set(slot, { network, port, allowed: undefined });
+    this.#slots.set(slot, { network, port, allowed: undefined, publicOnly: false });
     try {
       const hardware = hardwareAddress(ipv4);
       this.#route.request(
@@ -187,7 +209,7 @@ export class KernelNetworks implements Disposable {
         isolatePort(port),
       );
       const addresses = ipv6 === undefined ? [ipv4] : [ipv4, ipv6];
-      commit(this.#filter, this.#sourceElements(addElements, network, port));
+      commit(this.#filter, sourceElements(addElements, this.#bridgeTable, { network, port }));
       this.#route.request(
         bringUp(port),
         addForwardingEntry(findLink(this.#route, port).index, hardware),
@@ -223,20 +245,41 @@ export class KernelNetworks implements Disposable {
     const known = this.#slots.get(slot);
     if (known === undefined) throw new Error(`Cannot restrict network ${slot}: it has been released`);
     this.#ensureTables();
-    const before = this.#restrictionElements(deleteElements, known);
+    const next = { ...known, allowed: allowed && disjoint(allowed) };
     commit(this.#filter, [
-      ...before,
-      ...this.#restrictionElements(addElements, { ...known, allowed: allowed && unique(allowed) }),
+      ...restrictionElements(deleteElements, this.#inet, known),
+      ...restrictionElements(addElements, this.#inet, next),
     ]);
-    known.allowed = allowed && unique(allowed);
+    known.allowed = next.allowed;
     this.#forgetConnections(known.network);
   }
 
-  /** What the job was refused so far, the most frequent first. */
-  refused(slot: number): Refused[] {
+  /** Keeps a job from private networks for good. */
+  keepPublic(slot: number): void {
     const known = this.#slots.get(slot);
-    if (known === undefined) return [];
-    return this.#ownElements("refused", known.network)
+    if (known === undefined) throw new Error(`Cannot restrict network ${slot}: it has been released`);
+    if (known.publicOnly) return;
+    this.#ensureTables();
+    const next = { ...known, publicOnly: true };
+    commit(this.#filter, publicElements(addElements, this.#inet, next));
+    known.publicOnly = true;
+    this.#forgetConnections(known.network);
+  }
+
+  /** What the job was refused since the last time. */
+  takeRefused(slot: number): Refusals {
+    const known = this.#slots.get(slot);
+    if (known === undefined) return { destinations: [], unlistedCount: 0 };
+    // Whatever was refused has an element here.
+    const listing = this.#ownElements("listing", known.network);
+    if (listing.length === 0) return { destinations: [], unlistedCount: 0 };
+    const refused = this.#ownElements("refused", known.network);
+    const unlisted = this.#ownElements("unlisted", known.network);
+    commit(
+      this.#filter,
+      [...refused, ...unlisted, ...listing].flatMap(({ set, key }) => deleteElements(this.#inet, set, [{ key }])),
+    );
+    const destinations = refused
       .map(({ key, words, packets }) => ({
         address: addressText(key.subarray(4 * words, 8 * words)),
         protocol: protocolNames.get(key[8 * words] ?? 0) ?? `${key[8 * words]}`,
@@ -244,6 +287,15 @@ export class KernelNetworks implements Disposable {
         count: packets,
       }))
       .sort((a, b) => b.count - a.count);
+    // The kernel's limit is for each family.
+    const rest = [
+      ...destinations.slice(listedRefusals).map(({ count }) => count),
+      ...unlisted.map(({ packets }) => packets),
+    ];
+    return {
+      destinations: destinations.slice(0, listedRefusals),
+      unlistedCount: rest.reduce((sum, count) => sum + count, 0),
+    };
   }
 
   /** Removes a job's network and every trace of it; its descriptor is closed. @throws {Error} If something is left. */
@@ -251,19 +303,20 @@ export class KernelNetworks implements Disposable {
     const known = this.#slots.get(slot);
     if (known === undefined) return;
     this.#slots.delete(slot);
-    const { network, port } = known;
-    const addresses = [network.ipv4, ...(network.ipv6 === undefined ? [] : [network.ipv6])];
+    const { network } = known;
+    const addresses = addressesOf(network);
     doAll([
       // First of all: from here on nothing comes from the job.
       () => {
         if (!hasTable(this.#filter, this.#bridgeTable)) return;
-        commit(this.#filter, this.#sourceElements(deleteElements, network, port));
+        commit(this.#filter, sourceElements(deleteElements, this.#bridgeTable, known));
       },
       () => {
         if (!hasTable(this.#filter, this.#inet)) return;
-        const written = [...this.#ownElements("refused", network), ...this.#ownElements("connections", network)];
+        const written = writtenByRules.flatMap((kind) => this.#ownElements(kind, network));
         commit(this.#filter, [
-          ...this.#restrictionElements(deleteElements, known),
+          ...restrictionElements(deleteElements, this.#inet, known),
+          ...publicElements(deleteElements, this.#inet, known),
           ...written.flatMap(({ set, key }) => deleteElements(this.#inet, set, [{ key }])),
         ]);
       },
@@ -282,6 +335,7 @@ export class KernelNetworks implements Disposable {
     this.#subnet?.[Symbol.dispose]();
     if (this.#subnet !== undefined) attempt(() => this.#forwarding.restore());
     this.#filter[Symbol.dispose]();
+    this.#probe[Symbol.dispose]();
     this.#route[Symbol.dispose]();
     close(this.#home);
   }
@@ -352,15 +406,17 @@ export class KernelNetworks implements Disposable {
       ...([4, 6] as const).flatMap((family) =>
         addElements(this.#inet, `blocked${family}`, blockedElements(family, { privateRanges, subnets })),
       ),
+      ...([4, 6] as const).flatMap((family) => addElements(this.#inet, `private${family}`, privateElements(family))),
       newTable(this.#bridgeTable, flags),
       ...bridgeSets.map((set, i) => newSet(this.#bridgeTable, set, inetSets.length + i + 1)),
       ...frames.map((chain) => newChain(this.#bridgeTable, chain)),
       ...frames.flatMap((chain) => newRules(this.#bridgeTable, chain)),
-      ...this.#guardElements(this.#guarded),
-      ...this.#resolverElements(this.#resolvers),
+      ...guardElements(this.#inet, this.#guarded),
+      ...resolverElements(this.#inet, this.#resolvers),
       ...[...this.#slots.values()].flatMap((slot) => [
-        ...this.#sourceElements(addElements, slot.network, slot.port),
-        ...this.#restrictionElements(addElements, slot),
+        ...sourceElements(addElements, this.#bridgeTable, slot),
+        ...restrictionElements(addElements, this.#inet, slot),
+        ...publicElements(addElements, this.#inet, slot),
       ]),
     ];
     try {
@@ -401,12 +457,12 @@ export class KernelNetworks implements Disposable {
     const changes = [
       ...(same(guarded, this.#guarded)
         ? []
-        : [...[4, 6].map((family) => flushSet(this.#inet, `guarded${family}`)), ...this.#guardElements(guarded)]),
+        : [...[4, 6].map((family) => flushSet(this.#inet, `guarded${family}`)), ...guardElements(this.#inet, guarded)]),
       ...(same(resolvers, this.#resolvers)
         ? []
         : [
             ...[4, 6].map((family) => flushSet(this.#inet, `resolvers${family}`)),
-            ...this.#resolverElements(resolvers),
+            ...resolverElements(this.#inet, resolvers),
           ]),
     ];
     commit(this.#filter, changes);
@@ -428,52 +484,13 @@ export class KernelNetworks implements Disposable {
     throw new Error(`Cannot make a network: all ${count} addresses of this agent's subnet are taken`);
   }
 
-  #sourceElements(change: typeof addElements, network: KernelNetwork, port: string) {
-    const hardware = Buffer.concat([macBytes(hardwareAddress(network.ipv4)), Buffer.alloc(2)]);
-    const key = (address: string) => ({ key: Buffer.concat([nameBytes(port), hardware, addressBytes(address)]) });
-    return [
-      ...change(this.#bridgeTable, "sources4", [key(network.ipv4)]),
-      ...(network.ipv6 === undefined ? [] : change(this.#bridgeTable, "sources6", [key(network.ipv6)])),
-    ];
-  }
-
-  #restrictionElements(change: typeof addElements, { network, allowed }: Slot) {
-    if (allowed === undefined) return [];
-    return [network.ipv4, ...(network.ipv6 === undefined ? [] : [network.ipv6])].flatMap((source) => {
-      const family = isIPv6(source) ? 6 : 4;
-      const destinations = allowed.filter(({ address }) => isIPv6(address) === isIPv6(source));
-      return [
-        ...change(this.#inet, `restricted${family}`, [{ key: addressBytes(source) }]),
-        ...change(
-          this.#inet,
-          `allowed${family}`,
-          destinations.map((one) => ({ key: Buffer.concat([addressBytes(source), destinationKey(one)]) })),
-        ),
-      ];
-    });
-  }
-
-  #guardElements(guarded: Guarded) {
-    const keys = (names: readonly string[]): SetElement[] => names.map((name) => ({ key: nameBytes(name) }));
-    return [
-      ...addElements(this.#inet, "guarded4", keys(guarded.ipv4)),
-      ...addElements(this.#inet, "guarded6", keys(guarded.ipv6)),
-    ];
-  }
-
-  #resolverElements(resolvers: readonly string[]) {
-    return resolvers.flatMap((address) =>
-      addElements(
-        this.#inet,
-        `resolvers${isIPv6(address) ? 6 : 4}`,
-        (["udp", "tcp"] as const).map((protocol) => ({ key: destinationKey({ address, protocol, port: 53 }) })),
-      ),
-    );
+  #forgetConnections(network: KernelNetwork): void {
+    this.#filter.request(...addressesOf(network).map(forgetConnections));
   }
 
   /** What the rules have written down about a job. */
-  #ownElements(kind: "refused" | "connections", { ipv4, ipv6 }: KernelNetwork) {
-    return [ipv4, ...(ipv6 === undefined ? [] : [ipv6])].flatMap((source) => {
+  #ownElements(kind: (typeof writtenByRules)[number], network: KernelNetwork): OwnElement[] {
+    return addressesOf(network).flatMap((source) => {
       const bytes = addressBytes(source);
       const set = `${kind}${isIPv6(source) ? 6 : 4}`;
       return listElements(this.#filter, this.#inet, set)
@@ -481,27 +498,19 @@ export class KernelNetworks implements Disposable {
         .map((element) => ({ ...element, set, words: bytes.length / 4 }));
     });
   }
-
-  /** Lets connection tracking forget what a job's addresses had to do with. */
-  #forgetConnections({ ipv4, ipv6 }: KernelNetwork): void {
-    const IPCTNL_MSG_CT_DELETE = (1 << 8) | 2;
-    const CTA_FILTER_F_CTA_IP_SRC = 1;
-    for (const source of [ipv4, ...(ipv6 === undefined ? [] : [ipv6])]) {
-      const v6 = isIPv6(source);
-      this.#filter.request({
-        action: `forget the connections of ${source}`,
-        type: IPCTNL_MSG_CT_DELETE,
-        payload: Buffer.concat([
-          Buffer.from([v6 ? NFPROTO_IPV6 : NFPROTO_IPV4, 0, 0, 0]),
-          nested(1, nested(1, attribute(v6 ? 3 : 1, addressBytes(source)))), // CTA_TUPLE_ORIG, CTA_TUPLE_IP, source
-          // Without a filter, a kernel would take the message to mean all connections of the host.
-          nested(25, attribute(1, u32(CTA_FILTER_F_CTA_IP_SRC)), attribute(2, u32(0))),
-        ]),
-        tolerate: [ENOENT, EOPNOTSUPP, EINVAL],
-      });
-    }
-  }
 }
+
+/** An element of a set that is written about one job. */
+interface OwnElement {
+  readonly set: string;
+  readonly key: Buffer;
+  readonly packets: number;
+  /** Registers that an address takes. */
+  readonly words: number;
+}
+
+/** Sets that rules add to, by the job's address. */
+const writtenByRules = ["refused", "listing", "unlisted", "connections"] as const;
 
 const protocolNames = new Map([
   [1, "icmp"],
@@ -509,22 +518,6 @@ const protocolNames = new Map([
   [17, "udp"],
   [58, "icmp"],
 ]);
-
-function destinationKey({ address, protocol, port }: Destination): Buffer {
-  const rest = Buffer.alloc(8);
-  rest[0] = protocol === "tcp" ? 6 : 17;
-  rest.writeUInt16BE(port, 4);
-  return Buffer.concat([addressBytes(address), rest]);
-}
-
-/** Locally administered, and as unique as the address. */
-function hardwareAddress(ipv4: string): string {
-  return [0x0a, 0x51, ...addressBytes(ipv4)].map((byte) => byte.toString(16).padStart(2, "0")).join(":");
-}
-
-function unique(destinations: readonly Destination[]): Destination[] {
-  return [...new Map(destinations.map((one) => [destinationKey(one).toString("hex"), one])).values()];
-}
 
 function same(a: unknown, b: unknown): boolean {
   return JSON.stringify(a) === JSON.stringify(b);

@@ -10,13 +10,13 @@ import { numberBytes, parseRange } from "./network-address.ts";
 import {
   accept,
   backToCaller,
-  type Chain,
   counter,
   countIn,
   destinationKind,
   drop,
   equals,
   type Expression,
+  firstPackets,
   goto,
   inSet,
   inState,
@@ -25,16 +25,12 @@ import {
   masquerade,
   meta,
   moreConnectionsThan,
-  type NamedSet,
-  nameBytes,
-  NFPROTO_IPV4,
-  NFPROTO_IPV6,
   notRedirected,
   packetBytes,
   reject,
   reset,
-  type SetElement,
-} from "./nftables.ts";
+} from "./nftables-expression.ts";
+import { type Chain, type NamedSet, nameBytes, NFPROTO_IPV4, NFPROTO_IPV6, type SetElement } from "./nftables.ts";
 
 /** Every bridge of every agent on the host begins so. */
 export const bridgePrefix = "slw-";
@@ -84,16 +80,25 @@ interface KeyFields {
   readonly words: number;
 }
 
+/** Destinations that a job was refused are listed up to this many, so that none can fill the list of all. */
+export const listedRefusals = 100;
+/** A subnet has no more addresses for jobs. */
+const maxJobs = 256;
+
 /** The sets of the inet table, by what the agent calls them; those of an address exist for both families. */
 export const inetSets: readonly NamedSet[] = ([4, 6] as const).flatMap((family): NamedSet[] => {
   const address = family === 4 ? "ipv4_addr" : "ipv6_addr";
   const destination = [address, "inet_proto", "inet_service"] as const;
   return [
     { name: `blocked${family}`, key: [address], intervals: true },
+    { name: `private${family}`, key: [address], intervals: true },
+    { name: `public-only${family}`, key: [address] },
     { name: `resolvers${family}`, key: destination },
     { name: `restricted${family}`, key: [address] },
-    { name: `allowed${family}`, key: [address, ...destination] },
-    { name: `refused${family}`, key: [address, ...destination], dynamicSize: 16_384 },
+    { name: `allowed${family}`, key: [address, ...destination], fieldRanges: true },
+    { name: `refused${family}`, key: [address, ...destination], dynamicSize: maxJobs * listedRefusals },
+    { name: `listing${family}`, key: [address], dynamicSize: 1024 },
+    { name: `unlisted${family}`, key: [address], dynamicSize: 1024 },
     { name: `connections${family}`, key: [address], dynamicSize: 1024 },
     { name: `guarded${family}`, key: ["ifname"] },
   ];
@@ -181,14 +186,17 @@ export function inetChains(bridge: string, subnets: readonly string[]): Chain[] 
       rules: [
         [...isProtocol(IPPROTO_TCP), goto("refuse-port")],
         [...isProtocol(IPPROTO_UDP), goto("refuse-port")],
-        ...families.map((fields) => recordRefused(fields, (register) => load(be32(0), register))),
-        [counter(), reject()],
+        ...families.flatMap((fields) => listRefused(fields, (register) => load(be32(0), register))),
+        [goto("answer")],
       ],
     },
     {
       name: "refuse-port",
+      rules: [...families.flatMap((fields) => listRefused(fields, destinationPort)), [goto("answer")]],
+    },
+    {
+      name: "answer",
       rules: [
-        ...families.map((fields) => recordRefused(fields, destinationPort)),
         // A program that is connecting hears of a reset at once; of the other answer, only when it tries again.
         [...isProtocol(IPPROTO_TCP), counter(), reset()],
         [counter(), reject()],
@@ -260,23 +268,47 @@ function comesFrom(subnet: string): Expression[] {
 }
 
 function refuseBlocked(): Expression[][] {
-  return families.map((fields) => [
-    ...fromFamily(fields),
-    packetBytes("network", ...fields.destination),
-    inSet(`blocked${fields.family}`),
-    goto("refuse"),
+  return families.flatMap((fields) => [
+    [
+      ...fromFamily(fields),
+      packetBytes("network", ...fields.destination),
+      inSet(`blocked${fields.family}`),
+      goto("refuse"),
+    ],
+    [
+      ...fromFamily(fields),
+      packetBytes("network", ...fields.source),
+      inSet(`public-only${fields.family}`),
+      packetBytes("network", ...fields.destination),
+      inSet(`private${fields.family}`),
+      goto("refuse"),
+    ],
   ]);
 }
 
-/** Without a verdict: where the set is full the rule ends here, and the packet is refused all the same. */
-function recordRefused(fields: KeyFields, port: (register: number) => Expression): Expression[] {
+/** Counts the packet with its destination, if that is listed or may yet be, else with its source only; then answers it. */
+function listRefused(fields: KeyFields, port: (register: number) => Expression): Expression[][] {
+  const { family, words } = fields;
+  const source = packetBytes("network", ...fields.source);
+  const key = [
+    source,
+    packetBytes("network", ...fields.destination, words),
+    meta("l4proto", 2 * words),
+    port(2 * words + 1),
+  ];
+  const done = goto("answer");
   return [
-    ...fromFamily(fields),
-    packetBytes("network", ...fields.source),
-    packetBytes("network", ...fields.destination, fields.words),
-    meta("l4proto", 2 * fields.words),
-    port(2 * fields.words + 1),
-    countIn(`refused${fields.family}`),
+    // A lookup counts what it finds.
+    [...fromFamily(fields), ...key, inSet(`refused${family}`), done],
+    [
+      ...fromFamily(fields),
+      source,
+      firstPackets(listedRefusals, `listing${family}`),
+      ...key,
+      countIn(`refused${family}`),
+      done,
+    ],
+    [...fromFamily(fields), source, countIn(`unlisted${family}`), done],
   ];
 }
 
@@ -311,7 +343,16 @@ export function blockedElements(
   family: 4 | 6,
   options: { readonly privateRanges: boolean; readonly subnets: readonly string[] },
 ): SetElement[] {
-  const ranges = [...neverReached, ...options.subnets, ...(options.privateRanges ? privateRanges : [])]
+  return intervals(family, [...neverReached, ...options.subnets, ...(options.privateRanges ? privateRanges : [])]);
+}
+
+/** The ranges that jobs which may reach the public Internet only do not reach either. */
+export function privateElements(family: 4 | 6): SetElement[] {
+  return intervals(family, privateRanges);
+}
+
+function intervals(family: 4 | 6, cidrs: readonly string[]): SetElement[] {
+  const ranges = cidrs
     .map(parseRange)
     .filter((range) => range.family === family)
     .sort((a, b) => (a.first < b.first ? -1 : 1));

@@ -1,16 +1,24 @@
 /** The worker thread behind `Networks`: it may block, and visit other network namespaces, without the agent noticing. */
 import { parentPort, workerData } from "node:worker_threads";
 import { CLONE_NEWNET } from "./linux.ts";
-import { type Destination, KernelNetworks, type NetworksConfig } from "./network-kernel.ts";
+import type { Destination } from "./network-elements.ts";
+import { KernelNetworks, type NetworkMaker, type NetworksConfig } from "./network-kernel.ts";
+import { LoopbackNetworks } from "./network-loopback.ts";
 import { syscall } from "./syscall.ts";
 
 /** What the thread can be asked for, one at a time. */
 export type NetworkTask =
   | { readonly kind: "create" }
   | { readonly kind: "restrict"; readonly slot: number; readonly allowed: readonly Destination[] | undefined }
-  | { readonly kind: "refused"; readonly slot: number }
+  | { readonly kind: "keep-public"; readonly slot: number }
+  | { readonly kind: "take-refused"; readonly slot: number }
   | { readonly kind: "release"; readonly slot: number }
   | { readonly kind: "close" };
+
+/** The first answer. */
+export interface NetworksOpened {
+  readonly probe: { readonly fd: number } | undefined;
+}
 
 export interface NetworkReply {
   readonly id: number;
@@ -21,15 +29,18 @@ export interface NetworkReply {
 if (parentPort === null) throw new Error("network-worker.ts is the entry of a worker thread");
 const port = parentPort;
 
-function run(networks: KernelNetworks, task: NetworkTask): unknown {
+function run(networks: NetworkMaker, task: NetworkTask): unknown {
   switch (task.kind) {
     case "create":
       return networks.create();
     case "restrict":
       networks.restrict(task.slot, task.allowed);
       break;
-    case "refused":
-      return networks.refused(task.slot);
+    case "keep-public":
+      networks.keepPublic(task.slot);
+      break;
+    case "take-refused":
+      return networks.takeRefused(task.slot);
     case "release":
       networks.release(task.slot);
       break;
@@ -52,11 +63,12 @@ function reply(id: number, action: () => unknown): boolean {
   }
 }
 
-let networks: KernelNetworks | undefined;
-reply(0, () => {
+let networks: NetworkMaker | undefined;
+reply(0, (): NetworksOpened => {
   const config = workerData as NetworksConfig;
   if (config.scratch) syscall("unshare", CLONE_NEWNET);
-  networks = new KernelNetworks(config);
+  networks = config.loopbackOnly ? new LoopbackNetworks() : new KernelNetworks(config);
+  return { probe: networks.probe };
 });
 if (networks === undefined) port.close();
 port.on("message", ({ id, task }: { id: number; task: NetworkTask }) => {

@@ -1,12 +1,13 @@
 /** Networks: one namespace for every job, connected to the outside by way of a bridge that only the agent has a say in. */
-import { lookup } from "node:dns/promises";
-import { isIP } from "node:net";
 import { Worker } from "node:worker_threads";
-import type { Destination, KernelNetwork, NetworksConfig, Refused } from "./network-kernel.ts";
-import type { NetworkReply, NetworkTask } from "./network-worker.ts";
+import type { AllowList } from "./network-allow.ts";
+import type { KernelNetwork } from "./network-elements.ts";
+import type { NetworksConfig, Refusals } from "./network-kernel.ts";
+import { RefusalProbe } from "./network-probe.ts";
+import type { NetworkReply, NetworksOpened, NetworkTask } from "./network-worker.ts";
 import { jobResolvConf } from "./resolv-conf.ts";
 
-export type { NetworksConfig, Refused } from "./network-kernel.ts";
+export type { NetworksConfig, Refusals, Refused } from "./network-kernel.ts";
 
 export interface NetworksOptions extends NetworksConfig {
   /** Networks that are kept ready, so that a job does not wait for one. @default 2 */
@@ -15,40 +16,41 @@ export interface NetworksOptions extends NetworksConfig {
   readonly onError?: (error: Error) => void;
 }
 
-/** A host that a step may reach, by name or address, and the port. */
-export interface AllowedDestination {
-  readonly host: string;
-  readonly port: number;
-  /** @default "tcp" */
-  readonly protocol?: "tcp" | "udp";
-}
-
-/** The network of one job: its steps and services share it and meet on localhost. Disposing it removes it. */
-export interface JobNetwork extends Disposable {
+/** What a container needs to be in a network. */
+export interface ContainerNetwork {
   /**
    * The namespace; open until disposed. What is to be in it joins it with setns(2); it belongs to the agent's user
    * namespace, so no capability that a step has in its own counts there.
    */
   readonly namespaceFd: number;
-  /** IPv4, and IPv6 where the host has it. */
-  readonly addresses: readonly string[];
   /** What /etc/resolv.conf has to say. */
   readonly resolvConf: string;
+  /** What /etc/hosts has to say. */
+  hosts(hostname: string): string;
+}
+
+/** The network of one job: its steps and services share it and meet on localhost. Disposing it removes it. */
+export interface JobNetwork extends ContainerNetwork, Disposable {
+  /** IPv4, and IPv6 where the host has it. */
+  readonly addresses: readonly string[];
   /**
-   * What /etc/hosts has to say.
+   * The network for one container, with names in its /etc/hosts.
    *
-   * @param names Of services, which are on localhost.
+   * @param options.services Names of services, which are on localhost.
+   * @param options.allowed Whose names lead to what they were when they were looked up.
    */
-  hosts(hostname: string, names?: readonly string[]): string;
+  view(options: { readonly services: readonly string[]; readonly allowed?: AllowList | undefined }): ContainerNetwork;
   /**
-   * Lets the job reach only these destinations from now on, or with `undefined` everything that jobs may reach. Names are
-   * looked up once and written to `hosts`; no name server is reachable meanwhile.
-   *
-   * @throws {Error} If a name cannot be found.
+   * Lets the job reach only these destinations from now on, or with `undefined` everything that jobs may reach. What no job
+   * may reach stays out of reach. No name server is reachable meanwhile, and connections that are not allowed are cut.
    */
-  restrict(allowed: readonly AllowedDestination[] | undefined): Promise<void>;
-  /** What the job was refused so far, the most frequent first. */
-  refused(): Promise<readonly Refused[]>;
+  restrict(allowed: AllowList | undefined): Promise<void>;
+  /** Keeps the job from private networks for good. */
+  keepPublic(): Promise<void>;
+  /** Whether `takeRefused` would have something to tell; blocks for some microseconds. */
+  hasRefused(): boolean;
+  /** What the job was refused since the last call. */
+  takeRefused(): Promise<Refusals>;
 }
 
 const defaultPoolSize = 2;
@@ -63,10 +65,12 @@ const defaultPoolSize = 2;
 export class Networks implements AsyncDisposable {
   readonly #worker: Worker;
   readonly #poolSize: number;
+  readonly #loopbackOnly: boolean;
   readonly #onError: ((error: Error) => void) | undefined;
   readonly #waiting = new Map<number, PromiseWithResolvers<unknown>>();
   readonly #releases = new Set<Promise<unknown>>();
   #pool: Promise<KernelNetwork>[] = [];
+  #probe: RefusalProbe | undefined;
   #sequence = 0;
   #failure: Error | undefined;
   #closed = false;
@@ -74,6 +78,7 @@ export class Networks implements AsyncDisposable {
   private constructor(options: NetworksOptions) {
     const { poolSize = defaultPoolSize, onError, ...config } = options;
     this.#poolSize = poolSize;
+    this.#loopbackOnly = config.loopbackOnly ?? false;
     this.#onError = onError;
     this.#worker = new Worker(new URL("./network-worker.ts", import.meta.url), {
       workerData: config,
@@ -95,7 +100,8 @@ export class Networks implements AsyncDisposable {
       throw new Error(`Cannot name networks after ${JSON.stringify(options.agent)}: not a plain name`);
     }
     const networks = new Networks(options);
-    await networks.#expect(0);
+    const { probe } = (await networks.#expect(0)) as NetworksOpened;
+    if (probe !== undefined) networks.#probe = new RefusalProbe(probe, options.agent);
     networks.#replenish();
     return networks;
   }
@@ -109,30 +115,22 @@ export class Networks implements AsyncDisposable {
 
   #jobNetwork(network: KernelNetwork): JobNetwork {
     const { slot, namespaceFd, ipv4, ipv6 } = network;
-    const resolvConf = jobResolvConf({ ipv6: ipv6 !== undefined }).text;
-    let pinned: readonly string[] = [];
+    const resolvConf = this.#loopbackOnly ? "" : jobResolvConf({ ipv6: ipv6 !== undefined }).text;
     let disposed = false;
     return {
       namespaceFd,
       addresses: [ipv4, ...(ipv6 === undefined ? [] : [ipv6])],
       resolvConf,
-      hosts: (hostname, names = []) =>
-        [
-          `127.0.0.1\tlocalhost ${[hostname, ...names].join(" ")}`,
-          "::1\tlocalhost ip6-localhost ip6-loopback",
-          ...pinned,
-          "",
-        ].join("\n"),
-      restrict: async (allowed) => {
-        const found = allowed === undefined ? undefined : await Promise.all(allowed.map(lookUp));
-        await this.#ask({ kind: "restrict", slot, allowed: found?.flat() });
-        pinned = (found ?? []).flatMap((destinations, i) => {
-          const host = allowed?.[i]?.host ?? "";
-          return isIP(host) === 0 ? destinations.map(({ address }) => `${address}\t${host}`) : [];
-        });
-        pinned = [...new Set(pinned)];
-      },
-      refused: () => this.#ask<Refused[]>({ kind: "refused", slot }),
+      hosts: (hostname) => hostsFile({ names: [hostname], pinned: [] }),
+      view: ({ services, allowed }) => ({
+        namespaceFd,
+        resolvConf,
+        hosts: (hostname) => hostsFile({ names: [hostname, ...services], pinned: allowed?.names ?? [] }),
+      }),
+      restrict: (allowed) => this.#ask<void>({ kind: "restrict", slot, allowed: allowed?.destinations }),
+      keepPublic: () => this.#ask<void>({ kind: "keep-public", slot }),
+      hasRefused: () => !disposed && this.#probe?.hasRefused(network) === true,
+      takeRefused: () => this.#ask<Refusals>({ kind: "take-refused", slot }),
       [Symbol.dispose]: () => {
         if (disposed) return;
         disposed = true;
@@ -184,6 +182,7 @@ export class Networks implements AsyncDisposable {
 
   #fail(error: Error): void {
     this.#failure ??= error;
+    this.#probe = undefined;
     for (const { reject } of this.#waiting.values()) reject(this.#failure);
     this.#waiting.clear();
   }
@@ -191,22 +190,18 @@ export class Networks implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    this.#probe = undefined;
     await this.#ask({ kind: "close" }).catch(() => undefined);
     await this.#worker.terminate();
   }
 }
 
-async function lookUp({ host, port, protocol = "tcp" }: AllowedDestination): Promise<Destination[]> {
-  if (isIP(host) !== 0) return [{ address: host, protocol, port }];
-  try {
-    const found = await lookup(host, { all: true });
-    return found.map(({ address }) => ({ address, protocol, port }));
-  } catch (error) {
-    throw new Error(
-      `Cannot allow "${host}:${port}": its name is not known (${(error as NodeJS.ErrnoException).code})`,
-      {
-        cause: error,
-      },
-    );
-  }
+/** @param given.names Of this network itself. */
+function hostsFile(given: { readonly names: readonly string[]; readonly pinned: AllowList["names"] }): string {
+  return [
+    `127.0.0.1\tlocalhost ${given.names.join(" ")}`,
+    "::1\tlocalhost ip6-localhost ip6-loopback",
+    ...given.pinned.map(({ address, name }) => `${address}\t${name}`),
+    "",
+  ].join("\n");
 }

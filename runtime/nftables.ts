@@ -1,11 +1,10 @@
 /**
- * nf_tables by netlink: tables, chains, sets, rules and the expressions that rules are made of.
+ * nf_tables by netlink: tables, chains, sets and rules; what rules are made of is in nftables-expression.ts.
  *
- * A rule is a list of expressions: some load a value into registers, some compare, the last one acts. Registers are
- * numbered in words of four bytes; what is looked up in a set stands in consecutive ones, each field padded to whole words.
  * Source: include/uapi/linux/netfilter/nf_tables.h of the kernel.
  */
 import { ENOENT } from "./linux.ts";
+import type { Expression } from "./nftables-expression.ts";
 import {
   attribute,
   attributesIn,
@@ -17,8 +16,6 @@ import {
   parseAttributes,
   text,
   textOf,
-  u32,
-  u8,
 } from "./netlink.ts";
 
 /** Which packets a table sees: IPv4 and IPv6, or frames on bridges. */
@@ -54,9 +51,6 @@ export const hooks = { prerouting: 0, input: 1, forward: 2, output: 3, postrouti
 export const NF_DROP = 0;
 export const NF_ACCEPT = 1;
 
-/** One expression of a rule, as the kernel reads it. */
-export type Expression = Buffer;
-
 export interface Chain {
   readonly name: string;
   /** Chains without a hook are reached from others only. */
@@ -64,14 +58,14 @@ export interface Chain {
   readonly rules: readonly (readonly Expression[])[];
 }
 
-/** Types of set keys and the bytes that each takes in a key; the numbers are nft's own, for its listings. */
+/** Types of set keys, their length and the bytes that each takes in a key; the numbers are nft's own, for its listings. */
 const keyTypes = {
-  ipv4_addr: { number: 7, bytes: 4 },
-  ipv6_addr: { number: 8, bytes: 16 },
-  ether_addr: { number: 9, bytes: 8 },
-  inet_proto: { number: 12, bytes: 4 },
-  inet_service: { number: 13, bytes: 4 },
-  ifname: { number: 41, bytes: 16 },
+  ipv4_addr: { number: 7, length: 4, bytes: 4 },
+  ipv6_addr: { number: 8, length: 16, bytes: 16 },
+  ether_addr: { number: 9, length: 6, bytes: 8 },
+  inet_proto: { number: 12, length: 1, bytes: 4 },
+  inet_service: { number: 13, length: 2, bytes: 4 },
+  ifname: { number: 41, length: 16, bytes: 16 },
 } as const;
 export type KeyType = keyof typeof keyTypes;
 
@@ -80,18 +74,23 @@ export interface NamedSet {
   readonly key: readonly KeyType[];
   /** Elements are ranges: pairs of a first key and of the first key behind it. */
   readonly intervals?: boolean;
+  /** Elements have a first and a last value for every field of the key (`SetElement.lastKey`); no two may overlap. */
+  readonly fieldRanges?: boolean;
   /** Rules add to it, up to this many elements. */
   readonly dynamicSize?: number;
 }
 
 export interface SetElement {
   readonly key: Uint8Array;
+  /** Of a set with `fieldRanges`: the last value of every field. */
+  readonly lastKey?: Uint8Array;
   /** Behind the end of an interval. */
   readonly intervalEnd?: boolean;
 }
 
 const NFT_SET_INTERVAL = 0x4;
 const NFT_SET_EVAL = 0x20;
+const NFT_SET_CONCAT = 0x80;
 const NFT_SET_ELEM_INTERVAL_END = 1;
 
 function payload(family: number, ...attributes: readonly Uint8Array[]): Buffer {
@@ -194,7 +193,15 @@ export function newRules(table: Table, chain: Chain): NetlinkMessage[] {
 /** @param id Unlike that of every other set in the batch. */
 export function newSet(table: Table, set: NamedSet, id: number): NetlinkMessage {
   const keyType = set.key.reduce((number, one) => (number << 6) | keyTypes[one].number, 0);
-  const flags = (set.intervals ? NFT_SET_INTERVAL : 0) | (set.dynamicSize === undefined ? 0 : NFT_SET_EVAL);
+  const flags =
+    (set.intervals ? NFT_SET_INTERVAL : 0) |
+    (set.fieldRanges ? NFT_SET_INTERVAL | NFT_SET_CONCAT : 0) |
+    (set.dynamicSize === undefined ? 0 : NFT_SET_EVAL);
+  const fields = set.key.map((one) => nested(1, attribute(1, be32(keyTypes[one].length))));
+  const description = [
+    ...(set.dynamicSize === undefined ? [] : [attribute(1, be32(set.dynamicSize))]),
+    ...(set.fieldRanges ? [nested(2, ...fields)] : []),
+  ];
   return {
     action: `make set "${set.name}"`,
     type: type("NEWSET"),
@@ -206,7 +213,7 @@ export function newSet(table: Table, set: NamedSet, id: number): NetlinkMessage 
       attribute(3, be32(flags)),
       attribute(4, be32(keyType)),
       attribute(5, be32(keyBytes(set))),
-      ...(set.dynamicSize === undefined ? [] : [nested(9, attribute(1, be32(set.dynamicSize)))]),
+      ...(description.length === 0 ? [] : [nested(9, ...description)]),
       attribute(10, be32(id)),
       // For nft's listings: the name of a link is a number in the machine's byte order to it, if it stands alone.
       ...(keyType === keyTypes.ifname.number ? [attribute(13, Buffer.from([0, 4, 1, 0, 0, 0]))] : []),
@@ -219,17 +226,23 @@ function keyBytes(set: NamedSet): number {
   return set.key.reduce((bytes, one) => bytes + keyTypes[one].bytes, 0);
 }
 
-function elements(kind: "NEWSETELEM" | "DELSETELEM", table: Table, set: string, list: readonly SetElement[]): Buffer {
+function elements(
+  kind: "NEWSETELEM" | "GETSETELEM" | "DELSETELEM",
+  table: Table,
+  set: string,
+  list: readonly SetElement[],
+): Buffer {
   return payload(
     table.family,
     attribute(1, text(table.name)),
     attribute(2, text(set)),
     nested(
       3,
-      ...list.map(({ key, intervalEnd }) =>
+      ...list.map(({ key, lastKey, intervalEnd }) =>
         nested(
           1,
           nested(1, attribute(1, key)),
+          ...(lastKey === undefined ? [] : [nested(10, attribute(1, lastKey))]),
           ...(intervalEnd && kind === "NEWSETELEM" ? [attribute(3, be32(NFT_SET_ELEM_INTERVAL_END))] : []),
         ),
       ),
@@ -275,7 +288,22 @@ export function flushSet(table: Table, set: string): NetlinkMessage {
   };
 }
 
-/** The elements of a set with their counters. */
+/** Whether a set has an element; false if there is no such set. */
+export function hasElement(netlink: Netlink, table: Table, set: string, key: Uint8Array): boolean {
+  try {
+    netlink.get({
+      action: `look into set "${set}"`,
+      type: type("GETSETELEM"),
+      payload: elements("GETSETELEM", table, set, [{ key }]),
+    });
+    return true;
+  } catch (error) {
+    if ((error as { errno?: number }).errno === ENOENT) return false;
+    throw error;
+  }
+}
+
+/** The elements of a set with their counters; none if there is no such set. */
 export function listElements(
   netlink: Netlink,
   table: Table,
@@ -285,6 +313,7 @@ export function listElements(
     action: `list set "${set}"`,
     type: type("GETSETELEM"),
     payload: payload(table.family, attribute(1, text(table.name)), attribute(2, text(set))),
+    tolerate: [ENOENT],
   });
   return replies.flatMap((reply) => {
     const list = parseAttributes(reply.payload.subarray(4)).get(3) ?? Buffer.alloc(0);
@@ -324,185 +353,6 @@ export function listBaseChains(netlink: Netlink): {
       },
     ];
   });
-}
-
-// Expressions. `register` counts words of four bytes from 0 to 15.
-
-const firstWord = 8; // NFT_REG32_00
-const verdictRegister = 0;
-
-function expression(name: string, ...attributes: readonly Uint8Array[]): Expression {
-  return Buffer.concat([attribute(1, text(name)), nested(2, ...attributes)]);
-}
-
-/** What is known about a packet beside its bytes. */
-const metaKeys = { protocol: 1, iifname: 6, oifname: 7, nfproto: 15, l4proto: 16 } as const;
-
-export function meta(key: keyof typeof metaKeys, register = 0): Expression {
-  return expression("meta", attribute(1, be32(firstWord + register)), attribute(2, be32(metaKeys[key])));
-}
-
-const bases = { link: 0, network: 1, transport: 2 } as const;
-
-/** Loads bytes of the packet. */
-export function packetBytes(base: keyof typeof bases, offset: number, length: number, register = 0): Expression {
-  return expression(
-    "payload",
-    attribute(1, be32(firstWord + register)),
-    attribute(2, be32(bases[base])),
-    attribute(3, be32(offset)),
-    attribute(4, be32(length)),
-  );
-}
-
-/** Goes on with the rule only if the register equals the bytes, or with `not`, if it does not. */
-export function equals(
-  bytes: Uint8Array,
-  options: { readonly register?: number; readonly not?: boolean } = {},
-): Expression {
-  return expression(
-    "cmp",
-    attribute(1, be32(firstWord + (options.register ?? 0))),
-    attribute(2, be32(options.not ? 1 : 0)),
-    nested(3, attribute(1, bytes)),
-  );
-}
-
-/** Goes on with the rule only if what stands in the registers from `register` on is in the set, or with `not`, is not. */
-export function inSet(set: string, options: { readonly register?: number; readonly not?: boolean } = {}): Expression {
-  return expression(
-    "lookup",
-    attribute(1, text(set)),
-    attribute(2, be32(firstWord + (options.register ?? 0))),
-    ...(options.not ? [attribute(5, be32(1))] : []),
-  );
-}
-
-/** States of a connection, as bits. */
-export const ctStates = { invalid: 1, established: 2, related: 4, new: 8 } as const;
-const IPS_DST_NAT = 1 << 5;
-
-function ct(key: number, bits: number, not: boolean): Expression[] {
-  return [
-    expression("ct", attribute(1, be32(firstWord)), attribute(2, be32(key))),
-    expression(
-      "bitwise",
-      attribute(1, be32(firstWord)),
-      attribute(2, be32(firstWord)),
-      attribute(3, be32(4)),
-      nested(4, attribute(1, u32(bits))),
-      nested(5, attribute(1, u32(0))),
-    ),
-    equals(u32(0), { not: !not }),
-  ];
-}
-
-/** Goes on only if the packet's connection is in one of these states. */
-export function inState(...states: readonly (keyof typeof ctStates)[]): Expression[] {
-  return ct(
-    0,
-    states.reduce((bits, state) => bits | ctStates[state], 0),
-    false,
-  );
-}
-
-/** Goes on only if no other rule of the host has given the connection another destination. */
-export function notRedirected(): Expression[] {
-  return ct(2, IPS_DST_NAT, true);
-}
-
-/** Loads the kind of the destination, as the routing tables see it: RTN_LOCAL and so on. */
-export function destinationKind(register = 0): Expression {
-  const NFT_FIB_RESULT_ADDRTYPE = 3;
-  const NFTA_FIB_F_DADDR = 2;
-  return expression(
-    "fib",
-    attribute(1, be32(firstWord + register)),
-    attribute(2, be32(NFT_FIB_RESULT_ADDRTYPE)),
-    attribute(3, be32(NFTA_FIB_F_DADDR)),
-  );
-}
-
-/** Writes bytes into registers. */
-export function load(bytes: Uint8Array, register = 0): Expression {
-  return expression("immediate", attribute(1, be32(firstWord + register)), nested(2, attribute(1, bytes)));
-}
-
-function verdict(code: number, chain?: string): Expression {
-  return expression(
-    "immediate",
-    attribute(1, be32(verdictRegister)),
-    nested(2, nested(2, attribute(1, be32(code)), ...(chain === undefined ? [] : [attribute(2, text(chain))]))),
-  );
-}
-
-export const accept = verdict(NF_ACCEPT);
-export const drop = verdict(NF_DROP);
-/** Goes on behind the rule that led to this chain. */
-export const backToCaller = verdict(-5);
-
-/** Goes through another chain and comes back. */
-export function jump(chain: string): Expression {
-  return verdict(-3, chain);
-}
-
-/** Goes on in another chain; its end is the end of this one. */
-export function goto(chain: string): Expression {
-  return verdict(-4, chain);
-}
-
-export function counter(): Expression {
-  return expression("counter");
-}
-
-/** Gives the connection the address of the link by which it leaves. */
-export function masquerade(): Expression {
-  return expression("masq");
-}
-
-/** Answers that the destination is administratively prohibited. */
-export function reject(): Expression {
-  const NFT_REJECT_ICMPX_UNREACH = 2;
-  const NFT_REJECT_ICMPX_ADMIN_PROHIBITED = 3;
-  return expression(
-    "reject",
-    attribute(1, be32(NFT_REJECT_ICMPX_UNREACH)),
-    attribute(2, u8(NFT_REJECT_ICMPX_ADMIN_PROHIBITED)),
-  );
-}
-
-/** Answers a TCP packet with a reset. */
-export function reset(): Expression {
-  const NFT_REJECT_TCP_RST = 1;
-  return expression("reject", attribute(1, be32(NFT_REJECT_TCP_RST)), attribute(2, u8(0)));
-}
-
-/** Adds what stands in the registers to a dynamic set, or counts it there. Where the set is full, the rule ends here. */
-export function countIn(set: string, register = 0): Expression {
-  const NFT_DYNSET_OP_UPDATE = 1;
-  return expression(
-    "dynset",
-    attribute(1, text(set)),
-    attribute(3, be32(NFT_DYNSET_OP_UPDATE)),
-    attribute(4, be32(firstWord + register)),
-    nested(7, counter()),
-  );
-}
-
-/**
- * Goes on only if there are more connections with the key than `limit`.
- *
- * @param set Dynamic: one count for every key.
- */
-export function moreConnectionsThan(limit: number, set: string, register = 0): Expression {
-  const NFT_DYNSET_OP_ADD = 0;
-  return expression(
-    "dynset",
-    attribute(1, text(set)),
-    attribute(3, be32(NFT_DYNSET_OP_ADD)),
-    attribute(4, be32(firstWord + register)),
-    nested(7, expression("connlimit", attribute(1, be32(limit)), attribute(2, be32(1)))),
-  );
 }
 
 /** The sixteen bytes of a link's name. */

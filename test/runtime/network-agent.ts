@@ -1,6 +1,7 @@
 /** A process for network.test.ts: an agent's networks, in the network namespace in which it was started. */
 import { readdirSync } from "node:fs";
-import { type AllowedDestination, type JobNetwork, Networks, type NetworksOptions } from "../../runtime/network.ts";
+import { type AllowedDestination, type AllowList, lookUpAllowed } from "../../runtime/network-allow.ts";
+import { type JobNetwork, Networks, type NetworksOptions } from "../../runtime/network.ts";
 
 export interface Claimed {
   readonly job: number;
@@ -14,6 +15,7 @@ export type AgentRequest =
   | { readonly kind: "claim" }
   | { readonly kind: "hosts"; readonly job: number; readonly names: readonly string[] }
   | { readonly kind: "restrict"; readonly job: number; readonly allowed?: readonly AllowedDestination[] }
+  | { readonly kind: "keep-public"; readonly job: number }
   | { readonly kind: "refused"; readonly job: number }
   | { readonly kind: "dispose"; readonly job: number }
   | { readonly kind: "settle" }
@@ -28,6 +30,7 @@ const networks = await Networks.open({
   },
 });
 const jobs = new Map<number, JobNetwork>();
+const lists = new Map<number, AllowList | undefined>();
 let sequence = 0;
 
 function find(job: number): JobNetwork {
@@ -45,11 +48,20 @@ async function answer(request: AgentRequest): Promise<unknown> {
       return { job: sequence, namespaceFd, addresses, resolvConf } satisfies Claimed;
     }
     case "hosts":
-      return find(request.job).hosts("slipway", request.names);
-    case "restrict":
-      return find(request.job).restrict(request.allowed);
+      return find(request.job)
+        .view({ services: request.names, allowed: lists.get(request.job) })
+        .hosts("slipway");
+    case "restrict": {
+      const network = find(request.job);
+      const ipv6 = network.addresses.length > 1;
+      const list = request.allowed === undefined ? undefined : await lookUpAllowed(request.allowed, { ipv6 });
+      lists.set(request.job, list);
+      return network.restrict(list);
+    }
+    case "keep-public":
+      return find(request.job).keepPublic();
     case "refused":
-      return find(request.job).refused();
+      return find(request.job).takeRefused();
     case "dispose":
       find(request.job)[Symbol.dispose]();
       jobs.delete(request.job);

@@ -38,7 +38,11 @@ test("100 networks leave no link, neighbor, rule, element, namespace or descript
   const cycle = async () => {
     const jobs = await Promise.all([agent.claim(), agent.claim()]);
     for (const job of jobs) {
-      await agent.ask({ kind: "restrict", job: job.claimed.job, allowed: [{ host: outsideAddress[4], port: 1 }] });
+      await agent.ask({
+        kind: "restrict",
+        job: job.claimed.job,
+        allowed: [{ host: outsideAddress[4], firstPort: 1, lastPort: 1 }],
+      });
     }
     expect(jobs[0]?.connect(outsideAddress[4], 2)).toBe("Connection refused");
     for (const job of jobs) await job.dispose();

@@ -8,7 +8,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import type { NetworksOptions, Refused } from "../../runtime/network.ts";
+import type { NetworksOptions, Refusals } from "../../runtime/network.ts";
 import type { AgentRequest, Claimed } from "./network-agent.ts";
 
 export const hostAddress = { 4: "198.51.100.1", 6: "2001:db8:9::1" } as const;
@@ -71,7 +71,12 @@ class Place {
 
   /** Listens on ports of all addresses. */
   async listen(...ports: number[]): Promise<void> {
-    const peer = spawn("nsenter", [this.enter, process.execPath, here("network-peer.ts"), ...ports.map(String)], {
+    await this.run("network-peer.ts", ...ports.map(String));
+  }
+
+  /** Runs a file of this directory until the end; resolves when it is ready. */
+  async run(file: string, ...args: string[]): Promise<void> {
+    const peer = spawn("nsenter", [this.enter, process.execPath, here(file), ...args], {
       stdio: ["ignore", "pipe", "inherit"],
     });
     this.#peers.push(peer);
@@ -130,8 +135,13 @@ export class Job {
     }
   }
 
-  refused(): Promise<Refused[]> {
-    return this.#agent.ask<Refused[]>({ kind: "refused", job: this.claimed.job });
+  /** Since the last time. */
+  takeRefused(): Promise<Refusals> {
+    return this.#agent.ask<Refusals>({ kind: "refused", job: this.claimed.job });
+  }
+
+  keepPublic(): Promise<void> {
+    return this.#agent.ask({ kind: "keep-public", job: this.claimed.job });
   }
 
   async dispose(): Promise<void> {
@@ -203,7 +213,8 @@ export class World implements AsyncDisposable {
     this.directory = directory;
   }
 
-  static async make(options: { readonly ipv6?: boolean } = {}): Promise<World> {
+  /** @param options.nameServer Answers on port 53 of the outside, in place of what answers there else. */
+  static async make(options: { readonly ipv6?: boolean; readonly nameServer?: boolean } = {}): Promise<World> {
     const [host, outside] = await Promise.all([Place.make(), Place.make()]);
     const directory = mkdtempSync(join(tmpdir(), "slipway-network-"));
     writeFileSync(join(directory, "resolv.conf"), `nameserver ${outsideAddress[4]}\nsearch example.org\n`);
@@ -229,7 +240,8 @@ export class World implements AsyncDisposable {
         ip address add fd00:ec2::254/128 dev lo nodad
       `);
     }
-    await Promise.all([outside.listen(peerPort, 53), host.listen(peerPort)]);
+    const onPort53 = options.nameServer === true ? outside.run("network-name-server.ts") : outside.listen(53);
+    await Promise.all([outside.listen(peerPort), onPort53, host.listen(peerPort)]);
     return new World(host, outside, directory);
   }
 
@@ -240,28 +252,29 @@ export class World implements AsyncDisposable {
       poolSize: 1,
       ...options,
     };
-    // Its own resolv.conf, in a mount namespace of its own.
-    const script = `mount --bind ${this.directory}/resolv.conf /etc/resolv.conf && exec "$@"`;
-    const child = spawn(
-      "nsenter",
-      [
-        this.host.enter,
-        "unshare",
-        "--mount",
-        "sh",
-        "-c",
-        script,
-        "sh",
-        process.execPath,
-        here("network-agent.ts"),
-        JSON.stringify(all),
-      ],
-      { stdio: ["ignore", "inherit", "inherit", "ipc"] },
-    );
+    const child = spawn("nsenter", this.#onHost("network-agent.ts", all), {
+      stdio: ["ignore", "inherit", "inherit", "ipc"],
+    });
     const agent = new TestAgent(child);
     this.#agents.push(agent);
     await agent.opened();
     return agent;
+  }
+
+  /** Runs a file with an argument on the host to its end. @returns What it printed, parsed. */
+  async run<Result>(file: string, argument: object): Promise<Result> {
+    const child = spawn("nsenter", this.#onHost(file, argument), { stdio: ["ignore", "pipe", "inherit"] });
+    const pieces: Buffer[] = [];
+    child.stdout.on("data", (piece: Buffer) => pieces.push(piece));
+    await once(child, "close");
+    return JSON.parse(Buffer.concat(pieces).toString()) as Result;
+  }
+
+  /** With a resolv.conf of its own, in a mount namespace of its own. */
+  #onHost(file: string, argument: object): string[] {
+    const script = `mount --bind ${this.directory}/resolv.conf /etc/resolv.conf && exec "$@"`;
+    const command = [process.execPath, here(file), JSON.stringify(argument)];
+    return [this.host.enter, "unshare", "--mount", "sh", "-c", script, "sh", ...command];
   }
 
   /** Everything that networks are made of, as the host has it. */

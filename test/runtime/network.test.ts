@@ -1,7 +1,8 @@
 /** Networks of jobs on the real kernel, in a world of network namespaces. */
 import { release } from "node:os";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import type { Refused } from "../../runtime/network.ts";
+import type { AllowedDestination } from "../../runtime/network-allow.ts";
+import type { Refusals } from "../../runtime/network.ts";
 import {
   type Job,
   hostAddress,
@@ -15,6 +16,7 @@ import {
 } from "./network-world.ts";
 
 const reset = "Connection refused";
+const nothing: Refusals = { destinations: [], unlistedCount: 0 };
 
 let world: World;
 let agent: TestAgent;
@@ -93,7 +95,7 @@ describe("a job does not reach", () => {
     const fresh = await agent.claim();
     const addresses = ["169.254.1.1", "224.0.0.251", "240.0.0.1"];
     for (const address of addresses) fresh.sh(`echo x > /dev/udp/${address}/53`);
-    expect((await fresh.refused()).map(({ address }) => address).sort()).toEqual(addresses);
+    expect((await fresh.takeRefused()).destinations.map(({ address }) => address).sort()).toEqual(addresses);
     await fresh.dispose();
   });
 
@@ -115,15 +117,42 @@ describe("refused", () => {
     for (let i = 0; i < 3; i++) fresh.connect("169.254.169.254", 80);
     fresh.connect(hostAddress[6], 22);
     fresh.sh("echo x > /dev/udp/100.100.100.200/53");
-    expect(await fresh.refused()).toEqual<Refused[]>([
-      { address: "169.254.169.254", protocol: "tcp", port: 80, count: 3 },
-      { address: "100.100.100.200", protocol: "udp", port: 53, count: 1 },
+    const { destinations, unlistedCount } = await fresh.takeRefused();
+    expect({ unlistedCount, first: destinations[0] }).toEqual({
+      unlistedCount: 0,
+      first: { address: "169.254.169.254", protocol: "tcp", port: 80, count: 3 },
+    });
+    expect(destinations.slice(1).toSorted((a, b) => a.port - b.port)).toEqual([
       { address: hostAddress[6], protocol: "tcp", port: 22, count: 1 },
+      { address: "100.100.100.200", protocol: "udp", port: 53, count: 1 },
     ]);
+    expect(await fresh.takeRefused()).toEqual<Refusals>(nothing);
     await fresh.dispose();
     const next = await agent.claim();
-    expect(await next.refused()).toEqual([]);
+    expect(await next.takeRefused()).toEqual<Refusals>(nothing);
     await next.dispose();
+  });
+
+  test("of a thousand destinations lists the first hundred and counts the rest, and leaves room for other jobs", async () => {
+    const [flood, calm] = [await agent.claim(), await agent.claim()];
+    flood.sh("for i in {1..1000}; do echo x > /dev/udp/169.254.1.1/$i; done; echo x > /dev/udp/169.254.1.1/7");
+    calm.connect("169.254.169.254", 80);
+    const { destinations, unlistedCount } = await flood.takeRefused();
+    expect(destinations[0]).toEqual({ address: "169.254.1.1", protocol: "udp", port: 7, count: 2 });
+    expect(destinations.map(({ port }) => port).sort((a, b) => a - b)).toEqual(
+      Array.from({ length: 100 }, (_, i) => i + 1),
+    );
+    expect(unlistedCount).toBe(900);
+    expect((await calm.takeRefused()).destinations).toHaveLength(1);
+    // The next step's list is its own.
+    flood.sh("echo x > /dev/udp/169.254.1.1/2000");
+    expect((await flood.takeRefused()).destinations).toEqual([
+      { address: "169.254.1.1", protocol: "udp", port: 2000, count: 1 },
+    ]);
+    await flood.dispose();
+    await calm.dispose();
+    const sets = world.host.sh("nft list sets table inet slipway-test-1");
+    for (const one of [flood, calm]) expect(sets).not.toContain(`${one.address(4)} `);
   });
 });
 
@@ -195,13 +224,13 @@ describe("spoofing", () => {
 describe("restrict", () => {
   test("leaves only what is allowed, and lists the rest", async () => {
     const fresh = await agent.claim();
-    const restrict = (allowed?: { host: string; port: number }[]) =>
+    const restrict = (allowed?: AllowedDestination[]) =>
       agent.ask({ kind: "restrict", job: fresh.claimed.job, ...(allowed === undefined ? {} : { allowed }) });
-    await restrict([{ host: outsideAddress[4], port: peerPort }]);
+    await restrict([{ host: outsideAddress[4], firstPort: peerPort, lastPort: peerPort }]);
     expect(fresh.connect(outsideAddress[4])).toBe(hostAddress[4]);
     expect(fresh.connect(outsideAddress[4], 53)).toBe(reset);
     expect(fresh.connect(outsideAddress[6])).toBe(reset);
-    expect((await fresh.refused()).map(({ address, port }) => `${address} ${port}`).sort()).toEqual([
+    expect((await fresh.takeRefused()).destinations.map(({ address, port }) => `${address} ${port}`).sort()).toEqual([
       `${outsideAddress[4]} 53`,
       `${outsideAddress[6]} ${peerPort}`,
     ]);
@@ -214,18 +243,28 @@ describe("restrict", () => {
 
   test("allows no metadata address either", async () => {
     const fresh = await agent.claim();
-    const allowed = [{ host: "169.254.169.254", port: peerPort }];
+    const allowed = [{ host: "169.254.169.254", firstPort: peerPort, lastPort: peerPort }];
     await agent.ask({ kind: "restrict", job: fresh.claimed.job, allowed });
     expect(fresh.connect("169.254.169.254")).toBe(reset);
     await fresh.dispose();
   });
+});
 
-  test("pins names to what they were when they were looked up", async () => {
+describe("keepPublic", () => {
+  test("keeps one job from private networks, but not from the name server, and no other job", async () => {
     const fresh = await agent.claim();
-    const { job: id } = fresh.claimed;
-    await agent.ask({ kind: "restrict", job: id, allowed: [{ host: "localhost", port: 80 }] });
-    expect(await agent.ask<string>({ kind: "hosts", job: id, names: [] })).toMatch(/^127\.0\.0\.1\tlocalhost$/m);
+    await fresh.keepPublic();
+    await fresh.keepPublic();
+    expect(fresh.connect(privateAddress)).toBe(reset);
+    expect(fresh.connect(outsideAddress[4], 53)).toBe(hostAddress[4]);
+    expect((await fresh.takeRefused()).destinations).toMatchObject([{ address: privateAddress, port: peerPort }]);
+    expect(job.connect(privateAddress)).toBe(hostAddress[4]);
+    // An allow list opens nothing that was closed.
+    const allowed = [{ host: privateAddress, firstPort: peerPort, lastPort: peerPort }];
+    await agent.ask({ kind: "restrict", job: fresh.claimed.job, allowed });
+    expect(fresh.connect(privateAddress)).toBe(reset);
     await fresh.dispose();
+    expect(world.host.sh("nft list set inet slipway-test-1 public-only4")).not.toContain("elements");
   });
 });
 

@@ -1,0 +1,24 @@
+/** Asks the kernel whether a job was refused anything, without the thread that makes networks: it may be busy for milliseconds. */
+import { Netlink } from "./netlink.ts";
+import { addressBytes, isIPv6 } from "./network-address.ts";
+import { addressesOf, type KernelNetwork } from "./network-elements.ts";
+import { hasElement, NFPROTO_INET, type Table } from "./nftables.ts";
+
+/** Blocks for some microseconds. Not to be used once its socket is closed, which is its maker's business. */
+export class RefusalProbe {
+  readonly #netlink: Netlink;
+  readonly #table: Table;
+
+  /** @param agent Whose rules these are. */
+  constructor(socket: { readonly fd: number }, agent: string) {
+    this.#netlink = new Netlink(socket);
+    this.#table = { family: NFPROTO_INET, name: agent };
+  }
+
+  /** Since its refusals were taken the last time. Whatever is refused has an element in these sets. @throws {SyscallError} */
+  hasRefused(network: KernelNetwork): boolean {
+    return addressesOf(network).some((address) =>
+      hasElement(this.#netlink, this.#table, `listing${isIPv6(address) ? 6 : 4}`, addressBytes(address)),
+    );
+  }
+}
