@@ -22,6 +22,8 @@ export function dictionary<T>(options: {
   readonly owner?: (name: string) => string;
   readonly min?: number;
   readonly max: number;
+  /** For what is no mapping. */
+  readonly suggestion?: string;
   /** For a mapping with fewer than `min` entries. */
   readonly emptySuggestion?: string;
 }): Shape<readonly DictionaryEntry<T>[]> {
@@ -36,7 +38,7 @@ export function dictionary<T>(options: {
       maxProperties: options.max,
     },
     read(node, place) {
-      if (node.kind !== "map") return mismatch(node, place, options.expected);
+      if (node.kind !== "map") return mismatch(node, place, options.expected, options.suggestion);
       if (node.entries.size < min) {
         place.problems.error(node.span, `${subject(place)} is an empty mapping`, options.emptySuggestion);
         return undefined;

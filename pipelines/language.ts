@@ -3,8 +3,10 @@ import { dictionary, list } from "./collection.ts";
 import { environment } from "./environment.ts";
 import { DEFAULTS, LIMITS } from "./limits.ts";
 import { formatDuration } from "./quantity.ts";
+import { network } from "./network.ts";
 import { resources } from "./resources.ts";
-import { choice, type FieldValues, flag, mapping, mismatch, type Shape } from "./shape.ts";
+import { services } from "./service.ts";
+import { type FieldValues, flag, mapping, mismatch, type Shape } from "./shape.ts";
 import { quote } from "./suggestion.ts";
 import { triggers } from "./trigger.ts";
 import { checkIdentifier, duration, identifier, image, jobReference, label, NAME_PATTERN, script } from "./value.ts";
@@ -18,6 +20,12 @@ const sharedFields = {
   },
   env: { shape: environment, summary: "Environment variables, merged from pipeline, job and step; the nearest holds." },
   resources: { shape: resources, summary: "Limits of every step below, key by key." },
+  network: {
+    shape: network,
+    summary:
+      "job is shared by the job's steps and services and leads to the outside, not to the host or other jobs; with an allow list to nothing else; none is an own network with loopback only; host is the agent's.",
+    default: DEFAULTS.network,
+  },
 } as const;
 
 const stepTable = {
@@ -35,12 +43,6 @@ const stepTable = {
       summary: `After this the step is stopped and fails. Default: the job's timeout if one is written, else ${formatDuration(DEFAULTS.stepTimeoutMs)}.`,
     },
     allow_failure: { shape: flag, summary: "Goes on after a failure of this step.", default: false },
-    network: {
-      shape: choice(["none", "job", "host"], { bridge: "job", default: "job", false: "none", true: "job" }),
-      summary:
-        "none is an own network with loopback only; job is shared by the steps of the job that name it and leads to the outside, not to the host or other jobs; host is the agent's.",
-      default: DEFAULTS.network,
-    },
   },
   synonyms: {
     script: "run",
@@ -126,6 +128,11 @@ const jobTable = {
       required: 'write "steps:" and below it one "- run: command" for each step',
     },
     ...sharedFields,
+    services: {
+      shape: services,
+      summary:
+        "Name → container that runs beside the steps, in their network: a database, a browser. Steps reach it on localhost and by its name.",
+    },
     timeout: {
       shape: duration,
       summary: "After this the job is stopped and fails.",
@@ -150,6 +157,8 @@ const jobTable = {
     labels: "pool",
     queue: "pool",
     limits: "resources",
+    networks: "network",
+    sidecars: "services",
     tasks: "steps",
   },
   hints: {
@@ -162,13 +171,11 @@ const jobTable = {
     when: "conditions are not supported yet",
     matrix: "a matrix is not supported yet: write a job for each leg, sharing steps by a YAML anchor",
     strategy: "a matrix is not supported yet: write a job for each leg, sharing steps by a YAML anchor",
-    services: "services are not supported yet",
     secrets: "secrets are not supported yet",
     artifacts: "artifacts are not supported yet",
     cache: "caches are not supported yet",
     outputs: "outputs are not supported yet",
     retry: "retries are not supported yet",
-    network: "write it on the steps that need it",
     allow_failure: "write it on the steps that may fail",
     "continue-on-error": "write allow_failure on the steps that may fail",
     cpu: "write it below resources",
@@ -234,7 +241,6 @@ const pipelineTable = {
     secrets: "secrets are not supported yet",
     concurrency: "concurrency groups are not supported yet",
     permissions: "remove it: steps are given no credentials",
-    network: "write it on the steps that need it",
     pool: "write it on the jobs",
     needs: "write it on the jobs",
   },

@@ -12,11 +12,13 @@ const hourMs = 60 * minuteMs;
 export const DEFAULTS = {
   file: ".slipway.yml",
   image: "host",
-  network: "none",
+  network: "job",
   pool: "default",
   /** Of a step whose job and pipeline write no timeout either. */
   stepTimeoutMs: hourMs,
   jobTimeoutMs: 2 * hourMs,
+  /** Of a service that says when it is ready. */
+  readyTimeoutMs: minuteMs,
   resources: { cpu: 2, memoryBytes: 4 * GiB, pids: 2048, diskBytes: 20 * GiB, logBytes: GiB },
 } as const satisfies {
   file: string;
@@ -25,6 +27,7 @@ export const DEFAULTS = {
   pool: string;
   stepTimeoutMs: number;
   jobTimeoutMs: number;
+  readyTimeoutMs: number;
   resources: Resources;
 };
 
@@ -42,6 +45,12 @@ export const LIMITS = {
   pipelineBytes: 32 * MiB,
   jobs: 500,
   stepsPerJob: 100,
+  servicesPerJob: 20,
+  serviceArguments: 100,
+  /** That one service must listen on to be ready. */
+  readyPorts: 20,
+  /** Of one step's allow list. */
+  allowedDestinations: 100,
   /** A script is one argument of `sh -e -c`; the kernel ends an argument at 128 KiB (MAX_ARG_STRLEN, execve(2)). */
   runBytes: 100 * KiB,
   /** A variable is one string of the environment, under the same limit of the kernel. */

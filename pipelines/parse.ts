@@ -2,15 +2,17 @@
 import { DEFAULTS, LIMITS } from "./limits.ts";
 import { type JobFields, type PipelineFields, pipelineShape, type StepFields } from "./language.ts";
 import { checkNeeds } from "./needs.ts";
-import type { Diagnostic, JobSpec, Pipeline, StepSpec } from "./pipeline.ts";
+import type { Diagnostic, JobSpec, Pipeline, ServiceSpec, StepNetwork, StepSpec } from "./pipeline.ts";
 import { Problems } from "./problems.ts";
 import { formatBytes, formatDuration } from "./quantity.ts";
 import type { DictionaryEntry } from "./collection.ts";
 import { mergeEnvironments } from "./environment.ts";
 import { resolveResources } from "./resources.ts";
+import { buildReady, checkServices } from "./service.ts";
 import { type Located, readNode } from "./shape.ts";
 import { readSource, type Source, type Span } from "./source.ts";
 import { nameSteps } from "./step-name.ts";
+import { quote } from "./suggestion.ts";
 import { parseSyntax } from "./syntax.ts";
 import { buildTree } from "./tree.ts";
 import { everyEvent } from "./trigger.ts";
@@ -59,6 +61,9 @@ function readPipeline(source: Source, problems: Problems): Pipeline | undefined 
   };
 }
 
+/** What a destination takes in a stored plan, about. */
+const allowedBytes = 100;
+
 /** Hands values down from pipeline to job to step and checks what only shows then. */
 class PipelineBuilder {
   readonly #pipeline: PipelineFields;
@@ -88,8 +93,43 @@ class PipelineBuilder {
       // The pipeline is refused; going on would only cost memory.
       if (this.#tooLarge) break;
     }
+    const services = this.#buildServices(job, inherited);
     const needs = [...new Set((job.needs?.value ?? []).map((need) => need.value))];
-    return [{ name: entry.name, needs, timeoutMs, pool: job.pool?.value ?? DEFAULTS.pool, steps: specs }];
+    return [
+      {
+        name: entry.name,
+        needs,
+        timeoutMs,
+        pool: job.pool?.value ?? DEFAULTS.pool,
+        steps: specs,
+        ...(services.length > 0 && { services }),
+      },
+    ];
+  }
+
+  #buildServices(job: JobFields, inherited: Readonly<Record<string, string>>): ServiceSpec[] {
+    const entries = job.services?.value ?? [];
+    checkServices(entries, this.#problems);
+    const specs: ServiceSpec[] = [];
+    for (const { name, value: service, valueSpan } of entries) {
+      if (service === undefined || this.#tooLarge) continue;
+      const env = service.env === undefined ? inherited : mergeEnvironments(inherited, service.env.value);
+      const args = service.args?.value.map(({ value }) => value);
+      const ready = buildReady(service);
+      const scripts = [service.run?.value, ready?.run, ...(args ?? [])].join("");
+      this.#spend(scripts, env, { span: service.env?.span ?? valueSpan, what: "service" });
+      specs.push({
+        name,
+        image: service.image?.value ?? job.image?.value ?? this.#pipeline.image?.value ?? DEFAULTS.image,
+        ...(service.run !== undefined && { run: service.run.value }),
+        ...(args !== undefined && { args }),
+        env,
+        resources: resolveResources([service.resources, job.resources, this.#pipeline.resources]),
+        ...(ready !== undefined && { ready }),
+        allowFailure: service.allow_failure?.value ?? false,
+      });
+    }
+    return specs;
   }
 
   #buildStep(
@@ -101,7 +141,9 @@ class PipelineBuilder {
   ): StepSpec {
     const env = step.env === undefined ? inherited : mergeEnvironments(inherited, step.env.value);
     const run = step.run?.value ?? "";
-    this.#spend(run, env, step.env?.span ?? span);
+    const network = step.network ?? job.network ?? this.#pipeline.network;
+    this.#checkAllowed(network, job);
+    this.#spend(run, env, { span: step.env?.span ?? span, what: "step", network: network?.value });
     return {
       name,
       run,
@@ -109,7 +151,7 @@ class PipelineBuilder {
       env,
       timeoutMs: step.timeout?.value ?? jobTimeout?.value ?? DEFAULTS.stepTimeoutMs,
       resources: resolveResources([step.resources, job.resources, this.#pipeline.resources]),
-      network: step.network?.value ?? DEFAULTS.network,
+      network: network?.value ?? DEFAULTS.network,
       allowFailure: step.allow_failure?.value ?? false,
     };
   }
@@ -124,8 +166,22 @@ class PipelineBuilder {
     );
   }
 
-  /** Counts what the step adds to the plan: it is stored and sent, and few lines can multiply into gigabytes. */
-  #spend(run: string, env: Readonly<Record<string, string>>, span: Span): void {
+  /** In /etc/hosts a name has one meaning. */
+  #checkAllowed(network: Located<StepNetwork> | undefined, job: JobFields): void {
+    if (typeof network?.value !== "object") return;
+    const allowed = new Set(network.value.allow.map(({ host }) => host));
+    const service = job.services?.value.find(({ name }) => allowed.has(name.toLowerCase()));
+    if (service === undefined) return;
+    const message = `the allow list names ${quote(service.name)}, which is a service of this job`;
+    this.#problems.error(network.span, message, "services are reached always: remove it, or rename the service");
+  }
+
+  /** Counts what a step or service adds to the plan: it is stored and sent, and few lines can multiply into gigabytes. */
+  #spend(
+    run: string,
+    env: Readonly<Record<string, string>>,
+    { span, what, network }: { span: Span; what: "step" | "service"; network?: StepNetwork | undefined },
+  ): void {
     let variables = 0;
     let envBytes = 0;
     for (const name in env) {
@@ -134,13 +190,14 @@ class PipelineBuilder {
       envBytes += name.length + Buffer.byteLength(env[name] ?? "") + 10;
     }
     if (variables > LIMITS.envVariables) {
-      this.#problems.error(span, `this step has ${variables} variables; at most ${LIMITS.envVariables} are allowed`);
+      this.#problems.error(span, `this ${what} has ${variables} variables; at most ${LIMITS.envVariables} are allowed`);
     }
     if (envBytes > LIMITS.envBytes) {
-      const message = `the variables of this step have ${formatBytes(envBytes)}; at most ${formatBytes(LIMITS.envBytes)} are allowed`;
+      const message = `the variables of this ${what} have ${formatBytes(envBytes)}; at most ${formatBytes(LIMITS.envBytes)} are allowed`;
       this.#problems.error(span, message, "keep large values in files of the repository");
     }
-    this.#bytes += envBytes + Buffer.byteLength(run);
+    const allowed = typeof network === "object" ? network.allow.length : 0;
+    this.#bytes += envBytes + Buffer.byteLength(run) + allowed * allowedBytes;
     if (this.#bytes <= LIMITS.pipelineBytes) return;
     this.#tooLarge = true;
     const most = formatBytes(LIMITS.pipelineBytes);

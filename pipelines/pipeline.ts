@@ -36,8 +36,18 @@ export interface IoLimits {
   readonly writeOperationsPerSecond?: number;
 }
 
-/** `none` is an own network namespace with loopback only; `job` is shared by the steps of a job and leads to the outside; `host` is the host's. */
-export type StepNetwork = "none" | "job" | "host";
+/**
+ * `job` is shared by the steps and services of a job and leads to the outside; with an allow list it leads nowhere else while
+ * the step runs. `none` is an own network namespace with loopback only; `host` is the host's.
+ */
+export type StepNetwork = "none" | "job" | "host" | { readonly allow: readonly AllowedDestination[] };
+
+/** A name, an IPv4 or an IPv6 address (without brackets), and ports by TCP and UDP. */
+export interface AllowedDestination {
+  readonly host: string;
+  readonly firstPort: number;
+  readonly lastPort: number;
+}
 
 export interface StepSpec {
   readonly name: string;
@@ -53,12 +63,42 @@ export interface StepSpec {
   readonly allowFailure: boolean;
 }
 
+/** When a service is ready: all of what is there must hold. */
+export interface ReadySpec {
+  /** TCP ports on which it listens. */
+  readonly ports: readonly number[];
+  /** A POSIX shell script that succeeds. */
+  readonly run?: string;
+  readonly timeoutMs: number;
+}
+
+/** A container beside the steps of a job, in their network. */
+export interface ServiceSpec {
+  /** A host name, too: it leads to localhost. */
+  readonly name: string;
+  /** As in a step. */
+  readonly image: string;
+  /** A POSIX shell script, run as `sh -e`; without it the image's own program is run. */
+  readonly run?: string;
+  /** Arguments of the image's own program, in place of the image's. */
+  readonly args?: readonly string[];
+  /** The whole environment the pipeline gives: pipeline, job and service merged. */
+  readonly env: Readonly<Record<string, string>>;
+  readonly resources: Resources;
+  /** Absent: the steps begin as soon as it runs. */
+  readonly ready?: ReadySpec;
+  /** The job goes on without it. */
+  readonly allowFailure: boolean;
+}
+
 export interface JobSpec {
   readonly name: string;
   readonly needs: readonly string[];
   readonly timeoutMs: number;
   readonly pool: string;
   readonly steps: readonly StepSpec[];
+  /** In file order; absent where there are none. */
+  readonly services?: readonly ServiceSpec[];
 }
 
 export interface Pipeline {

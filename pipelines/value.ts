@@ -200,6 +200,22 @@ export function wholeNumber(
   };
 }
 
+/** A TCP port. */
+export const portNumber: Shape<number> = {
+  expected: "a port",
+  schema: { type: "integer", minimum: 1, maximum: 65_535 },
+  read(node, place) {
+    if (node.kind === "scalar" && typeof node.value === "number") {
+      if (Number.isInteger(node.value) && node.value >= 1 && node.value <= 65_535) return node.value;
+      return refuse(node, place, "ports are from 1 to 65535");
+    }
+    // "5432:5432" publishes ports elsewhere.
+    const digits = /^(?:\d{1,5}:)?(\d{1,5})(?:\/tcp)?$/.exec(scalarText(node) ?? "")?.[1];
+    const help = digits === undefined ? undefined : `write ${digits}, without quotes`;
+    return mismatch(node, place, "a port like 5432", help);
+  },
+};
+
 /** The value of an environment variable, exactly as the file writes it: 1.10 stays "1.10". */
 export const variable: Shape<string> = {
   expected: "text, a number, true or false",
