@@ -7,6 +7,7 @@
  */
 export { buildVariables, stepEnvironment, workspaceTarget } from "./environment.ts";
 export { lowerResources, type StepCeiling } from "./ceiling.ts";
+export { wantsNetwork } from "./job-network.ts";
 export { executeJob, type JobOptions } from "./job.ts";
 export type { JobReporter, JobResult, StepResult } from "./report.ts";
 export { StepLog, type LogTap, type StepLogOptions } from "./step-log.ts";

@@ -1,16 +1,18 @@
 /** Runs the steps of one job, each in its own fresh container. */
 import { join } from "node:path";
 import type { JobSpec, StepSpec } from "../pipelines/index.ts";
-import { type Host, type Image, ImageError, type JobNetwork, resolveImage, type UidRange } from "../runtime/index.ts";
-import { abortReason, JobTimeout } from "./abort.ts";
+import { type Host, type Image, ImageError, resolveImage, type UidRange } from "../runtime/index.ts";
+import { abortReason, JobTimeout, ServiceFailure } from "./abort.ts";
 import { asError } from "./cause.ts";
 import { lowerResources, type StepCeiling } from "./ceiling.ts";
 import { formatDuration } from "./duration.ts";
+import { SharedNetwork, wantsNetwork } from "./job-network.ts";
 import { maskText, SecretIndex } from "./masker.ts";
 import type { JobReporter, JobResult, StepResult } from "./report.ts";
 import { secretForms } from "./secret-forms.ts";
+import { Services, skipServices } from "./services.ts";
 import { StepRun } from "./step.ts";
-import { StepLog } from "./step-log.ts";
+import { type LogTap, StepLog } from "./step-log.ts";
 
 export interface JobOptions {
   readonly host: Host;
@@ -29,18 +31,21 @@ export interface JobOptions {
   readonly logDir?: string;
   /** The most that each step gets, whatever the pipeline asks for. */
   readonly ceiling?: StepCeiling;
+  /** Between SIGTERM and SIGKILL for services, when the steps have ended. @default 10000 */
+  readonly serviceGraceMs?: number;
   readonly reporter: JobReporter;
   /** Canceling; the reason is a string or an Error whose message says why. */
   readonly signal?: AbortSignal;
 }
 
+/** How a job ended. */
+type JobEnd = Pick<JobResult, "status" | "reason">;
+
 /** What all steps of a job share. */
 export interface JobContext extends JobOptions {
   readonly uidRange: UidRange;
-  /** The job's network; claimed at its beginning if a step wants it. */
-  readonly jobNetwork: Promise<JobNetwork> | undefined;
-  /** How often the job's network has refused a destination so far. */
-  readonly refused: Map<string, number>;
+  /** Absent where no step wants it. */
+  readonly network: SharedNetwork | undefined;
   readonly signal: AbortSignal;
   /** Runs beside the following steps; the job waits for it at its end. */
   readonly later: (cleanup: Promise<void>) => void;
@@ -63,7 +68,12 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
     // A timer's longest delay; longer ones would fire at once.
     Math.min(job.timeoutMs, 2 ** 31 - 1),
   );
-  const signal = AbortSignal.any([timeout.signal, ...(options.signal === undefined ? [] : [options.signal])]);
+  const failure = new AbortController();
+  const signal = AbortSignal.any([
+    timeout.signal,
+    failure.signal,
+    ...(options.signal === undefined ? [] : [options.signal]),
+  ]);
   let uidRange: UidRange | undefined;
   let setupError: Error | undefined;
   try {
@@ -71,19 +81,18 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
   } catch (error) {
     setupError = asError(error);
   }
-  const jobNetwork = job.steps.some(({ network }) => network === "job") ? options.host.claimNetwork() : undefined;
-  jobNetwork?.catch(() => {}); // the step that wants it says so
+  const network = openNetwork(job, options.host, signal);
   const context = {
     ...options,
     signal,
-    jobNetwork,
-    refused: new Map<string, number>(),
+    network,
     later: (cleanup: Promise<void>) => void cleanups.push(cleanup.catch(problem)),
   };
   await using images = new ImageCache(options, signal);
   const ready = options.workspace.ready ?? Promise.resolve();
   // Images in the repository are there when the commit is.
-  for (const { image } of job.steps) if (!image.startsWith("./")) images.prefetch(image);
+  const references = [...job.steps, ...(job.services ?? [])].map(({ image }) => image);
+  for (const image of references) if (!image.startsWith("./")) images.prefetch(image);
 
   const prepareStep = (index: number): StepRun | undefined => {
     const asked = job.steps[index];
@@ -94,7 +103,7 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
   };
 
   const steps: StepResult[] = [];
-  let end: Omit<JobResult, "steps"> | undefined = setupError && { status: "error", reason: setupError.message };
+  let end: JobEnd | undefined = setupError && { status: "error", reason: setupError.message };
   let next = prepareStep(0);
   const early = options.workspace.ready !== undefined && next?.prepareWithoutWorkspace() === true;
   try {
@@ -103,11 +112,24 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
     if (early) next?.discard();
     clearTimeout(timer);
     await Promise.all(cleanups);
-    await release(jobNetwork);
+    await network?.release();
     uidRange?.[Symbol.dispose]();
     throw error;
   }
-  for (const { image } of job.steps) images.prefetch(image);
+  for (const image of references) images.prefetch(image);
+  const services =
+    network === undefined || uidRange === undefined || end !== undefined
+      ? undefined
+      : new Services(job, {
+          ...context,
+          network,
+          uidRange,
+          image: (reference) => (when) => images.get(reference, when),
+          openLog: (spec, index, tap) => openLog(spec, index, { ...options, secrets, tap }),
+          fail: (reason) => failure.abort(reason),
+          finish: (result) => maskReason(result, secrets),
+        });
+  await services?.start();
   for (const [index, step] of job.steps.entries()) {
     if (next === undefined || end !== undefined || (signal.aborted && !next.hasBegun)) {
       end ??= judgeAbort(signal);
@@ -137,16 +159,11 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
   }
   next?.discard();
   clearTimeout(timer);
+  const ended = (await services?.stop()) ?? skipServices(job, options.reporter);
   await Promise.all(cleanups);
-  await release(jobNetwork);
+  await network?.release();
   uidRange?.[Symbol.dispose]();
-  return { ...(end ?? { status: "success" }), steps };
-}
-
-/** Ends the job's network, if there ever was one. */
-async function release(network: Promise<JobNetwork> | undefined): Promise<void> {
-  const claimed = await network?.catch(() => undefined);
-  claimed?.[Symbol.dispose]();
+  return { ...(end ?? { status: "success" }), steps, services: ended };
 }
 
 function compileSecrets(values: readonly string[]): SecretIndex | undefined {
@@ -200,18 +217,27 @@ class ImageCache implements AsyncDisposable {
   }
 }
 
+/** What steps and services are in, if any of them wants it. */
+function openNetwork(job: JobSpec, host: Host, signal: AbortSignal): SharedNetwork | undefined {
+  if (!wantsNetwork(job)) return undefined;
+  const { services = [] } = job;
+  return new SharedNetwork(host, { services: services.map(({ name }) => name), publicOnly: false, signal });
+}
+
 function openLog(
-  step: StepSpec,
+  { resources }: Pick<StepSpec, "resources">,
   index: number,
-  { reporter, logDir, secrets }: JobOptions & { readonly secrets: SecretIndex | undefined },
+  options: JobOptions & { readonly secrets: SecretIndex | undefined; readonly tap?: LogTap },
 ): StepLog {
+  const { reporter, logDir, secrets, tap } = options;
   return new StepLog({
     secrets,
-    limitBytes: step.resources.logBytes,
+    limitBytes: resources.logBytes,
     ...(logDir !== undefined && { path: join(logDir, `${index}.log`) }),
-    ...(reporter.stepOutput !== undefined && {
-      tap: (stream, bytes, timeMs) => reporter.stepOutput?.(index, stream, bytes, timeMs),
-    }),
+    tap: (stream, bytes, timeMs) => {
+      tap?.(stream, bytes, timeMs);
+      reporter.stepOutput?.(index, stream, bytes, timeMs);
+    },
   });
 }
 
@@ -228,14 +254,14 @@ function maskReason(result: StepResult, secrets: SecretIndex | undefined): StepR
   return result.reason === undefined ? result : { ...result, reason: maskText(result.reason, secrets) };
 }
 
-function judgeJob(step: StepSpec, result: StepResult, signal: AbortSignal): Omit<JobResult, "steps"> | undefined {
+function judgeJob(step: StepSpec, result: StepResult, signal: AbortSignal): JobEnd | undefined {
   switch (result.status) {
     case "success":
     case "skipped":
       return undefined;
     case "failure":
       if (result.allowedFailure === true) return undefined;
-      if (signal.reason instanceof JobTimeout) return judgeAbort(signal);
+      if (signal.reason instanceof JobTimeout || signal.reason instanceof ServiceFailure) return judgeAbort(signal);
       return { status: "failure", reason: `step "${step.name}" failed: ${result.reason ?? "unknown reason"}` };
     case "error":
       return { status: "error", reason: `step "${step.name}": ${result.reason ?? "unknown reason"}` };
@@ -244,7 +270,8 @@ function judgeJob(step: StepSpec, result: StepResult, signal: AbortSignal): Omit
   }
 }
 
-function judgeAbort(signal: AbortSignal): Omit<JobResult, "steps"> {
+function judgeAbort(signal: AbortSignal): JobEnd {
   if (signal.reason instanceof JobTimeout) return { status: "failure", reason: signal.reason.message };
+  if (signal.reason instanceof ServiceFailure) return { status: signal.reason.status, reason: signal.reason.message };
   return { status: "canceled", reason: abortReason(signal) };
 }

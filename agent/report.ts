@@ -1,5 +1,5 @@
 /** What became of a job and its steps, and who is told while it runs. */
-import type { Usage } from "../queue/index.ts";
+import type { Refused, Usage } from "../queue/index.ts";
 import type { StepLog } from "./step-log.ts";
 
 export interface StepResult {
@@ -14,6 +14,8 @@ export interface StepResult {
   readonly startedAtMs?: number;
   readonly finishedAtMs?: number;
   readonly usage?: Usage;
+  /** What its network has refused, of the services beside it too. */
+  readonly refused?: Refused;
 }
 
 export interface JobResult {
@@ -21,10 +23,13 @@ export interface JobResult {
   readonly reason?: string;
   /** One for each step of the job, in order. */
   readonly steps: readonly StepResult[];
+  /** One for each service, in order. */
+  readonly services: readonly StepResult[];
 }
 
 /**
- * Is told what happens, in order. Nobody waits for it: its methods return at once, do slow things later and do not throw.
+ * Is told what happens, in order. `index` is the position of a step, or of a service: those follow the steps.
+ * Nobody waits for it: its methods return at once, do slow things later and do not throw.
  */
 export interface JobReporter {
   /** Called right before the step's process is started. The log is empty yet; `log.onSpooled` is the reporter's to set. */

@@ -8,11 +8,14 @@ import {
   type PreparedConfig,
   prepareContainer,
   type ProcessConfig,
+  UnknownNameError,
 } from "../runtime/index.ts";
 import { abortReason } from "./abort.ts";
 import { asError } from "./cause.ts";
 import { stepEnvironment } from "./environment.ts";
+import { StepNetwork } from "./job-network.ts";
 import type { JobContext } from "./job.ts";
+import { describeRefused } from "./refused.ts";
 import type { StepResult } from "./report.ts";
 import type { StepLog } from "./step-log.ts";
 
@@ -32,6 +35,7 @@ export class StepRun {
   readonly log: StepLog;
   readonly #step: StepSpec;
   readonly #context: StepContext;
+  readonly #network: StepNetwork;
   #prepared: Promise<Container | undefined> = Promise.resolve(undefined);
   /** The prepared container, once it is there, and what will run in it unless something is learned until then. */
   #ahead: { readonly container: Container; readonly process: ProcessConfig } | undefined;
@@ -46,6 +50,7 @@ export class StepRun {
     this.log = context.log;
     this.#step = step;
     this.#context = context;
+    this.#network = new StepNetwork(context.network, step);
     this.log.onDrain = () => this.#container?.resumeOutput();
   }
 
@@ -54,7 +59,7 @@ export class StepRun {
     const { host, image, signal } = this.#context;
     const create = async () => {
       const found = await image("ahead");
-      const network = await this.#network();
+      const network = await this.#network.container();
       if (signal.aborted) return undefined;
       const container = prepareContainer(host, this.#prepareConfig(found, network));
       const process = this.#processConfig(found);
@@ -70,7 +75,7 @@ export class StepRun {
    * waits for that one's accounts. `run` must follow, or `discard`.
    */
   begin(): void {
-    if (this.#ahead === undefined || !isNetworkReady(this.#step)) return;
+    if (this.#ahead === undefined || !this.#network.isReady) return;
     const { container, process } = this.#ahead;
     this.#held = [];
     this.#begun = container.start(process);
@@ -116,8 +121,7 @@ export class StepRun {
       if (this.#container === undefined) throw new Error("Cannot run the step: it has no container");
       on.running();
       const result = await this.#container.result;
-      await this.#noteRefused();
-      return describe(result, this.log);
+      return { ...describe(result, this.log), ...(await this.#takeRefused()) };
     } catch (error) {
       return { ...describeError(this.#step, asError(error), this.#context), startedAtMs, finishedAtMs: Date.now() };
     } finally {
@@ -130,7 +134,8 @@ export class StepRun {
     const prepared = await this.#prepared;
     const found = await image("now");
     signal.throwIfAborted();
-    const config = prepared === undefined ? this.#prepareConfig(found, await this.#network()) : undefined;
+    const config = prepared === undefined ? this.#prepareConfig(found, await this.#network.container()) : undefined;
+    await this.#network.begin();
     // Known before it runs: what it writes may have to wait for the log, and is then resumed.
     this.#container = config === undefined ? prepared : prepareContainer(host, config);
     await this.#container?.start(this.#ahead?.process ?? this.#processConfig(found));
@@ -149,31 +154,27 @@ export class StepRun {
     this.#container?.resumeOutput();
   }
 
-  /** Says in the log what the job's network has refused since the last step. */
-  async #noteRefused(): Promise<void> {
-    if (this.#step.network !== "job") return;
-    const network = await this.#context.jobNetwork;
-    for (const { address, port, protocol, count } of (await network?.refused()) ?? []) {
-      const target = `${address.includes(":") ? `[${address}]` : address}:${port}/${protocol}`;
-      const before = this.#context.refused.get(target) ?? 0;
-      this.#context.refused.set(target, count);
-      if (count > before) this.log.note(`network: refused ${target} (${count - before} packets)`);
+  /** Also when the kernel cannot say it: the step has ended all the same. */
+  async #takeRefused(): Promise<Pick<StepResult, "refused">> {
+    try {
+      const refused = await this.#network.end();
+      if (refused === undefined) return {};
+      for (const line of describeRefused(refused)) this.log.note(line);
+      return { refused };
+    } catch (error) {
+      this.#context.reporter.problem?.(asError(error));
+      return {};
     }
-  }
-
-  async #network(): Promise<PreparedConfig["network"]> {
-    const { network } = this.#step;
-    if (network !== "job") return network;
-    const claimed = await this.#context.jobNetwork;
-    if (claimed === undefined) throw new Error("Cannot give the step a network: its job has none");
-    return claimed;
   }
 
   #prepareConfig(image: Image, network: PreparedConfig["network"]): PreparedConfig {
     const { id, index, uidRange, workspace, signal } = this.#context;
     const { resources, timeoutMs } = this.#step;
     const output: PreparedConfig["output"] = (stream, chunk) => this.#write(stream === "stdout" ? 1 : 2, chunk);
-    const onExit: PreparedConfig["onExit"] = ({ succeeded }) => void (succeeded && this.#onSucceeded?.());
+    // Whoever begins now must not be told what this one was refused.
+    const onExit: PreparedConfig["onExit"] = ({ succeeded }) => {
+      if (succeeded && this.#network.endsClean()) this.#onSucceeded?.();
+    };
     return { id: `${id}-${index}`, image, uidRange, workspace, resources, network, timeoutMs, signal, output, onExit };
   }
 
@@ -186,21 +187,21 @@ export class StepRun {
   }
 }
 
-/** Whether the step can start without a word to its network. */
-function isNetworkReady({ network }: StepSpec): boolean {
-  const ready: readonly unknown[] = ["none", "host", "job"];
-  return ready.includes(network);
-}
-
-function describe(result: ContainerResult, log: StepLog): StepResult {
+/** What a container's result says in numbers. */
+export function containerFacts(result: ContainerResult): Omit<StepResult, "status"> {
   const { startedAtMs, finishedAtMs, exitCode, usage } = result;
-  const facts = {
+  return {
     startedAtMs,
     finishedAtMs,
     exitCode,
     ...(result.signal !== undefined && { signal: result.signal }),
     usage,
   };
+}
+
+function describe(result: ContainerResult, log: StepLog): StepResult {
+  const { exitCode } = result;
+  const facts = containerFacts(result);
   if (result.reason === "exited") {
     if (exitCode === 0) return { status: "success", ...facts };
     return { status: "failure", reason: result.message ?? `exit code ${exitCode}`, ...facts };
@@ -219,6 +220,10 @@ function describeError(step: StepSpec, error: ReturnType<typeof asError>, { log,
   if (error instanceof ImageError) {
     log.note(error.message);
     return { status: "failure", exitCode: 127, reason: error.message };
+  }
+  if (error instanceof UnknownNameError) {
+    log.note(error.message);
+    return { status: "failure", reason: error.message };
   }
   if (error.name === "ExecError") {
     const reason = `image "${step.image}": ${error.message}`;

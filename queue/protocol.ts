@@ -110,6 +110,27 @@ export const usageSchema = z.object({
 });
 export type Usage = z.infer<typeof usageSchema>;
 
+/** What a network has refused; the most frequent first, at most 100. */
+export const refusedSchema = z.object({
+  destinations: z
+    .array(
+      z.object({
+        address: z.string().max(45),
+        /** `tcp`, `udp`, `icmp` or a number. */
+        protocol: z.string().max(10),
+        /** 0 where the protocol has none. */
+        port: z.number().int().min(0).max(65_535),
+        /** Packets: connection attempts, as a rule. */
+        count: z.number().int().nonnegative(),
+      }),
+    )
+    .max(100)
+    .readonly(),
+  /** Packets to destinations that are not among them. */
+  unlistedCount: z.number().int().nonnegative(),
+});
+export type Refused = z.infer<typeof refusedSchema>;
+
 export const stepReportSchema = z.object({
   status: z.enum(["running", "success", "failure", "error", "canceled", "skipped"]),
   startedAtMs: z.number().optional(),
@@ -120,6 +141,7 @@ export const stepReportSchema = z.object({
   reason: z.string().max(2000).optional(),
   allowedFailure: z.boolean().optional(),
   usage: usageSchema.optional(),
+  refused: refusedSchema.optional(),
 });
 export type StepReport = z.infer<typeof stepReportSchema>;
 
