@@ -4,6 +4,7 @@ import { hostname } from "node:os";
 import { availableParallelism } from "node:os";
 import { join, resolve } from "node:path";
 import { parseArguments, parseCount, UsageError, type Usage } from "./arguments.ts";
+import { networkOptions, parseNetworks } from "./networks.ts";
 import { announce, logLevelOption, processLogger } from "./server.ts";
 import { recallServerUrl } from "./server-url.ts";
 import { aborted, StopSignals } from "./signals.ts";
@@ -36,6 +37,7 @@ and the server gives them to another agent.`,
       multiple: true,
       help: "Start although this is missing: no-cgroups (no memory, cpu and pids limits)",
     },
+    ...networkOptions,
     "data-dir": dataDirOption,
     "log-level": logLevelOption,
   },
@@ -56,6 +58,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const logger = processLogger("agent", values["log-level"], context);
   const jobs = parseCount("--jobs", values.jobs ?? String(availableParallelism()), { least: 1, most: 1000 });
   const allow = parseAllowed(values.allow);
+  const networks = parseNetworks(values, context);
   const pools = values.pool.length > 0 ? values.pool : ["default"];
   const serverUrl =
     values.server ?? environment["SLIPWAY_SERVER"] ?? recallServerUrl(dataDir) ?? "http://127.0.0.1:7433";
@@ -66,12 +69,14 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     import("../agent/index.ts"),
     import("../runtime/index.ts"),
   ]);
-  await using host = await Host.open({ stateDir: join(dataDir, "agent"), allow });
+  await using host = await Host.open({ stateDir: join(dataDir, "agent"), allow, networks });
   const tested = await testHost(host);
   if (!tested.ok) {
     const mend = tested.mend === undefined ? "" : `; ${tested.mend}`;
     throw new Error(`Cannot start containers on this host: ${tested.found}${mend}`);
   }
+  // Jobs whose steps have no network still run; the others fail with the same words.
+  await host.openNetworks().catch((error: Error) => logger.warn(error.message));
   const name = values.name ?? hostname();
   const agent = new Agent({
     serverUrl,

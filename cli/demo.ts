@@ -4,6 +4,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import type { HostNetworks } from "../runtime/index.ts";
 import type { BuildSummary } from "../server/index.ts";
 import type { Api } from "./api.ts";
 import { parseAllowed } from "./agent.ts";
@@ -134,6 +135,7 @@ class Demo {
         host: "127.0.0.1",
         port,
         allow,
+        networks: await this.#chooseNetworks(),
         jobs: Math.max(2, availableParallelism()),
         log,
         logLevel: "info",
@@ -148,6 +150,15 @@ class Demo {
       if (!signals.drain.aborted) this.#context.warn(readFileSync(logPath, "utf8").trimEnd());
       throw error;
     }
+  }
+
+  /** The demo's own steps need none; what somebody pushes to it may. */
+  async #chooseNetworks(): Promise<HostNetworks> {
+    const { checkNetworks } = await import("../runtime/index.ts");
+    const [check] = await checkNetworks();
+    if (check?.ok === true) return {};
+    this.#context.print(`  steps get loopback only: networks cannot be made here (${check?.found})\n`);
+    return { loopbackOnly: true };
   }
 
   async #awaitBuild(api: Api, signal: AbortSignal): Promise<BuildSummary> {

@@ -1,6 +1,7 @@
 /** Follows a build on a server and shows it as it happens. */
 import type { AttemptView, BuildSummary, BuildView, JobView, StepView } from "../server/index.ts";
 import type { Api } from "./api.ts";
+import { listRefused } from "./refused.ts";
 import { plain } from "./terminal.ts";
 import { Transcript, type Outcome } from "./transcript.ts";
 import type { Context } from "./verb.ts";
@@ -64,7 +65,12 @@ export class FollowedBuild {
 
   constructor(build: BuildView, context: Context) {
     this.summary = build;
-    const jobs = build.jobs.map(({ name, stepNames }) => ({ name, steps: stepNames.map((step) => ({ name: step })) }));
+    const named = (names: readonly string[]) => names.map((name) => ({ name }));
+    const jobs = build.jobs.map(({ name, stepNames, serviceNames }) => ({
+      name,
+      steps: named(stepNames),
+      services: named(serviceNames),
+    }));
     this.transcript = new Transcript(jobs, context);
     this.#jobs = build.jobs.map(({ name }) => new FollowedJob(name, this.transcript));
     for (const [position, { needs }] of build.jobs.entries()) {
@@ -110,6 +116,8 @@ class FollowedJob {
   /** The step whose turn it is, and whether its start has been shown. */
   #current = 0;
   #isOpen = false;
+  /** Those that have started, by position. */
+  readonly #services = new Map<number, { hasEnded: boolean }>();
   #end: Outcome | undefined;
   #hasEnded = false;
   #timer: NodeJS.Timeout | undefined;
@@ -128,6 +136,7 @@ class FollowedJob {
     const attempt = view.attempts.at(-1);
     if (attempt !== undefined && attempt.n !== this.#attempt) this.#begin(attempt);
     for (const [index, step] of (attempt?.steps ?? []).entries()) this.#know(index, step);
+    for (const service of attempt?.services ?? []) this.#knowService(service);
     const { status } = view;
     if (status !== "queued" && status !== "running") this.#end ??= outcome(status, view);
     this.#show(false);
@@ -135,6 +144,7 @@ class FollowedJob {
 
   log(event: LogEvent): void {
     if (event.attempt !== this.#attempt) return;
+    if (event.step >= this.#steps.length) return this.#printOfService(event);
     // Of an earlier step: it is late, but not lost.
     if (event.step < this.#current || (event.step === this.#current && this.#isOpen)) this.#print(event);
     else this.#steps[event.step]?.early.push(event);
@@ -154,6 +164,30 @@ class FollowedJob {
     this.#steps = attempt.steps.map(() => ({ isStarted: false, early: [] }));
     this.#current = 0;
     this.#isOpen = false;
+    this.#services.clear();
+  }
+
+  /** Beside the steps: shown as it comes. */
+  #knowService(view: StepView): void {
+    if (view.status === "queued" || view.status === "skipped") return;
+    const service = this.#startService(view.position);
+    if (view.status === "running" || service.hasEnded) return;
+    service.hasEnded = true;
+    this.#transcript.stepFinished(this.name, view.position, outcome(view.status, view));
+  }
+
+  #printOfService(event: LogEvent): void {
+    this.#startService(event.step);
+    this.#print(event);
+  }
+
+  #startService(position: number): { hasEnded: boolean } {
+    let service = this.#services.get(position);
+    if (service === undefined) {
+      this.#services.set(position, (service = { hasEnded: false }));
+      this.#transcript.stepStarted(this.name, position);
+    }
+    return service;
   }
 
   #know(index: number, view: StepView): void {
@@ -207,9 +241,9 @@ class FollowedJob {
 /** A step's or job's end as the transcript shows it. */
 function outcome(
   status: Outcome["status"],
-  view: Pick<StepView, "startedAtMs" | "finishedAtMs" | "exitCode" | "reason" | "allowedFailure">,
+  view: Pick<StepView, "startedAtMs" | "finishedAtMs" | "exitCode" | "reason" | "allowedFailure" | "refused">,
 ): Outcome {
-  const { startedAtMs, finishedAtMs, exitCode, reason, allowedFailure } = view;
+  const { startedAtMs, finishedAtMs, exitCode, reason, allowedFailure, refused } = view;
   const durationMs = startedAtMs !== undefined && finishedAtMs !== undefined ? finishedAtMs - startedAtMs : undefined;
   return {
     status,
@@ -217,6 +251,7 @@ function outcome(
     ...(exitCode !== undefined && { exitCode }),
     ...(reason !== undefined && { reason }),
     ...(allowedFailure !== undefined && { allowedFailure }),
+    ...(refused !== undefined && { refused: listRefused(refused) }),
   };
 }
 
@@ -232,7 +267,7 @@ export async function printBuild(api: Api, build: BuildView, context: Context): 
   );
   for (const job of build.jobs) {
     const attempt = job.attempts.at(-1);
-    for (const step of attempt?.steps ?? []) {
+    for (const step of [...(attempt?.steps ?? []), ...(attempt?.services ?? [])]) {
       if (context.outputClosed.aborted) return;
       if (step.status === "queued" || step.status === "skipped") continue;
       transcript.stepStarted(job.name, step.position);

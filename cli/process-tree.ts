@@ -6,6 +6,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import type { Logger } from "pino";
 import { startEmbeddedRedis, type EmbeddedRedis } from "../queue/index.ts";
+import type { HostNetworks } from "../runtime/index.ts";
+import { networkArguments } from "./networks.ts";
 
 export interface TreeOptions {
   readonly dataDir: string;
@@ -16,6 +18,7 @@ export interface TreeOptions {
   readonly jobs: number;
   readonly allow: readonly string[];
   readonly logLevel: string;
+  readonly networks: HostNetworks;
   /** The children's standard error: ours, or a file's descriptor. */
   readonly log: "inherit" | number;
   readonly environment: NodeJS.ProcessEnv;
@@ -61,7 +64,8 @@ export class ProcessTree {
     const { url } = await server.ready();
     if (url === undefined) throw new Error("Cannot start server: it did not say where it listens");
     const allowed = options.allow.flatMap((word) => ["--allow", word]);
-    const agentArguments = ["--server", url, "--jobs", String(options.jobs), ...allowed, ...common];
+    const networks = networkArguments(options.networks);
+    const agentArguments = ["--server", url, "--jobs", String(options.jobs), ...allowed, ...networks, ...common];
     const agent = started.adopt(new Supervised("agent", agentArguments, options), (child) => child.end());
     await agent.ready();
     started.move();

@@ -12,10 +12,11 @@ import {
   type Pipeline,
   type PipelineEvent,
 } from "../pipelines/index.ts";
-import type { Host } from "../runtime/index.ts";
+import type { Host, HostOptions } from "../runtime/index.ts";
 import { parseAllowed } from "./agent.ts";
 import { parseArguments, parseChoice, parseCount, UsageError, type Usage, type Values } from "./arguments.ts";
 import { didYouMean } from "./did-you-mean.ts";
+import { networkOptions, parseNetworks } from "./networks.ts";
 import { findPipelineFile } from "./pipeline-file.ts";
 import { StopSignals } from "./signals.ts";
 import { dataDirOption, exitCodes, findDataDir, type Context, type Verb } from "./verb.ts";
@@ -40,6 +41,7 @@ The first Ctrl-C cancels the jobs and cleans up, the second stops at once.`,
       multiple: true,
       help: "Run although this is missing: no-cgroups (no memory, cpu and pids limits)",
     },
+    ...networkOptions,
     "data-dir": dataDirOption,
   },
   examples: [
@@ -55,6 +57,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const { values } = parseArguments(usage, argv);
   const jobsAtOnce = parseCount("--jobs", values.jobs ?? String(availableParallelism()), { least: 1, most: 1000 });
   const allow = parseAllowed(values.allow);
+  const networks = parseNetworks(values, context);
   const file = values.file ?? findPipelineFile(context.directory);
   const pipeline = readPipeline(file, context);
   if (pipeline === undefined) return exitCodes.buildFailed;
@@ -68,8 +71,13 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const jobs = selectJobs(plan.jobs, values.job);
   using signals = new StopSignals();
   // Only now: what needs the kernel is heavy, and a mistake in the pipeline should be told before.
-  const { LocalBuild } = await import("./local-build.ts");
-  await using host = await openHost(join(findDataDir(values, context), "run"), allow);
+  const [{ LocalBuild }, { wantsNetwork }] = await Promise.all([
+    import("./local-build.ts"),
+    import("../agent/index.ts"),
+  ]);
+  await using host = await openHost(join(findDataDir(values, context), "run"), { allow, networks });
+  // Meanwhile images are looked up; a step that gets none says why.
+  if (jobs.some(wantsNetwork)) void host.openNetworks().catch(() => {});
   const build = new LocalBuild({ host, root, event, jobs, jobsAtOnce, context });
   const cancel = AbortSignal.any([signals.drain, context.outputClosed]);
   signals.stop.addEventListener("abort", () => process.exit(exitCodes.buildFailed));
@@ -77,11 +85,11 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
 }
 
 /** Opens the first state directory that no other `slipway run` uses; images unpacked there are there the next time. */
-async function openHost(directory: string, allow: readonly "no-cgroups"[]): Promise<Host> {
+async function openHost(directory: string, options: Omit<HostOptions, "stateDir">): Promise<Host> {
   const { Host: RuntimeHost } = await import("../runtime/index.ts");
   for (let slot = 0; ; slot++) {
     try {
-      return await RuntimeHost.open({ stateDir: join(directory, String(slot)), allow });
+      return await RuntimeHost.open({ stateDir: join(directory, String(slot)), ...options });
     } catch (error) {
       if (!(error as Error).message.includes("another agent uses it") || slot === 999) throw error;
     }

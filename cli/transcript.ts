@@ -10,10 +10,21 @@ export interface Outcome {
   /** One sentence for a person. */
   readonly reason?: string;
   readonly allowedFailure?: boolean;
+  /** What its network has refused, in one line. */
+  readonly refused?: string;
+}
+
+/** A job as a transcript shows it; steps and services by their names, in the order of their positions. */
+export interface TranscriptJob {
+  readonly name: string;
+  readonly steps: readonly { readonly name: string }[];
+  readonly services?: readonly { readonly name: string }[] | undefined;
 }
 
 interface Part {
   readonly name: string;
+  /** Runs beside the others; its lines are marked with its name. */
+  readonly isService?: boolean;
   outcome?: Outcome;
 }
 
@@ -29,7 +40,10 @@ const longestLine = 16_384;
 
 const marks = { success: "✓", failure: "✗", error: "!", canceled: "■", skipped: "−" } as const;
 
-/** Writes a build as it happens. Calls may come in any order between jobs; within a job in the order of its steps. */
+/**
+ * Writes a build as it happens. Calls may come in any order between jobs; within a job in the order of its steps, with those of
+ * services, whose positions follow, at any time.
+ */
 export class Transcript {
   readonly #paint: Paint;
   readonly #colours: boolean;
@@ -38,20 +52,23 @@ export class Transcript {
   readonly #partial = new Map<string, { decoder: StringDecoder; rest: string }>();
 
   /**
-   * @param jobs Names in the order of the plan, with their steps' names.
+   * @param jobs In the order of the plan.
    * @param output How to write; `colours` also says whether colours in the output of steps stay.
    */
   constructor(
-    jobs: readonly { readonly name: string; readonly steps: readonly { readonly name: string }[] }[],
+    jobs: readonly TranscriptJob[],
     output: { readonly paint: Paint; readonly colours: boolean; readonly print: (text: string) => void },
   ) {
     this.#paint = output.paint;
     this.#colours = output.colours;
     this.#print = output.print;
     const width = Math.max(0, ...jobs.map(({ name }) => plain(name).length));
-    this.#jobs = jobs.map(({ name, steps }, index) => ({
+    this.#jobs = jobs.map(({ name, steps, services = [] }, index) => ({
       name,
-      steps: steps.map((step) => ({ name: step.name })),
+      steps: [
+        ...steps.map((step) => ({ name: step.name })),
+        ...services.map((service) => ({ name: service.name, isService: true })),
+      ],
       label: output.paint(jobStyles[index % jobStyles.length] ?? "cyan", plain(name).padEnd(width)),
     }));
   }
@@ -59,7 +76,9 @@ export class Transcript {
   /** A step begins. */
   stepStarted(job: string, step: number): void {
     const { label, steps } = this.#job(job);
-    this.#print(`${label} ${this.#paint("dim", "▶")} ${this.#paint("bold", plain(steps[step]?.name ?? ""))}\n`);
+    const part = steps[step];
+    const what = part?.isService === true ? `${this.#paint("dim", "service")} ` : "";
+    this.#print(`${label} ${this.#paint("dim", "▶")} ${what}${this.#paint("bold", plain(part?.name ?? ""))}\n`);
   }
 
   /** A piece of a step's output; shown line by line. */
@@ -75,7 +94,7 @@ export class Transcript {
       lines.push(partial.rest);
       partial.rest = "";
     }
-    if (lines.length > 0) this.#lines(job, stream, lines);
+    if (lines.length > 0) this.#lines(job, step, { stream, lines });
   }
 
   /** A step has ended; every byte of its output was given before. */
@@ -109,7 +128,7 @@ export class Transcript {
   /**
    * The table at the end: one row per job.
    *
-   * @param options.reasons Say below a job why it failed: for a reader who has not seen it happen.
+   * @param options.reasons Say below a job why it failed, and what its steps were refused: for a reader who has not seen it happen.
    * @param options.states What jobs without an outcome do now, by name.
    */
   summary(options: { readonly reasons?: boolean; readonly states?: ReadonlyMap<string, string> } = {}): string {
@@ -119,7 +138,7 @@ export class Transcript {
       status: (outcome?.status ?? options.states?.get(name) ?? "").padEnd(8),
       time: outcome?.durationMs === undefined ? "" : duration(outcome.durationMs),
       steps: steps.map((step) => this.#short(step)).join(this.#paint("dim", ", ")),
-      why: options.reasons === true ? this.#why(outcome) : "",
+      why: options.reasons === true ? this.#why(outcome) + this.#refused(steps) : "",
     }));
     const width = Math.max(0, ...rows.map(({ time }) => time.length));
     return rows
@@ -133,9 +152,16 @@ export class Transcript {
     return job;
   }
 
-  #lines(job: string, stream: string, lines: readonly string[]): void {
+  #lines(
+    job: string,
+    step: number,
+    { stream, lines }: { readonly stream: string; readonly lines: readonly string[] },
+  ): void {
     const bar = this.#paint(stream === "stderr" ? "yellow" : "dim", "│");
-    const prefix = `${this.#job(job).label} ${bar} `;
+    const { label, steps } = this.#job(job);
+    const part = steps[step];
+    const service = part?.isService === true ? `${this.#paint("dim", plain(part.name))} ` : "";
+    const prefix = `${label} ${service}${bar} `;
     let text = "";
     for (const line of lines) text += `${prefix}${logLine(line, this.#colours)}\n`;
     this.#print(text);
@@ -153,7 +179,7 @@ export class Transcript {
       if (partial === undefined) continue;
       this.#partial.delete(key);
       const rest = partial.rest + partial.decoder.end();
-      if (rest !== "") this.#lines(job, stream, [rest]);
+      if (rest !== "") this.#lines(job, step, { stream, lines: [rest] });
     }
   }
 
@@ -168,16 +194,27 @@ export class Transcript {
     return isTold ? "" : `    ${this.#paint(outcome.status === "skipped" ? "dim" : "red", plain(outcome.reason))}\n`;
   }
 
+  #refused(steps: readonly Part[]): string {
+    return steps
+      .flatMap(({ name, outcome }) =>
+        outcome?.refused === undefined ? [] : [`${plain(name)}: ${plain(outcome.refused)}`],
+      )
+      .map((line) => `    ${this.#paint("yellow", line)}\n`)
+      .join("");
+  }
+
   #ending(part: Part, outcome: Outcome): string {
     const time = outcome.durationMs === undefined ? "" : ` ${this.#paint("dim", duration(outcome.durationMs))}`;
-    const words = `${this.#mark(outcome)} ${plain(part.name)}${time}`;
+    const what = part.isService === true ? "service " : "";
+    const words = `${this.#mark(outcome)} ${what}${plain(part.name)}${time}`;
     if (outcome.status === "success") return words;
     const why = outcome.reason ?? (outcome.exitCode === undefined ? outcome.status : `exit code ${outcome.exitCode}`);
     const allowed = outcome.allowedFailure === true ? " (allowed to fail)" : "";
     return `${words} ${this.#paint(outcome.allowedFailure === true ? "yellow" : "red", `${plain(why)}${allowed}`)}`;
   }
 
-  #short({ name, outcome }: Part): string {
+  #short({ name: partName, isService, outcome }: Part): string {
+    const name = isService === true ? `service ${partName}` : partName;
     if (outcome === undefined || outcome.status === "skipped") return this.#paint("dim", plain(name));
     const time = outcome.durationMs === undefined ? "" : ` ${this.#paint("dim", duration(outcome.durationMs))}`;
     return `${this.#mark(outcome)} ${plain(name)}${outcome.allowedFailure === true ? " (allowed)" : ""}${time}`;

@@ -3,6 +3,7 @@ import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { parseArguments, parseCount, type Usage } from "./arguments.ts";
 import { parseAllowed } from "./agent.ts";
+import { networkOptions, parseNetworks } from "./networks.ts";
 import { listenOptions, logLevelOption, processLogger, publicUrlOption } from "./server.ts";
 import { aborted, StopSignals } from "./signals.ts";
 import { dataDirOption, exitCodes, findDataDir, type Context, type Verb } from "./verb.ts";
@@ -24,6 +25,7 @@ The first Ctrl-C (or SIGTERM) drains: running jobs finish. The second stops: the
       multiple: true,
       help: "Start although this is missing: no-cgroups (no memory, cpu and pids limits)",
     },
+    ...networkOptions,
     "data-dir": dataDirOption,
     "log-level": logLevelOption,
   },
@@ -45,6 +47,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     port: parseCount("--port", values.port ?? "7433", { least: 0, most: 65_535 }),
     jobs: parseCount("--jobs", values.jobs ?? String(availableParallelism()), { least: 1, most: 1000 }),
     allow: parseAllowed(values.allow),
+    networks: parseNetworks(values, context),
     ...(values["public-url"] !== undefined && { publicUrl: values["public-url"] }),
     logLevel: values["log-level"] ?? "info",
     log: "inherit",

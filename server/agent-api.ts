@@ -1,6 +1,6 @@
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import type { z } from "zod";
-import type { JobSpec } from "../pipelines/index.ts";
+import { jobParts, type JobSpec } from "../pipelines/index.ts";
 import {
   attemptTokenHeader,
   claimRequestSchema,
@@ -114,12 +114,12 @@ function ownedStep(
 ): { attempt: AttemptRow; job: JobRow; step: number } {
   const attempt = ownedAttempt(store, request.params.attemptId, agentToken(request));
   const job = findJob(store, attempt.jobId) as JobRow;
-  const { steps } = JSON.parse(job.spec) as JobSpec;
+  const parts = jobParts(JSON.parse(job.spec) as JobSpec);
   const step = /^\d{1,6}$/.test(request.params.index) ? Number(request.params.index) : -1;
-  if (!(step in steps))
+  if (!(step in parts))
     throw new HttpError(
       404,
-      `The job has ${steps.length} steps; there is none at position "${request.params.index.slice(0, 20)}"`,
+      `The job has ${parts.length} steps and services; there is none at position "${request.params.index.slice(0, 20)}"`,
     );
   return { attempt, job, step };
 }

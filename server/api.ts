@@ -254,9 +254,10 @@ export function logKey(
     build.jobs.find(({ name }) => name === query.job) ??
     build.jobs.find(({ position }) => String(position) === query.job);
   if (!job) throw new HttpError(404, `Build ${build.number} has no job "${query.job.slice(0, 100)}"`);
-  const named = job.stepNames.indexOf(query.step);
-  const step = named >= 0 ? named : job.stepNames.findIndex((_, position) => String(position) === query.step);
-  if (step < 0) throw new HttpError(404, `Job "${job.name}" has no step "${query.step.slice(0, 100)}"`);
+  const names = [...job.stepNames, ...job.serviceNames];
+  const named = names.indexOf(query.step);
+  const step = named >= 0 ? named : names.findIndex((_, position) => String(position) === query.step);
+  if (step < 0) throw new HttpError(404, `Job "${job.name}" has no step or service "${query.step.slice(0, 100)}"`);
   return { buildId: build.id, job: job.position, attempt: query.attempt ?? Math.max(1, job.attempts.length), step };
 }
 

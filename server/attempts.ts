@@ -169,15 +169,16 @@ export function renewAttempt(
   return findBuild(store, attempt.buildId)?.cancelReason != null;
 }
 
-/** Records what an agent says about a step. Late and repeated reports change nothing once the step has ended. */
+/** Records what an agent says about a step or a service. Late and repeated reports change nothing once the step has ended. */
 export function reportStep(store: Store, attempt: AttemptRow, position: number, report: StepReport): void {
   const isOver = report.status !== "running";
   store.transaction(() => {
     store.run(
-      `INSERT INTO steps (attempt_id, position, status, reason, exit_code, signal, allowed_failure, usage, started_at_ms,
-         finished_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+      `INSERT INTO steps (attempt_id, position, status, reason, exit_code, signal, allowed_failure, usage, refused,
+         started_at_ms, finished_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
        ON CONFLICT DO UPDATE SET status = excluded.status, reason = excluded.reason, exit_code = excluded.exit_code,
          signal = excluded.signal, allowed_failure = excluded.allowed_failure, usage = excluded.usage,
+         refused = excluded.refused,
          started_at_ms = coalesce(excluded.started_at_ms, started_at_ms), finished_at_ms = excluded.finished_at_ms
        WHERE status = 'running'`,
       attempt.id,
@@ -188,6 +189,7 @@ export function reportStep(store: Store, attempt: AttemptRow, position: number, 
       report.signal ?? null,
       report.allowedFailure ? 1 : 0,
       report.usage ? JSON.stringify(report.usage) : null,
+      report.refused ? JSON.stringify(report.refused) : null,
       report.startedAtMs ?? (isOver ? null : Date.now()),
       isOver ? (report.finishedAtMs ?? Date.now()) : null,
     );

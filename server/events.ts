@@ -1,6 +1,6 @@
 import type { FastifyReply } from "fastify";
 import type { ServerResponse } from "node:http";
-import type { JobSpec } from "../pipelines/index.ts";
+import { jobParts, type JobSpec } from "../pipelines/index.ts";
 import { buildAttempts } from "./attempts.ts";
 import type { BuildWatch } from "./build-watch.ts";
 import { buildJobs } from "./builds.ts";
@@ -126,7 +126,7 @@ class BuildFollower implements AsyncDisposable {
       const job = jobs.get(attempt.jobId);
       const { job: wanted } = this.#options;
       if (!job || (wanted !== undefined && wanted !== job.position)) continue;
-      for (const step of (JSON.parse(job.spec) as JobSpec).steps.keys()) {
+      for (const step of jobParts(JSON.parse(job.spec) as JobSpec).keys()) {
         if (this.#cursor.isDone(attempt.ordinal)) continue;
         this.#followed.push({
           job: job.position,

@@ -1,5 +1,5 @@
 import type { Logger } from "pino";
-import { advance, type JobSpec, type Status } from "../pipelines/index.ts";
+import { advance, jobParts, type JobSpec, type Status } from "../pipelines/index.ts";
 import {
   type AttemptRow,
   addAttempt,
@@ -247,8 +247,8 @@ export class Scheduler implements AsyncDisposable {
     const { store, logs, logger } = this.#options;
     const job = findJob(store, attempt.jobId);
     if (!job) return;
-    const { steps } = JSON.parse(job.spec) as JobSpec;
-    const keys = steps.map((_, step) => ({ buildId: attempt.buildId, job: job.position, attempt: attempt.n, step }));
+    const parts = jobParts(JSON.parse(job.spec) as JobSpec);
+    const keys = parts.map((_, step) => ({ buildId: attempt.buildId, job: job.position, attempt: attempt.n, step }));
     const failed = (error: unknown) => logger.error({ err: error, attempt: attempt.id }, "cannot close its logs");
     this.#track(logs.close(keys).catch(failed));
   }

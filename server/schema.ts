@@ -114,4 +114,5 @@ export const migrations: readonly string[] = [
     PRIMARY KEY (attempt_id, position)
   ) STRICT, WITHOUT ROWID;
   `,
+  "ALTER TABLE steps ADD COLUMN refused TEXT",
 ];

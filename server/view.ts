@@ -1,4 +1,4 @@
-import type { Usage } from "../queue/index.ts";
+import type { Refused, Usage } from "../queue/index.ts";
 import type { JobSpec, PipelineEvent, Status } from "../pipelines/index.ts";
 import type { Diagnostics } from "./builds.ts";
 import type { Store } from "./store.ts";
@@ -39,6 +39,8 @@ export interface JobView {
   readonly finishedAtMs?: number;
   /** Names, in order, before any attempt exists. */
   readonly stepNames: readonly string[];
+  /** Of the services beside them, likewise. */
+  readonly serviceNames: readonly string[];
   /** The last one counts. */
   readonly attempts: readonly AttemptView[];
 }
@@ -52,9 +54,12 @@ export interface AttemptView {
   readonly startedAtMs?: number;
   readonly finishedAtMs?: number;
   readonly steps: readonly StepView[];
+  readonly services: readonly StepView[];
 }
 
+/** A step, or a service. */
 export interface StepView {
+  /** In the job; those of services follow those of steps. */
   readonly position: number;
   readonly name: string;
   readonly status: Status;
@@ -63,6 +68,8 @@ export interface StepView {
   readonly signal?: string;
   readonly allowedFailure?: boolean;
   readonly usage?: Usage;
+  /** What its network has refused. */
+  readonly refused?: Refused;
   readonly startedAtMs?: number;
   readonly finishedAtMs?: number;
   /** Its root file system is kept by the agent for a shell: until when, and what it takes there. */
@@ -76,11 +83,15 @@ type SummaryRow = Row<Omit<BuildSummary, "repository" | "event">> & {
   repositoryName: string;
   event: string;
 };
-type JobRow = Row<Omit<JobView, "needs" | "pool" | "stepNames" | "attempts">> & { id: number; spec: string };
-type AttemptRow = Row<Omit<AttemptView, "steps">> & { id: string; jobId: number };
-type StepRow = Row<Omit<StepView, "name" | "usage" | "allowedFailure" | "kept">> & {
+type JobRow = Row<Omit<JobView, "needs" | "pool" | "stepNames" | "serviceNames" | "attempts">> & {
+  id: number;
+  spec: string;
+};
+type AttemptRow = Row<Omit<AttemptView, "steps" | "services">> & { id: string; jobId: number };
+type StepRow = Row<Omit<StepView, "name" | "usage" | "refused" | "allowedFailure" | "kept">> & {
   attemptId: string;
   usage: string | null;
+  refused: string | null;
   allowedFailure: number;
   keptUntilMs: number | null;
   keptBytes: number | null;
@@ -144,8 +155,8 @@ export function viewJobs(store: Store, buildId: string, sinceVersion = 0): JobVi
   );
   const steps = store.all<StepRow>(
     `SELECT s.attempt_id AS attemptId, s.position, s.status, s.reason, s.exit_code AS exitCode, s.signal,
-       s.allowed_failure AS allowedFailure, s.usage, s.started_at_ms AS startedAtMs, s.finished_at_ms AS finishedAtMs,
-       k.until_ms AS keptUntilMs, k.bytes AS keptBytes
+       s.allowed_failure AS allowedFailure, s.usage, s.refused, s.started_at_ms AS startedAtMs,
+       s.finished_at_ms AS finishedAtMs, k.until_ms AS keptUntilMs, k.bytes AS keptBytes
      FROM steps s JOIN attempts a ON a.id = s.attempt_id JOIN jobs j ON j.id = a.job_id
      LEFT JOIN kept k ON k.attempt_id = s.attempt_id AND k.position = s.position AND k.discarded = 0
      WHERE a.build_id = ? AND j.version > ?`,
@@ -161,6 +172,7 @@ export function viewJobs(store: Store, buildId: string, sinceVersion = 0): JobVi
       needs: spec.needs,
       pool: spec.pool,
       stepNames: spec.steps.map((step) => step.name),
+      serviceNames: (spec.services ?? []).map((service) => service.name),
       attempts: (attemptsOf.get(id) ?? []).map((attempt) => toAttempt(attempt, stepsOf.get(attempt.id) ?? [], spec)),
     };
   });
@@ -181,22 +193,23 @@ function toAttempt(
   spec: JobSpec,
 ): AttemptView {
   const isOver = attempt.finishedAtMs !== null;
+  const view = (name: string, position: number): StepView => {
+    const step = steps.find((row) => row.position === position);
+    if (!step) return { position, name, status: isOver ? "skipped" : "queued" };
+    const { attemptId: _attemptId, usage, refused, allowedFailure, keptUntilMs, keptBytes, ...row } = step;
+    return {
+      ...known(row),
+      name,
+      ...(allowedFailure === 1 && { allowedFailure: true }),
+      ...(usage && { usage: JSON.parse(usage) as Usage }),
+      ...(refused && { refused: JSON.parse(refused) as Refused }),
+      ...(keptUntilMs !== null && { kept: { untilMs: keptUntilMs, ...(keptBytes !== null && { bytes: keptBytes }) } }),
+    };
+  };
   return {
     ...known(attempt),
-    steps: spec.steps.map(({ name }, position): StepView => {
-      const step = steps.find((row) => row.position === position);
-      if (!step) return { position, name, status: isOver ? "skipped" : "queued" };
-      const { attemptId: _attemptId, usage, allowedFailure, keptUntilMs, keptBytes, ...row } = step;
-      return {
-        ...known(row),
-        name,
-        ...(allowedFailure === 1 && { allowedFailure: true }),
-        ...(usage && { usage: JSON.parse(usage) as Usage }),
-        ...(keptUntilMs !== null && {
-          kept: { untilMs: keptUntilMs, ...(keptBytes !== null && { bytes: keptBytes }) },
-        }),
-      };
-    }),
+    steps: spec.steps.map(({ name }, position) => view(name, position)),
+    services: (spec.services ?? []).map(({ name }, i) => view(name, spec.steps.length + i)),
   };
 }
 

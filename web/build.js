@@ -298,6 +298,8 @@ class BuildPage {
     this.#steps.replaceChildren(
       ...(notice ? [h("p", { class: `banner ${attempt?.status ?? job.status}` }, notice)] : []),
       ...steps.map((step) => this.#step(job, attempt, step)),
+      ...(attempt && attempt.services.length > 0 ? [h("h3", { class: "services" }, "Services")] : []),
+      ...(attempt?.services ?? []).map((service) => this.#step(job, attempt, service)),
     );
     this.#dirty();
   }
@@ -347,6 +349,7 @@ class BuildPage {
         step.startedAtMs !== undefined && h("a", { class: "raw", href: raw, target: "_blank", rel: "noopener" }, "raw"),
         h("span", { class: "took", "data-took": `step ${step.position}` }, elapsed(step)),
       ),
+      step.refused && h("p", { class: "refused" }, refusedText(step.refused)),
       note,
       view.element,
     );
@@ -428,7 +431,7 @@ class BuildPage {
     const attempt = job?.attempts.find(({ n }) => n === this.#attempt) ?? job?.attempts.at(-1);
     for (const element of document.querySelectorAll("[data-took]")) {
       const [kind, position] = element.dataset.took.split(" ");
-      const list = kind === "job" ? this.#build.jobs : (attempt?.steps ?? []);
+      const list = kind === "job" ? this.#build.jobs : [...(attempt?.steps ?? []), ...(attempt?.services ?? [])];
       const thing = kind === "build" ? this.#build : list.find((item) => item.position === Number(position));
       if (thing && thing.finishedAtMs === undefined) element.textContent = elapsed(thing);
     }
@@ -463,6 +466,17 @@ function interestingJob({ jobs }) {
 
 function usageText({ memoryPeakBytes, cpuTimeMs }) {
   return memoryPeakBytes === undefined ? `${(cpuTimeMs / 1000).toFixed(1)} s cpu` : bytes(memoryPeakBytes);
+}
+
+/** What a step's network has refused: the most frequent destinations, and how much more there is. */
+function refusedText({ destinations, unlistedCount }) {
+  const shown = destinations.slice(0, 20).map(({ address, port, protocol, count: packets }) => {
+    const host = address.includes(":") ? `[${address}]` : address;
+    return `${host}${port === 0 ? "" : `:${port}`}/${protocol}${packets === 1 ? "" : ` (${count(packets)} times)`}`;
+  });
+  if (destinations.length > 20) shown.push(`${destinations.length - 20} more destinations`);
+  if (unlistedCount > 0) shown.push(`${count(unlistedCount)} packets to others`);
+  return `Its network refused ${shown.join(", ")}`;
 }
 
 function usageTitle({ cpuTimeMs, memoryPeakBytes, pidsPeak }) {

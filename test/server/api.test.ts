@@ -134,7 +134,7 @@ describe("logs", () => {
     expect(await get("job=first&step=greet")).toMatchObject({ status: 200, text: "" });
     expect((await get("job=0&step=0")).status).toBe(200);
     expect((await get("job=nope&step=0")).json.error).toMatch(/has no job "nope"/);
-    expect((await get("job=first&step=9")).json.error).toMatch(/has no step "9"/);
+    expect((await get("job=first&step=9")).json.error).toMatch(/has no step or service "9"/);
     expect((await get("job=first&step=../../../admin-token")).status).toBe(404);
     expect((await get("job=first")).status).toBe(400);
     expect((await get("job=first&step=0&attempt=-1")).status).toBe(400);
