@@ -15,6 +15,7 @@ import { removeCgroupTree, tryRemove } from "./cgroup-sweep.ts";
 import { type CgroupUsage, reachedOwnLimit, readMemory, readOomKills, readUsage } from "./cgroup-usage.ts";
 import { O_DIRECTORY, O_RDONLY, O_WRONLY } from "./linux.ts";
 import type { OciResources } from "./oci-config.ts";
+import type { Removals } from "./removals.ts";
 import { open } from "./syscall.ts";
 
 /** An agent's part of the cgroup tree. */
@@ -150,8 +151,13 @@ export class Cgroup {
     return reachedOwnLimit(this.#directories);
   }
 
-  /** Removes it. Its processes must have been reaped; the kernel may need a moment to notice. */
-  async remove(): Promise<void> {
+  /**
+   * Removes it. Its processes must have been reaped; the kernel may need a moment to notice.
+   *
+   * @param removals Whose thread does it, if it runs anyway.
+   */
+  async remove(removals?: Removals): Promise<void> {
+    if (removals?.isThread) return removals.remove({ cgroups: this.#directories.map(({ path }) => path) });
     for (const { path } of this.#directories) {
       // Not synchronously: rmdir waits for whoever changes cgroups on this host.
       for (let attempt = 0; !(await isRemoved(path)); attempt++) {

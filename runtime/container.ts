@@ -417,7 +417,7 @@ export class Container implements AsyncDisposable {
     this.#abandon();
     await this.#end();
     const removal = this.#host.removeTree(this.#directory);
-    await this.#cgroup?.remove();
+    await this.#cgroup?.remove(this.#host.removals);
     await removal;
   }
 }

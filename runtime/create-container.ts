@@ -136,10 +136,21 @@ function compileLaunch(host: Host, plan: LaunchPlan): { readonly program: Progra
 }
 
 /** Everything that plans differ in. */
-function planKey(_name: string, value: unknown): unknown {
+function planKey(name: string, value: unknown): unknown {
+  // By far the largest part, and the same object for all steps of a profile.
+  if (name === "seccomp" && typeof value === "object" && value !== null) return identity(value);
   if (value instanceof Uint8Array) return Buffer.from(value).toString("latin1");
   if (value instanceof Map) return [...(value as ReadonlyMap<string, unknown>)];
   return typeof value === "bigint" ? `${value}` : value;
+}
+
+const identities = new WeakMap<object, number>();
+let lastIdentity = 0;
+
+function identity(object: object): number {
+  const known = identities.get(object) ?? ++lastIdentity;
+  identities.set(object, known);
+  return known;
 }
 
 /**

@@ -13,7 +13,6 @@ import {
   statSync,
   writeFileSync,
 } from "node:fs";
-import { rm } from "node:fs/promises";
 import { basename, dirname } from "node:path";
 import { canMountDetachedOverlays, checkHost } from "./check.ts";
 import type { Cgroups } from "./cgroup.ts";
@@ -38,6 +37,7 @@ import {
 import { mendNetwork } from "./network-mend.ts";
 import { type JobNetwork, Networks } from "./network.ts";
 import { ProgramCache } from "./program-cache.ts";
+import { Removals } from "./removals.ts";
 import { findMaskedPaths, findReadonlyPaths, LayerMounts, mountOverlay } from "./rootfs.ts";
 import type { HostFacts } from "./step-config.ts";
 import type { Ceiling } from "./step-resources.ts";
@@ -86,6 +86,7 @@ export class Host implements AsyncDisposable {
   readonly oomReports = OomReports.open();
   readonly layerMounts = new LayerMounts();
   readonly programs = new ProgramCache();
+  readonly removals = new Removals();
   readonly launchers: Launchers;
   readonly lastCapability = Number(readFileSync("/proc/sys/kernel/cap_last_cap", "utf8"));
   /** What steps' configurations depend on. */
@@ -252,9 +253,9 @@ export class Host implements AsyncDisposable {
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === "ENOENT") return Promise.resolve();
       // On another file system: in place, then.
-      return this.#track(rm(path, { recursive: true, force: true }));
+      return this.#track(this.removals.remove({ tree: path }));
     }
-    return this.#track(rm(trash, { recursive: true, force: true, maxRetries: 3 }));
+    return this.#track(this.removals.remove({ tree: trash }));
   }
 
   #track(removal: Promise<void>): Promise<void> {
@@ -276,7 +277,7 @@ export class Host implements AsyncDisposable {
       if (name.endsWith(".old")) await this.removeTree(`${stateDir}/${name}`);
     }
     for (const name of readdirSync(`${stateDir}/trash`)) {
-      void this.#track(rm(`${stateDir}/trash/${name}`, { recursive: true, force: true }));
+      void this.#track(this.removals.remove({ tree: `${stateDir}/trash/${name}` }));
     }
     for (const directory of this.cgroups?.directories ?? []) {
       // What still runs in them dies with the killed agent (PR_SET_PDEATHSIG).
@@ -301,6 +302,7 @@ export class Host implements AsyncDisposable {
     this.layerMounts.close();
     this.#uidRanges.close();
     await Promise.all(this.#removals);
+    await this.removals.close();
     this.cgroups?.close();
     rmSync(this.attachDir, { recursive: true, force: true });
     for (const name of ["containers", "workspaces", "trash"]) {

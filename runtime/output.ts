@@ -3,6 +3,9 @@ import { type OnReadOpts, Socket } from "node:net";
 import { trySyscall } from "./syscall.ts";
 
 const bufferBytes = 64 << 10;
+/** Buffers of readers that have ended: a new one each time would drive the garbage collector more than anything else does. */
+const spareBuffers: Buffer[] = [];
+const mostSpareBuffers = 32;
 
 export class PipeReader {
   /** Resolves at the end of the pipe: every process that could write has closed it. */
@@ -14,7 +17,7 @@ export class PipeReader {
   #idle = false;
   readonly #fd: number;
   readonly #take: (length: number) => boolean;
-  readonly #buffer = Buffer.allocUnsafeSlow(bufferBytes);
+  readonly #buffer = spareBuffers.pop() ?? Buffer.allocUnsafeSlow(bufferBytes);
   #atEnd = false;
 
   /**
@@ -30,6 +33,7 @@ export class PipeReader {
     this.ended = new Promise((resolve) => {
       this.#socket.on("close", () => {
         this.#atEnd = true;
+        if (spareBuffers.length < mostSpareBuffers) spareBuffers.push(buffer);
         resolve();
       });
       // A pipe's read end does not fail; should it, its end has come all the same. A terminal's fails at its end (EIO).
