@@ -7,7 +7,7 @@ const unit = [
   "test/build/{parse,parse-fuzz,pattern,word}.test.ts",
   "test/agent/{clone-url,masker,step-log}.test.ts",
   "test/pipelines/**/*.test.ts",
-  "test/runtime/{cgroup-usage,launch-plan,oom-log,program,seccomp,seccomp-bpf,seccomp-oci,step-resources,tar-reader,walker}.test.ts",
+  "test/runtime/{cgroup-usage,launch-plan,oom-log,own-ids,program,seccomp,seccomp-bpf,seccomp-oci,step-resources,subordinate-ids,tar-reader,walker}.test.ts",
   "test/queue/redis-address.test.ts",
   "test/cli/{arguments,did-you-mean,terminal}.test.ts",
 ];

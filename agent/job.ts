@@ -108,6 +108,7 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
   const early = options.workspace.ready !== undefined && next?.prepareWithoutWorkspace() === true;
   try {
     await ready;
+    if (uidRange !== undefined) await options.host.giveWorkspace(options.workspace, uidRange);
   } catch (error) {
     if (early) next?.discard();
     clearTimeout(timer);

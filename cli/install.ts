@@ -28,6 +28,7 @@ const testNeeds: readonly Need[] = [
   { what: "ps", programs: ["ps"], packages: ["procps"] },
   { what: "names of services", programs: ["/etc/services"], packages: ["netbase"] },
   { what: "certificates", programs: ["/usr/sbin/update-ca-certificates"], packages: ["ca-certificates"] },
+  { what: "subordinate ids", programs: ["newuidmap"], packages: ["uidmap"] },
   { what: "setcap", programs: ["setcap"], packages: ["libcap2-bin"] },
   { what: "an image registry", programs: ["docker-registry"], packages: ["docker-registry"] },
   { what: "skopeo", programs: ["skopeo"], packages: ["skopeo"] },

@@ -2,14 +2,16 @@
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmdirSync, rmSync, statfsSync } from "node:fs";
 import { arch, release } from "node:os";
 import { type CgroupHost, findCgroups } from "./cgroup-host.ts";
+import { isRootless, jobIds } from "./file-owners.ts";
 import { mountLayers } from "./launch-plan.ts";
 import { capabilityNames } from "./linux.ts";
 import { cloneMount } from "./mount.ts";
+import type { RangePlan } from "./own-ids.ts";
 import { compileProgram, messageBytes, type Operation } from "./program.ts";
 import { makeUpper, mountOverlay, overlayData } from "./rootfs.ts";
 import { placeDescriptors, startProgram } from "./start-program.ts";
 import { architecture, close, pipe, SyscallError, syscall, trySyscall } from "./syscall.ts";
-import { holdUserNamespace } from "./user-namespace.ts";
+import { mapUserNamespace } from "./user-namespace.ts";
 
 /** One thing the host can or cannot do. */
 export interface HostCheck {
@@ -24,7 +26,8 @@ export interface HostCheck {
   readonly mend?: string;
 }
 
-const triedRange = { base: 1 << 28, size: 1 << 16 };
+/** What containers would be given first. */
+const triedRange = () => jobIds().ranges[0] as RangePlan;
 
 /**
  * Tries out what this host can do: kernel, privileges, namespaces, overlay on idmapped layers, cgroups, disk.
@@ -35,7 +38,7 @@ const triedRange = { base: 1 << 28, size: 1 << 16 };
  */
 export async function checkHost(options: { readonly stateDir: string }): Promise<HostCheck[]> {
   mkdirSync(options.stateDir, { recursive: true, mode: 0o700 });
-  const userNamespaceFd = attempt(() => holdUserNamespace(triedRange));
+  const userNamespaceFd = attempt(holdTriedNamespace);
   try {
     return [
       checkKernel(),
@@ -49,6 +52,11 @@ export async function checkHost(options: { readonly stateDir: string }): Promise
   } finally {
     if (typeof userNamespaceFd === "number") close(userNamespaceFd);
   }
+}
+
+function holdTriedNamespace(): number {
+  const { mappings } = triedRange();
+  return mapUserNamespace(mappings, mappings);
 }
 
 /** The value, or the error that stood in its way. */
@@ -94,7 +102,10 @@ function checkPrivileges(): HostCheck {
     name: "privileges",
     ok: missing.length === 0,
     required: true,
-    found: missing.length === 0 ? "all needed capabilities" : `without ${missing.join(", ")}`,
+    found:
+      missing.length === 0
+        ? `all needed capabilities${isRootless() ? ", in a user namespace" : ""}`
+        : `without ${missing.join(", ")}`,
     ...(missing.length === 0 ? {} : { mend: "run the agent as root; in a container give it these capabilities" }),
   };
 }
@@ -129,7 +140,7 @@ function checkUserNamespaces(held: number | Error): HostCheck {
 
 /** Mounts what every container will be mounted from: an overlay with an idmapped lower layer, on the state directory. */
 function checkOverlay(stateDir: string, userNamespaceFd: number | Error): HostCheck {
-  const name = "overlay on idmapped layers";
+  const name = isRootless() ? "overlay in a user namespace" : "overlay on idmapped layers";
   if (typeof userNamespaceFd !== "number") {
     return { name, ok: false, required: true, found: "not tried without user namespaces" };
   }
@@ -156,7 +167,7 @@ function checkOverlay(stateDir: string, userNamespaceFd: number | Error): HostCh
 
 /** Whether overlays can be made as containers are best served: by descriptor, detached, and cloned so. */
 export function canMountDetachedOverlays(stateDir: string): boolean {
-  const userNamespaceFd = holdUserNamespace(triedRange);
+  const userNamespaceFd = holdTriedNamespace();
   try {
     return tryDetachedOverlay(stateDir, userNamespaceFd) === undefined;
   } finally {
@@ -166,9 +177,9 @@ export function canMountDetachedOverlays(stateDir: string): boolean {
 
 function tryDetachedOverlay(stateDir: string, userNamespaceFd: number): Error | undefined {
   return inLowerDirectory(stateDir, (directory, lower) => {
-    const layer = cloneMount(lower, { idMapFd: userNamespaceFd });
+    const layer = cloneLower(lower, userNamespaceFd);
     try {
-      const overlay = mountOverlay(directory, [layer], triedRange);
+      const overlay = mountOverlay(directory, [layer], triedRange());
       try {
         close(cloneMount(overlay));
       } finally {
@@ -184,12 +195,12 @@ function tryDetachedOverlay(stateDir: string, userNamespaceFd: number): Error | 
 function tryOverlayByPath(stateDir: string, userNamespaceFd: number): Error | undefined {
   return inLowerDirectory(stateDir, (directory, lower) => {
     for (const name of ["root", "l/0"]) mkdirSync(`${directory}/${name}`, { recursive: true });
-    const layer = cloneMount(lower, { idMapFd: userNamespaceFd });
+    const layer = cloneLower(lower, userNamespaceFd);
     const status = pipe();
     try {
       const { targets, pairs } = placeDescriptors([status.write, layer] as const);
       const [statusFd, layerFd] = targets;
-      makeUpper(directory, triedRange);
+      makeUpper(directory, triedRange());
       const rootfs = { layerFds: [layerFd], overlayData: overlayData(directory, 1) };
       const plan: Operation[] = [...mountLayers(rootfs, directory), { name: "end", call: "exit_group", args: [0] }];
       const program = compileProgram(plan, { architecture, statusFd });
@@ -206,6 +217,10 @@ function tryOverlayByPath(stateDir: string, userNamespaceFd: number): Error | un
       close(layer);
     }
   });
+}
+
+function cloneLower(lower: string, userNamespaceFd: number): number {
+  return cloneMount(lower, isRootless() ? {} : { idMapFd: userNamespaceFd });
 }
 
 function inLowerDirectory(stateDir: string, action: (directory: string, lower: string) => void): Error | undefined {

@@ -11,12 +11,12 @@ import type { ContainerNetwork } from "./network.ts";
 import type { OciConfig, OciMount } from "./oci-config.ts";
 import type { MountOptions } from "./oci-mount-options.ts";
 import { compileProgram, type Operation, type Program } from "./program.ts";
-import { cloneForContainer, makeUpper, mountDev, mountOverlay, overlayData } from "./rootfs.ts";
+import { boundDevices, cloneForContainer, makeUpper, mountDev, mountOverlay, overlayData } from "./rootfs.ts";
 import { sealedProgram } from "./start-program.ts";
 import { stepConfig } from "./step-config.ts";
 import { type LaunchContext, planStep, type Source } from "./step-launch.ts";
-import { close, architecture, cString, syscall } from "./syscall.ts";
-import type { UidRange } from "./uid-range.ts";
+import { architecture, close, cString, syscall } from "./syscall.ts";
+import { hostIdOf, type UidRange } from "./uid-range.ts";
 
 /**
  * Creates a container and starts its program.
@@ -80,7 +80,8 @@ function createContainer(
     const start = process === undefined ? descriptors.pipe() : undefined;
     const processFd = descriptors.own(syscall("memfd_create", cString("slipway-process"), MFD_CLOEXEC));
     // A step may open /dev/stdout again; a pipe asks its owner.
-    const [uid, gid] = [config.uidRange.base + (config.user?.uid ?? 0), config.uidRange.base + (config.user?.gid ?? 0)];
+    const { uid: user, gid: group } = config.user ?? { uid: 0, gid: 0 };
+    const [uid, gid] = [hostIdOf(config.uidRange, user, "user"), hostIdOf(config.uidRange, group, "group")];
     for (const { write } of [stdout, stderr]) syscall("fchown", write, uid, gid);
     const cgroupFd = launcher.cgroup?.openDirectory();
     if (cgroupFd !== undefined) descriptors.own(cgroupFd);
@@ -186,7 +187,7 @@ export function describeStep(host: Host, config: PreparedConfig, program: Proces
       user: config.user ?? { uid: 0, gid: 0 },
       ...(config.capabilities === undefined ? {} : { capabilities: config.capabilities }),
       seccomp: "default",
-      idMap: { base: uidRange.base, size: uidRange.size },
+      idMappings: uidRange.mappings,
       network: typeof network === "object" ? { path: `/proc/${agentPid}/fd/${network.namespaceFd}` } : network,
       resources: host.limits.resources(config.resources),
       binds: image.binds,
@@ -216,12 +217,14 @@ function launchContext(
     architecture,
     attachPath: host.attachDir,
     lastCapability: host.lastCapability,
+    keepsGroups: host.keepsGroups,
     hierarchies: host.shownHierarchies,
     ...(typeof network === "object" ? { network: there("network", network.namespaceFd) } : {}),
     rootfs: rootfsOf(host, config, config.writableDir ?? directory, { dry }),
     make: {
       bind: (mount, options) => bind(mount, options, range),
       dev: (_, { linux }) => mountDev(range, linux?.devices),
+      boundDevices: ({ linux }) => boundDevices(linux?.devices),
       hostSys: cloneHostSys,
       overlay: () => showWorkspace(host, config),
     },
@@ -271,7 +274,7 @@ function rootfsOf(
   return {
     layers: layers.map((layer) => ({
       name: `layer ${layer}`,
-      open: () => cloneMount(layer, { idMapFd: range.userNamespaceFd }),
+      open: () => host.layerMounts.clone(layer, range),
     })),
     overlayData: overlayData(directory, layers.length),
   };

@@ -23,6 +23,7 @@ import { kill, reap, type Reaped } from "./reaper.ts";
 import { startProgram } from "./start-program.ts";
 import { filterOf } from "./step-launch.ts";
 import { architecture, close, errnoName, open, receiveDescriptor, socketPair, syscall, trySyscall } from "./syscall.ts";
+import { hostIdOf } from "./uid-range.ts";
 
 export interface ExecOptions extends ProcessConfig {
   /** @default the container's */
@@ -60,7 +61,8 @@ export async function execInContainer(container: Container, options: ExecOptions
     const { standard, ours } = openStandard(descriptors, options.terminal !== undefined);
     // A program may open /dev/stdout again; a pipe asks its owner.
     const { uid = 0, gid = 0 } = process.user ?? {};
-    for (const fd of ours.kept) syscall("fchown", fd, config.uidRange.base + uid, config.uidRange.base + gid);
+    const owner = [hostIdOf(config.uidRange, uid, "user"), hostIdOf(config.uidRange, gid, "group")] as const;
+    for (const fd of ours.kept) syscall("fchown", fd, ...owner);
     const status = descriptors.pipe();
     const go = descriptors.pipe();
     const placed = new PlacedDescriptors(0, standard);
@@ -74,7 +76,12 @@ export async function execInContainer(container: Container, options: ExecOptions
       cgroupFds: cgroups.map((place) => placed.base + place),
       namespaces: differingNamespaces(container.pid),
       ...(consoleFd === undefined ? {} : { consoleFd }),
-      process: planProcess({ config: { process }, lastCapability: host.lastCapability, ...filter(step) }),
+      process: planProcess({
+        config: { process },
+        lastCapability: host.lastCapability,
+        keepsGroups: host.keepsGroups,
+        ...filter(step),
+      }),
       affinity: {},
     });
     const program = compileProgram(operations, { architecture, statusFd });

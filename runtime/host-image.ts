@@ -23,6 +23,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { dirname, join, resolve } from "node:path";
+import { adoptTree } from "./file-owners.ts";
 import { defaultPath } from "./image-config.ts";
 import { ImageError } from "./image-error.ts";
 import type { ImageLease } from "./image-lease.ts";
@@ -346,6 +347,7 @@ function writeSkeleton(items: readonly SkeletonItem[], directory: string): Layer
     }
   }
   chmodSync(directory, 0o755);
+  adoptTree(directory);
   return { entries: items.length, bytes, notes: [], rootNames: ["etc", "usr"] };
 }
 

@@ -1,4 +1,4 @@
-import { execFileSync } from "node:child_process";
+import { execFile, execFileSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import {
   chmodSync,
@@ -14,12 +14,14 @@ import {
   writeFileSync,
 } from "node:fs";
 import { basename, dirname } from "node:path";
+import { promisify } from "node:util";
 import { canMountDetachedOverlays, checkHost } from "./check.ts";
 import type { Cgroups } from "./cgroup.ts";
 import type { ShownHierarchy } from "./cgroup-mounts.ts";
 import { removeCgroupsBelow, sweepDeadAgents } from "./cgroup-sweep.ts";
 import { HostLimits } from "./host-limits.ts";
 import { OomReports } from "./kernel-log.ts";
+import { adoptTree, isRootless, ownersFingerprint } from "./file-owners.ts";
 import { Launchers } from "./launcher.ts";
 import {
   EAGAIN,
@@ -39,6 +41,7 @@ import { type JobNetwork, Networks } from "./network.ts";
 import { ProgramCache } from "./program-cache.ts";
 import { Removals } from "./removals.ts";
 import { findMaskedPaths, findReadonlyPaths, LayerMounts, mountOverlay } from "./rootfs.ts";
+import { runDirectory } from "./run-directory.ts";
 import type { HostFacts } from "./step-config.ts";
 import type { Ceiling } from "./step-resources.ts";
 import { close, open, SyscallError, syscall, trySyscall } from "./syscall.ts";
@@ -84,11 +87,13 @@ export class Host implements AsyncDisposable {
   readonly watch = new Watch();
   /** Absent where the kernel's log cannot be read. */
   readonly oomReports = OomReports.open();
-  readonly layerMounts = new LayerMounts();
+  readonly layerMounts: LayerMounts;
   readonly programs = new ProgramCache();
   readonly removals = new Removals();
   readonly launchers: Launchers;
   readonly lastCapability = Number(readFileSync("/proc/sys/kernel/cap_last_cap", "utf8"));
+  /** setgroups(2) is denied: an ordinary user without subordinate ids. */
+  readonly keepsGroups = readFileSync("/proc/self/setgroups", "utf8").trim() === "deny";
   /** What steps' configurations depend on. */
   readonly facts: HostFacts;
   /** What /sys/fs/cgroup shows in a container: the whole of v2, or the v1 hierarchies that limit it. */
@@ -111,7 +116,10 @@ export class Host implements AsyncDisposable {
     this.mountsDetachedOverlays = found.mountsDetachedOverlays;
     this.#networkOptions = options.networks ?? {};
     this.stateDir = stateDir;
-    this.imageStoreDir = `${stateDir}/images`;
+    // Layers have the owners that jobs see, if mounts do not map them: with other ids, another store.
+    const owners = ownersFingerprint();
+    this.imageStoreDir = `${stateDir}/images${owners === undefined ? "" : `-${owners}`}`;
+    this.layerMounts = new LayerMounts(`${this.imageStoreDir}/shifted`);
     this.attachDir = `${stateDir}/attach`;
     this.skeletonDir = `${stateDir}/skeleton`;
     this.#lock = lock;
@@ -125,8 +133,9 @@ export class Host implements AsyncDisposable {
       // Whoever has a higher one may not be allowed to lower it.
       oomScoreAdj: Math.max(500, Number(readFileSync("/proc/self/oom_score_adj", "utf8"))),
       hasCgroups: limits.cgroups !== undefined,
+      mapsIds: !isRootless(),
     };
-    this.#uidRanges = new UidRanges("/run/slipway/uid-ranges");
+    this.#uidRanges = new UidRanges(`${runDirectory()}/uid-ranges`);
     this.launchers = new Launchers(this);
   }
 
@@ -173,11 +182,9 @@ export class Host implements AsyncDisposable {
   claimUidRange(): UidRange {
     const range = this.#uidRanges.claim();
     return {
-      base: range.base,
-      size: range.size,
-      userNamespaceFd: range.userNamespaceFd,
+      ...range,
       [Symbol.dispose]: () => {
-        for (const key of this.#workspaces.keys()) if (key.startsWith(`${range.base} `)) void this.#endWorkspace(key);
+        for (const key of this.#workspaces.keys()) if (key.startsWith(`${range.key} `)) void this.#endWorkspace(key);
         this.layerMounts.release(range);
         range[Symbol.dispose]();
       },
@@ -217,16 +224,48 @@ export class Host implements AsyncDisposable {
    * the path of a copy.
    */
   copyOnWriteWorkspace(dir: string, range: UidRange): number | string {
-    const key = `${range.base} ${dir}`;
+    const key = `${range.key} ${dir}`;
     const known = this.#workspaces.get(key);
     if (known !== undefined) return known.shown;
-    const directory = `${this.stateDir}/workspaces/${range.base}-${randomBytes(6).toString("hex")}`;
-    mkdirSync(directory, { recursive: true, mode: 0o700 });
-    const shown = this.mountsDetachedOverlays
-      ? mountOverlay(directory, [this.layerMounts.get(dir, range)], range)
-      : copyTree(dir, `${directory}/copy`);
+    const directory = this.#makeWorkspace(range);
+    const shown =
+      this.mountsDetachedOverlays && !isRootless()
+        ? mountOverlay(directory, [this.layerMounts.get(dir, range)], range)
+        : copyTree(dir, `${directory}/copy`);
     this.#workspaces.set(key, { shown, directory });
     return shown;
+  }
+
+  /**
+   * Gives a workspace to a job, before a step of it starts: where mounts map no ids, its files must have the owners that
+   * the job sees. A copy-on-write workspace is copied then; any other one belongs to the job's range from now on.
+   */
+  async giveWorkspace(
+    { dir, copyOnWrite = false }: { readonly dir: string; readonly copyOnWrite?: boolean },
+    range: UidRange,
+  ): Promise<void> {
+    if (!isRootless()) return;
+    const key = `${range.key} ${dir}`;
+    if (copyOnWrite && this.#workspaces.has(key)) return;
+    const target = copyOnWrite ? this.#makeWorkspace(range) : undefined;
+    const shown = target === undefined ? dir : `${target}/copy`;
+    const run = promisify(execFile);
+    try {
+      if (target !== undefined)
+        await run("cp", ["--archive", "--no-preserve=ownership", "--reflink=auto", "--", dir, shown]);
+      await run("chown", ["--recursive", "--no-dereference", `${range.base}:${range.base}`, "--", shown]);
+    } catch (error) {
+      if (target !== undefined) await this.removeTree(target);
+      const { stderr, message } = error as { readonly stderr?: string; readonly message: string };
+      throw new Error(`Cannot give "${dir}" to a job: ${stderr?.trim().split("\n")[0] || message}`, { cause: error });
+    }
+    if (target !== undefined) this.#workspaces.set(key, { shown, directory: target });
+  }
+
+  #makeWorkspace(range: UidRange): string {
+    const directory = `${this.stateDir}/workspaces/${range.key}-${randomBytes(6).toString("hex")}`;
+    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    return directory;
   }
 
   /** Makes the directories on which a launcher attaches layers and overlay, where it has to. */
@@ -269,9 +308,10 @@ export class Host implements AsyncDisposable {
     for (const name of ["containers", "workspaces"]) {
       if (existsSync(`${stateDir}/${name}`)) renameSync(`${stateDir}/${name}`, `${stateDir}/${name}.${Date.now()}.old`);
     }
-    for (const name of ["attach", "containers", "images", "skeleton", "trash", "workspaces"]) {
+    for (const name of ["attach", "containers", "skeleton", "trash", "workspaces"]) {
       mkdirSync(`${stateDir}/${name}`, { recursive: true, mode: 0o755 });
     }
+    mkdirSync(this.imageStoreDir, { recursive: true, mode: 0o755 });
     for (const name of ["containers", "workspaces"]) spreadDirectories(`${stateDir}/${name}`);
     for (const name of readdirSync(stateDir)) {
       if (name.endsWith(".old")) await this.removeTree(`${stateDir}/${name}`);
@@ -285,6 +325,7 @@ export class Host implements AsyncDisposable {
       sweepDeadAgents(dirname(directory), basename(directory));
     }
     writeSkeleton(this.skeletonDir);
+    adoptTree(this.skeletonDir);
     this.launchers.replenish();
   }
 

@@ -31,6 +31,7 @@ export { ImageError, resolveImage } from "./image.ts";
 export { testHost } from "./self-test.ts";
 export { type AllowedDestination, type AllowList, lookUpAllowed, UnknownNameError } from "./network-allow.ts";
 export type { ContainerNetwork, JobNetwork, Refusals, Refused } from "./network.ts";
+export { checkMode } from "./rootless-check.ts";
 export { checkNetworks } from "./network-check.ts";
 export * as fileAt from "./file-at.ts";
 export { type LayerArchiveOptions, writeLayerArchive } from "./layer-archive.ts";

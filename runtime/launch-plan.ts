@@ -94,6 +94,8 @@ export interface LaunchPlan {
   readonly lastCapability: number;
   /** In force for init, too, once it is set up. */
   readonly seccomp?: SeccompFilter;
+  /** setgroups(2) is denied in the agent's user namespace and those below: whoever has no subordinate ids. */
+  readonly keepsGroups?: boolean;
 }
 
 const INIT = "init";
@@ -136,7 +138,8 @@ export function planProcess({
   config,
   lastCapability,
   seccomp,
-}: Pick<LaunchPlan, "lastCapability" | "seccomp"> & {
+  keepsGroups = false,
+}: Pick<LaunchPlan, "lastCapability" | "seccomp" | "keepsGroups"> & {
   readonly config: { readonly process: OciProcess };
 }): ProcessPlan {
   const all = (1n << 64n) - 1n; // root of a new user namespace has everything
@@ -151,7 +154,7 @@ export function planProcess({
     lastCapability,
     seccomp,
     label: undefined,
-    keepsGroups: false,
+    keepsGroups,
     preserveFds: 0,
     pipes: [],
   };
@@ -323,7 +326,7 @@ function buildRootFileSystem(plan: LaunchPlan): Operation[] {
     // Root of the new user namespace, so that what is mounted and made from here on belongs to it.
     { name: "become group 0", call: "setresgid", args: [0, 0, 0] },
     { name: "become user 0", call: "setresuid", args: [0, 0, 0] },
-    { name: "leave all groups", call: "setgroups", args: [0, 0] },
+    ...(plan.keepsGroups ? [] : [{ name: "leave all groups", call: "setgroups", args: [0, 0] }]),
     { name: "new cgroup namespace", call: "unshare", args: [CLONE_NEWCGROUP], tolerate: [EINVAL] },
     { name: "clear the umask", call: "umask", args: [0] },
     ...plan.mounts.flatMap((mount) => files.mount(mount)),

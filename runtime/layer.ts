@@ -10,6 +10,7 @@
  */
 import { constants as fsConstants, readdirSync } from "node:fs";
 import { constants as osConstants } from "node:os";
+import { diskOwner, isRootless, overlayXattrs } from "./file-owners.ts";
 import { ImageError, formatBytes, quoteName } from "./image-error.ts";
 import {
   AT_SYMLINK_NOFOLLOW,
@@ -200,8 +201,8 @@ export class LayerWriter implements TarSink, Disposable {
     const file = this.#file;
     const entry = this.#fileEntry as TarEntry;
     if (entry.sparse) this.#check(entry, "ftruncate", trySyscall("ftruncate", file, entry.size));
-    if (entry.uid !== 0 || entry.gid !== 0) {
-      this.#check(entry, "fchown", trySyscall("fchown", file, entry.uid, entry.gid));
+    if (needsOwner(entry)) {
+      this.#check(entry, "fchown", trySyscall("fchown", file, diskOwner(entry.uid), diskOwner(entry.gid)));
     }
     this.#setXattrs(file, entry);
     this.#check(entry, "fchmod", trySyscall("fchmod", file, entry.mode));
@@ -212,7 +213,10 @@ export class LayerWriter implements TarSink, Disposable {
 
   /** Gives directories their modes and times, which everything written into them would have changed. */
   finish(): LayerSummary {
-    if (!this.#directories.has("")) trySyscall("fchmod", this.#root, 0o755);
+    if (!this.#directories.has("")) {
+      trySyscall("fchmod", this.#root, 0o755);
+      trySyscall("fchown", this.#root, diskOwner(0), diskOwner(0));
+    }
     for (const [path, { mode, seconds, nanoseconds }] of this.#directories) {
       const fd = path === "" ? this.#root : this.#openDirectory(path);
       // Replaced by a later entry of the archive.
@@ -272,7 +276,7 @@ export class LayerWriter implements TarSink, Disposable {
     this.#check(
       entry,
       "fsetxattr",
-      trySyscall("fsetxattr", fd, bytes("trusted.overlay.opaque"), Buffer.from("y"), 1, 0),
+      trySyscall("fsetxattr", fd, bytes(`${overlayXattrs()}opaque`), Buffer.from("y"), 1, 0),
     );
   }
 
@@ -370,8 +374,9 @@ export class LayerWriter implements TarSink, Disposable {
   }
 
   #chown(parent: number, base: string, entry: TarEntry): void {
-    if (entry.uid === 0 && entry.gid === 0) return;
-    const result = trySyscall("fchownat", parent, bytes(base), entry.uid, entry.gid, AT_SYMLINK_NOFOLLOW);
+    if (!needsOwner(entry)) return;
+    const owner = [diskOwner(entry.uid), diskOwner(entry.gid)] as const;
+    const result = trySyscall("fchownat", parent, bytes(base), ...owner, AT_SYMLINK_NOFOLLOW);
     this.#check(entry, "fchownat", result);
   }
 
@@ -454,6 +459,7 @@ export class LayerWriter implements TarSink, Disposable {
     if (wasWhiteout) this.#check(entry, "unlinkat", trySyscall("unlinkat", parent, name, 0));
     this.#check(entry, "mkdirat", trySyscall("mkdirat", parent, name, 0o755));
     this.#check(entry, "fchmodat", trySyscall("fchmodat", parent, name, 0o755));
+    this.#chown(parent, base, { ...entry, uid: 0, gid: 0 });
     const fd = openBeneath(parent, name);
     this.#check(entry, "openat2", fd);
     try {
@@ -497,6 +503,11 @@ export class LayerWriter implements TarSink, Disposable {
   #fail(entry: TarEntry, what: string): never {
     throw new ImageError(`the entry ${quoteName(entry.name)} ${what}`);
   }
+}
+
+/** Whether it would else have another owner than it should: a root agent's files are root's. */
+function needsOwner({ uid, gid }: TarEntry): boolean {
+  return uid !== 0 || gid !== 0 || isRootless();
 }
 
 /** The path of an entry relative to the root: no empty, `.` or `..` components; "" for the root itself. */

@@ -10,6 +10,7 @@ export const E2BIG = 7;
 export const ENOEXEC = 8;
 export const ECHILD = 10;
 export const EAGAIN = 11;
+export const ENOMEM = 12;
 export const EACCES = 13;
 export const EBUSY = 16;
 export const EEXIST = 17;

@@ -1,5 +1,6 @@
 /** The file systems of one container, made in the agent as detached mounts: overlay, /dev, workspace. */
 import { chownSync, lstatSync, mkdirSync, rmSync, statSync } from "node:fs";
+import { isRootless, ShiftedLayers } from "./file-owners.ts";
 import {
   AT_SYMLINK_NOFOLLOW,
   EEXIST,
@@ -9,6 +10,7 @@ import {
   S_IFBLK,
   S_IFCHR,
   S_IFIFO,
+  S_IFREG,
 } from "./linux.ts";
 import { cloneMount, makeMount, type MountOption } from "./mount.ts";
 import type { OciDevice } from "./oci-config.ts";
@@ -17,28 +19,41 @@ import { OciConfigError } from "./oci-parser.ts";
 import { close, cString, SyscallError, syscall, trySyscall } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
 
-/** Idmapped clones of layers, kept because every container of a job uses the same ones. */
+/** Clones of layers as a range sees them, kept because every container of a job uses the same ones. */
 export class LayerMounts {
-  readonly #mounts = new Map<number, Map<string, { readonly mount: number; readonly directory: string }>>();
+  readonly #mounts = new Map<string, Map<string, { readonly mount: number; readonly directory: string }>>();
+  readonly #shifted: ShiftedLayers;
+
+  /** @param shiftedDir Where copies of layers go, where mounts map no ids. */
+  constructor(shiftedDir: string) {
+    this.#shifted = new ShiftedLayers(shiftedDir);
+  }
 
   get(layer: string, range: UidRange): number {
-    let mounts = this.#mounts.get(range.base);
-    if (mounts === undefined) this.#mounts.set(range.base, (mounts = new Map()));
+    let mounts = this.#mounts.get(range.key);
+    if (mounts === undefined) this.#mounts.set(range.key, (mounts = new Map()));
     // A layer may have been removed from the store, and made again, since.
     const { dev, ino } = statSync(layer);
     const directory = `${dev}:${ino}`;
     const known = mounts.get(layer);
     if (known?.directory === directory) return known.mount;
     if (known !== undefined) close(known.mount);
-    const mount = cloneMount(layer, { idMapFd: range.userNamespaceFd });
+    const mount = this.clone(layer, range);
     mounts.set(layer, { mount, directory });
     return mount;
   }
 
+  /** A detached mount that is the caller's. */
+  clone(layer: string, range: UidRange): number {
+    return isRootless()
+      ? cloneMount(this.#shifted.get(layer, range))
+      : cloneMount(layer, { idMapFd: range.userNamespaceFd });
+  }
+
   /** Closes those of a range whose job is over: builds have hundreds that nobody else uses. */
-  release({ base }: Pick<UidRange, "base">): void {
-    for (const { mount } of this.#mounts.get(base)?.values() ?? []) close(mount);
-    this.#mounts.delete(base);
+  release({ key }: Pick<UidRange, "key">): void {
+    for (const { mount } of this.#mounts.get(key)?.values() ?? []) close(mount);
+    this.#mounts.delete(key);
   }
 
   close(): void {
@@ -61,7 +76,7 @@ export function mountOverlay(directory: string, layers: readonly number[], owner
     ...layers.toReversed().map((fd) => ({ key: "lowerdir+", value: fd })),
     { key: "upperdir", value: upper },
     { key: "workdir", value: work },
-    ...overlayOptions.map(([key, value]) => ({ key, ...(value === undefined ? {} : { value }) })),
+    ...overlayOptions().map(([key, value]) => ({ key, ...(value === undefined ? {} : { value }) })),
   ];
   return makeMount("overlay", options, MOUNT_ATTR_NODEV);
 }
@@ -76,7 +91,7 @@ export function overlayData(directory: string, layerCount: number): string {
   const { upper, work } = upperPaths(directory);
   const lower = Array.from({ length: layerCount }, (_, i) => `l/${layerCount - 1 - i}`).join(":");
   const escape = (path: string) => path.replaceAll(/[\\,:]/g, "\\$&");
-  const options = overlayOptions.map(([key, value]) => (value === undefined ? key : `${key}=${value}`));
+  const options = overlayOptions().map(([key, value]) => (value === undefined ? key : `${key}=${value}`));
   const data = [`lowerdir=${lower}`, `upperdir=${escape(upper)}`, `workdir=${escape(work)}`, ...options].join(",");
   if (Buffer.byteLength(data) >= 4096) {
     throw new Error(`Cannot mount overlay: ${layerCount} layers are too many for this kernel; Linux 6.13 takes 500`);
@@ -84,13 +99,17 @@ export function overlayData(directory: string, layerCount: number): string {
   return data;
 }
 
-const overlayOptions: readonly (readonly [string, string?])[] = [
-  ["index", "off"],
-  ["metacopy", "off"],
-  ["redirect_dir", "off"],
-  ["xino", "off"],
-  ["volatile"],
-];
+/** In a user namespace overlayfs keeps its notes in `user.*` attributes: `trusted.*` is for the host's root (Linux 5.11). */
+function overlayOptions(): readonly (readonly [string, string?])[] {
+  return [
+    ["index", "off"],
+    ["metacopy", "off"],
+    ["redirect_dir", isRootless() ? "nofollow" : "off"],
+    ["xino", "off"],
+    ["volatile"],
+    ...(isRootless() ? [["userxattr"] as const] : []),
+  ];
+}
 
 function upperPaths(directory: string): { readonly upper: string; readonly work: string } {
   return { upper: `${directory}/upper`, work: `${directory}/work` };
@@ -147,17 +166,40 @@ export function mountDev(owner: { readonly base: number }, further: readonly Oci
   );
   for (const [name, major, minor] of devices) {
     const path = cString(name);
-    syscall("mknodat", mount, path, S_IFCHR | 0o666, (major << 8) | minor);
+    // In a user namespace a place for the host's node: nobody there may make one.
+    const [type, number] = isRootless() ? [S_IFREG, 0] : [S_IFCHR, (major << 8) | minor];
+    syscall("mknodat", mount, path, type | 0o666, number);
     syscall("fchmodat", mount, path, 0o666); // mknod obeys the umask
     syscall("fchownat", mount, path, owner.base, owner.base, 0);
   }
-  for (const device of further) makeDevice(mount, device, owner);
+  for (const device of isRootless() ? [] : further) makeDevice(mount, device, owner);
   for (const [name, target] of links) {
     syscall("symlinkat", cString(target), mount, cString(name));
     syscall("fchownat", mount, cString(name), owner.base, owner.base, AT_SYMLINK_NOFOLLOW);
   }
   for (const name of ["pts", "shm", "mqueue"]) syscall("mkdirat", mount, cString(name), 0o755);
   return mount;
+}
+
+/**
+ * The nodes that are not made but bound from the host's /dev, where no node can be made: by their path in the container.
+ *
+ * @throws {OciConfigError} If the host does not have the very device.
+ */
+export function boundDevices(further: readonly OciDevice[] = []): { readonly path: string; open(): number }[] {
+  if (!isRootless()) return [];
+  const standard = devices.map(([name, major, minor]) => ({ path: `/dev/${name}`, type: "c" as const, major, minor }));
+  return [...standard, ...further].map(({ path, type, major = 0, minor = 0 }) => ({
+    path,
+    open: () => {
+      const stat = statSync(path, { throwIfNoEntry: false });
+      const isIt = type === "b" ? stat?.isBlockDevice() : stat?.isCharacterDevice();
+      if (isIt !== true || stat?.rdev !== deviceNumber(major, minor)) {
+        throw new OciConfigError(`linux.devices "${path}" cannot be had rootless: the host has no such device there`);
+      }
+      return cloneMount(path, { attributes: MOUNT_ATTR_NOSUID });
+    },
+  }));
 }
 
 /** A node that a configuration asks for, in a /dev that nobody else sees yet. */
@@ -182,13 +224,14 @@ function makeDevice(dev: number, device: OciDevice, owner: { readonly base: numb
   syscall("fchownat", dev, cString(name), owner.base + uid, owner.base + gid, 0);
 }
 
-/** Clones a directory or file of the host for a container, its ids mapped. @throws {SyscallError | OciConfigError} */
+/** Clones a directory or file of the host for a container, its ids mapped where that can be done. @throws {SyscallError | OciConfigError} */
 export function cloneForContainer(
   path: string,
   range: UidRange,
   options: { readonly attributes: number; readonly recursive: boolean },
 ): number {
   const { attributes, recursive } = options;
+  if (isRootless()) return cloneMount(path, { attributes, recursive });
   try {
     return cloneMount(path, { attributes, idMapFd: range.userNamespaceFd, recursive });
   } catch (error) {

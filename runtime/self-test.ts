@@ -1,5 +1,6 @@
 /** The last word on whether a host can do it: a whole container, started and reaped. */
 import { chmodSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { adoptTree } from "./file-owners.ts";
 import type { HostCheck } from "./check.ts";
 import { runContainer } from "./create-container.ts";
 import type { Host } from "./host.ts";
@@ -16,6 +17,7 @@ export async function testHost(host: Host): Promise<HostCheck> {
     const { file } = compileProgram([{ name: "end", call: "exit_group", args: [42] }], { architecture, statusFd: 2 });
     writeFileSync(`${layer}/end`, file);
     chmodSync(`${layer}/end`, 0o755);
+    adoptTree(layer);
     const startMs = performance.now();
     await using container = await runContainer(host, {
       id: "self-test",

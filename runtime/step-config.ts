@@ -5,7 +5,7 @@
  * step-launch.ts says how the runtime gets there. @see https://github.com/opencontainers/runtime-spec/blob/main/config.md
  */
 import { type CapabilityName, capabilityNames } from "./linux.ts";
-import type { OciConfig, OciDevice, OciMount, OciProcess, OciResources } from "./oci-config.ts";
+import type { IdMapping, OciConfig, OciDevice, OciMount, OciProcess, OciResources } from "./oci-config.ts";
 import { profileSeccomp } from "./seccomp-profile-oci.ts";
 import type { SeccompProfile } from "./seccomp-profile.ts";
 
@@ -20,6 +20,8 @@ export interface HostFacts {
   readonly oomScoreAdj: number;
   /** There are cgroups to be shown. */
   readonly hasCgroups: boolean;
+  /** Mounts of the host's files can be idmapped; else the files have the owners that the container is to see. */
+  readonly mapsIds: boolean;
 }
 
 /** As whom a step's program runs, in ids of the container. */
@@ -61,7 +63,8 @@ export interface StepOptions {
   /** Docker's set if nothing is said. */
   readonly capabilities?: readonly CapabilityName[];
   readonly seccomp: SeccompProfile;
-  readonly idMap: { readonly base: number; readonly size: number };
+  /** Ids of the container, and whose they are on the host; uids and gids alike. */
+  readonly idMappings: readonly IdMapping[];
   /** Loopback only, the host's, or a namespace that is there already. */
   readonly network: "none" | "host" | { readonly path: string };
   /** Its limits; see step-resources.ts. */
@@ -81,14 +84,17 @@ const ociVersion = "1.2.1";
 
 /** Writes a step's configuration. `root.path` is a name only: the root file system is an overlay of the image's layers. */
 export function stepConfig(step: StepOptions, host: HostFacts): OciConfig {
-  const { idMap, resources } = step;
-  const ids = [{ containerID: 0, hostID: idMap.base, size: idMap.size }];
+  const { idMappings: ids, resources } = step;
   return {
     ociVersion,
     root: { path: "rootfs", readonly: false },
     hostname: step.hostname,
     process: process(step, host),
-    mounts: [...standardMounts(host), ...imageMounts(step), ...step.mounts.map(furtherMount)],
+    mounts: [
+      ...standardMounts(host, ids),
+      ...imageMounts(step, host),
+      ...step.mounts.map((mount) => furtherMount(mount, host)),
+    ],
     ...(step.annotations === undefined ? {} : { annotations: new Map(Object.entries(step.annotations)) }),
     linux: {
       namespaces: [
@@ -164,7 +170,10 @@ function rlimits(maxOpenFiles: bigint): NonNullable<OciProcess["rlimits"]> {
 const strict = ["nosuid", "noexec", "nodev"];
 
 /** Those of every container, as Docker has them. The devices of the specification are in /dev without a word about them. */
-function standardMounts({ hasCgroups }: HostFacts): OciMount[] {
+function standardMounts({ hasCgroups }: HostFacts, ids: readonly IdMapping[]): OciMount[] {
+  // The group of terminals, if there is one.
+  const ttyGroup = ids.some(({ containerID, size }) => containerID <= 5 && containerID + size > 5) ? ["gid=5"] : [];
+
   const mount = (destination: string, type: string, options: readonly string[]): OciMount => {
     return { destination, type, source: type, options };
   };
@@ -172,15 +181,15 @@ function standardMounts({ hasCgroups }: HostFacts): OciMount[] {
     mount("/dev", "tmpfs", ["nosuid", "mode=755", "size=65536k"]),
     mount("/proc", "proc", strict),
     mount("/sys", "sysfs", [...strict, "ro"]),
-    mount("/dev/pts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+    mount("/dev/pts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", ...ttyGroup]),
     mount("/dev/shm", "tmpfs", [...strict, "mode=1777", "size=65536k"]),
     mount("/dev/mqueue", "mqueue", strict),
     ...(hasCgroups ? [mount("/sys/fs/cgroup", "cgroup", [...strict, "ro"])] : []),
   ];
 }
 
-function imageMounts({ binds, workspace }: StepOptions): OciMount[] {
-  const options = ["rbind", "rro", "rnosuid", "rnodev", "ridmap"];
+function imageMounts({ binds, workspace }: StepOptions, { mapsIds }: HostFacts): OciMount[] {
+  const options = ["rbind", "rro", "rnosuid", "rnodev", ...(mapsIds ? ["ridmap"] : [])];
   const mounts: OciMount[] = binds.map(({ source, target }) => ({
     destination: `/${target}`,
     type: "bind",
@@ -191,7 +200,12 @@ function imageMounts({ binds, workspace }: StepOptions): OciMount[] {
   const destination = "/workspace";
   const workspaceMount: OciMount =
     "source" in workspace
-      ? { destination, type: "bind", source: workspace.source, options: ["bind", "nosuid", "nodev", "idmap"] }
+      ? {
+          destination,
+          type: "bind",
+          source: workspace.source,
+          options: ["bind", "nosuid", "nodev", ...(mapsIds ? ["idmap"] : [])],
+        }
       : {
           destination,
           type: "overlay",
@@ -201,7 +215,7 @@ function imageMounts({ binds, workspace }: StepOptions): OciMount[] {
   return [...mounts, workspaceMount];
 }
 
-function furtherMount(mount: StepMount): OciMount {
+function furtherMount(mount: StepMount, { mapsIds }: HostFacts): OciMount {
   const { target } = mount;
   if (mount.type === "tmpfs") {
     const mode = `mode=${(mount.mode ?? 0o1777).toString(8)}`;
@@ -210,7 +224,8 @@ function furtherMount(mount: StepMount): OciMount {
   }
   const { source, readonly = false, recursive = false } = mount;
   const r = recursive ? "r" : "";
-  const options = [`${r}bind`, `${r}nosuid`, `${r}nodev`, `${r}idmap`, ...(readonly ? [`${r}ro`] : [])];
+  const idMap = mapsIds ? [`${r}idmap`] : [];
+  const options = [`${r}bind`, `${r}nosuid`, `${r}nodev`, ...idMap, ...(readonly ? [`${r}ro`] : [])];
   return { destination: target, type: "bind", source, options };
 }
 

@@ -32,6 +32,8 @@ export interface MountMakers {
   bind(mount: OciMount, options: MountOptions): { readonly open: () => number; readonly isDirectory: boolean };
   /** /dev with the standard devices and the configuration's. */
   dev(mount: OciMount, config: OciConfig): number;
+  /** Nodes for that /dev that cannot be made in it; by their paths. */
+  boundDevices(config: OciConfig): readonly { readonly path: string; open(): number }[];
   /** The agent's own /sys, for who is in its network. */
   hostSys(): number;
   /** The overlay that shows a workspace without changing it. */
@@ -42,6 +44,8 @@ export interface LaunchContext {
   readonly architecture: Architecture;
   readonly attachPath: string;
   readonly lastCapability: number;
+  /** @see LaunchPlan */
+  readonly keepsGroups: boolean;
   readonly hierarchies: readonly ShownHierarchy[];
   /** Descriptors with fixed meanings; absent ones are not needed. */
   readonly status: Source;
@@ -87,6 +91,7 @@ export function planStep(config: OciConfig, context: LaunchContext): { plan: Lau
     },
     mounts: (config.mounts ?? []).flatMap((mount) => resolveMount(mount, config, { ...context, place })),
     lastCapability: context.lastCapability,
+    ...(context.keepsGroups ? { keepsGroups: true } : {}),
     ...(seccomp === undefined ? {} : { seccomp: filterOf(seccomp, context.architecture) }),
   };
   return { plan, sources };
@@ -118,7 +123,14 @@ function resolveMount(
     const { open, isDirectory } = make.bind(mount, options);
     return handedOver(open, isDirectory);
   }
-  if (beneathRoot(destination) === "dev" && type === "tmpfs") return handedOver(() => make.dev(mount, config));
+  if (beneathRoot(destination) === "dev" && type === "tmpfs") {
+    const nodes = make.boundDevices(config).map((device): ResolvedMount => {
+      const { path } = device;
+      const fd = place({ name: `device ${path}`, open: () => device.open() });
+      return { kind: "tree", fd, destination: path, isDirectory: false, readonlyAtLast: false };
+    });
+    return [...handedOver(() => make.dev(mount, config)), ...nodes];
+  }
   if (type === "overlay") return handedOver(() => make.overlay(mount));
   if (type === "cgroup") return newCgroupMounts(destination, hierarchies, options);
   if (type === "sysfs") {

@@ -203,6 +203,20 @@ export function spawn(path: string, argv0: string, descriptors: readonly (readon
   return posixSpawn(path, [argv0], descriptors);
 }
 
+/**
+ * Executes a program in this process's place, with an empty environment; every thread ends.
+ *
+ * @throws {SyscallError} If it cannot be executed; this process goes on then.
+ */
+export function execute(path: string, args: readonly string[]): never {
+  const strings = args.map(cString);
+  const argv = Buffer.alloc(8 * (args.length + 1));
+  strings.forEach((string, i) => argv.writeBigUInt64LE(BigInt(koffi.address(string)), 8 * i));
+  const result = trySyscall("execve", cString(path), argv, Buffer.alloc(8));
+  // The strings must live until the call is over: argv holds only their addresses.
+  throw new SyscallError("execve", strings.length === 0 ? 0 : -result, `execute "${path}"`);
+}
+
 /** Starts a program with arguments and this process's standard descriptors; for benchmarks, which time peers fairly so. */
 export function spawnProgram(path: string, args: readonly string[]): number {
   // Node marks its standard descriptors close-on-exec; placing each on itself takes that mark off.

@@ -1,27 +1,53 @@
-/** A user namespace held by a descriptor, as idmapped mounts want one. */
-import { CLONE_NEWUSER, CLONE_PARENT, O_CLOEXEC, O_DIRECTORY, O_PATH, O_RDONLY, O_WRONLY, AT_FDCWD } from "./linux.ts";
+/** User namespaces with given id maps, held by a descriptor or visited while a short-lived process lives in them. */
+import { writeFileSync } from "node:fs";
+import { CLONE_NEWUSER, CLONE_PARENT, O_RDONLY } from "./linux.ts";
+import type { IdMapping } from "./oci-config.ts";
 import { compileProgram, failMessage, messageBytes, type Operation } from "./program.ts";
 import { placeDescriptors, startProgram } from "./start-program.ts";
-import { architecture, close, open, pipe, SyscallError, syscall, trySyscall } from "./syscall.ts";
+import { architecture, close, open, pipe, SyscallError, trySyscall } from "./syscall.ts";
+
+/** Makes a user namespace and returns a descriptor of it; the caller closes it. @throws {SyscallError | Error} */
+export function mapUserNamespace(uids: readonly IdMapping[], gids: readonly IdMapping[]): number {
+  return visitNewNamespaces(CLONE_NEWUSER, (pid) => {
+    writeIdMaps(pid, uids, gids);
+    return open(`/proc/${pid}/ns/user`, O_RDONLY);
+  });
+}
+
+/** The lines of /proc/PID/uid_map. */
+function idMapText(mappings: readonly IdMapping[]): string {
+  return mappings.map(({ containerID, hostID, size }) => `${containerID} ${hostID} ${size}\n`).join("");
+}
+
+/** Writes both id maps of a process in a new user namespace. @throws {Error} */
+export function writeIdMaps(pid: number, uids: readonly IdMapping[], gids: readonly IdMapping[]): void {
+  for (const [file, mappings] of [
+    ["uid_map", uids],
+    ["gid_map", gids],
+  ] as const) {
+    try {
+      writeFileSync(`/proc/${pid}/${file}`, idMapText(mappings));
+    } catch (error) {
+      throw new Error(`Cannot map ids: write "${idMapText(mappings).trim()}" to ${file}: ${(error as Error).message}`, {
+        cause: error,
+      });
+    }
+  }
+}
 
 /**
- * Makes a user namespace that maps ids 0… to `base`… and returns a descriptor of it.
+ * Makes a process in new namespaces and ends it when `visit` returns; what holds a descriptor of them keeps them.
  *
- * A short-lived process lives in it until its /proc entry has been opened. Blocks for about a millisecond.
- *
- * @throws {SyscallError}
+ * @param flags CLONE_NEWUSER and others; the user namespace is made first and owns the rest. No ids are mapped yet.
+ * @throws {SyscallError} If the kernel refuses them.
  */
-export function holdUserNamespace(idMap: { readonly base: number; readonly size: number }): number {
+export function visitNewNamespaces<T>(flags: number, visit: (pid: number) => T): T {
   const status = pipe();
   const release = pipe();
-  const descriptors = placeDescriptors([status.write, release.read] as const);
-  const [statusFd, releaseFd] = descriptors.targets;
-  const plan = holderPlan(idMap, { statusFd, releaseFd });
-  const stage = startProgram(
-    compileProgram(plan, { architecture, statusFd }).file,
-    "slipway-userns",
-    descriptors.pairs,
-  );
+  const { targets, pairs } = placeDescriptors([status.write, release.read] as const);
+  const [statusFd, releaseFd] = targets;
+  const program = compileProgram(holderPlan(flags, { statusFd, releaseFd }), { architecture, statusFd });
+  const stage = startProgram(program.file, "slipway-userns", pairs);
   close(status.write);
   close(release.read);
   let holder = 0;
@@ -33,60 +59,36 @@ export function holdUserNamespace(idMap: { readonly base: number; readonly size:
       throw new SyscallError("clone3", answer.readUInt32LE(4), "make a user namespace");
     }
     holder = answer.readUInt32LE(4);
-    return open(`/proc/${holder}/ns/user`, O_RDONLY);
+    return visit(holder);
   } finally {
     close(release.write);
     close(status.read);
-    const reaped = Buffer.alloc(4);
-    trySyscall("wait4", stage, reaped, 0, 0);
-    if (holder !== 0) syscall("wait4", holder, reaped, 0, 0);
+    for (const pid of [stage, holder]) if (pid !== 0) trySyscall("wait4", pid, Buffer.alloc(4), 0, 0);
   }
 }
 
 function holderPlan(
-  idMap: { readonly base: number; readonly size: number },
+  flags: number,
   { statusFd, releaseFd }: { readonly statusFd: number; readonly releaseFd: number },
 ): Operation[] {
-  const clone = Buffer.alloc(88);
-  clone.writeBigUInt64LE(BigInt(CLONE_NEWUSER | CLONE_PARENT), 0);
+  const clone = Buffer.alloc(88); // struct clone_args
+  clone.writeBigUInt64LE(BigInt(flags | CLONE_PARENT), 0);
   const ready = Buffer.alloc(messageBytes);
   ready.writeUInt32LE(failMessage + 1, 0);
-  const map = `0 ${idMap.base} ${idMap.size}\n`;
-  const write = (path: string): Operation[] => [
-    {
-      name: `open ${path}`,
-      call: "openat",
-      args: [{ load: "directory" }, { text: path }, O_WRONLY | O_CLOEXEC, 0],
-      store: "map",
-    },
-    { name: `write ${path}`, call: "write", args: [{ load: "map" }, { text: map }, map.length] },
-  ];
   return [
     { memory: "cloneArguments", size: 88, bytes: clone },
     { memory: "ready", size: messageBytes, bytes: ready },
-    { memory: "path", size: 32, bytes: Buffer.from(`/proc/${"/".repeat(10)}\0`) },
-    { memory: "directory", size: 4 },
-    { memory: "map", size: 4 },
     { memory: "byte", size: 8 },
     {
-      name: "clone into a new user namespace",
+      name: "clone into new namespaces",
       call: "clone3",
       args: [{ addressOf: "cloneArguments" }, 88],
       store: { memory: "ready", offset: 4 },
-      ifPositive: "parent",
+      ifPositive: "answer",
     },
     { name: "wait for the agent", call: "read", args: [releaseFd, { addressOf: "byte" }, 1] },
     { name: "end", call: "exit_group", args: [0] },
-    { label: "parent" },
-    { name: "format the process id", decimal: { load: "ready", offset: 4 }, endsAt: { addressOf: "path", offset: 16 } },
-    {
-      name: "open the holder's /proc directory",
-      call: "openat",
-      args: [AT_FDCWD, { addressOf: "path" }, O_PATH | O_DIRECTORY | O_CLOEXEC, 0],
-      store: "directory",
-    },
-    ...write("uid_map"),
-    ...write("gid_map"),
+    { label: "answer" },
     { name: "answer", call: "write", args: [statusFd, { addressOf: "ready" }, messageBytes] },
     { name: "end", call: "exit_group", args: [0] },
   ];

@@ -16,6 +16,7 @@ const host: HostFacts = {
   maxOpenFiles: 1n << 20n,
   oomScoreAdj: 500,
   hasCgroups: true,
+  mapsIds: true,
 };
 const step: StepOptions = {
   program: { args: ["/bin/true"], env: { PATH: "/bin" } },
@@ -23,7 +24,7 @@ const step: StepOptions = {
   hostname: "slipway",
   user: { uid: 0, gid: 0 },
   seccomp: "default",
-  idMap: { base: 1 << 28, size: 1 << 18 },
+  idMappings: [{ containerID: 0, hostID: 1 << 28, size: 1 << 18 }],
   network: "none",
   resources: { memory: { limit: 1n << 30n }, pids: { limit: 100n }, unified: new Map([["memory.oom.group", "1"]]) },
   binds: [{ source: "/usr", target: "usr" }],
@@ -91,6 +92,7 @@ describe("planStep", () => {
     architecture,
     attachPath: "/state/attach",
     lastCapability: 40,
+    keepsGroups: false,
     hierarchies: [{ name: "", version: 2, controllers: [] }],
     status: source("status"),
     process: source("process"),
@@ -99,6 +101,7 @@ describe("planStep", () => {
     make: {
       bind: (mount) => ({ open: () => -1, isDirectory: mount.source !== "/file" }),
       dev: () => -1,
+      boundDevices: () => [],
       hostSys: () => -1,
       overlay: () => -1,
     },

@@ -1,0 +1,123 @@
+/**
+ * Whose files are: ids of a container on a disk of the host.
+ *
+ * An agent that is root on its host leaves files with the ids that they have in every container; mounts map them to the
+ * range of the job that sees them. A mount of the host's file systems can be mapped by nobody else, so a rootless agent's
+ * files carry the ids of the job that sees them: a workspace those of its job, images those of the first range. A job with
+ * another range sees a copy of the image's layers, made when it is needed for the first time.
+ */
+import { execFileSync } from "node:child_process";
+import { createHash, randomBytes } from "node:crypto";
+import {
+  chmodSync,
+  existsSync,
+  lchownSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+} from "node:fs";
+import { basename } from "node:path";
+import { agentId, containerId, findOwnIds, type OwnIds, planRanges, type RangePlan } from "./own-ids.ts";
+
+let known: { readonly ids: OwnIds; readonly ranges: readonly RangePlan[] } | undefined;
+
+/** The ids of this process, which do not change, and how jobs share them. */
+export function jobIds(): { readonly ids: OwnIds; readonly ranges: readonly RangePlan[] } {
+  if (known === undefined) {
+    const ids = findOwnIds();
+    known = { ids, ranges: planRanges(ids) };
+  }
+  return known;
+}
+
+/** The agent has its privileges in a user namespace only: as an ordinary user, or as root in a container. */
+export function isRootless(): boolean {
+  return !jobIds().ids.all;
+}
+
+function firstRange(): RangePlan {
+  return jobIds().ranges[0] as RangePlan;
+}
+
+/** The id that a file of an image has on disk. */
+export function diskOwner(id: number): number {
+  return isRootless() ? agentId(firstRange(), id) : id;
+}
+
+/** What the names of overlayfs' own extended attributes begin with: in a user namespace nobody may set trusted ones. */
+export function overlayXattrs(): "trusted.overlay." | "user.overlay." {
+  return isRootless() ? "user.overlay." : "trusted.overlay.";
+}
+
+/** Names where and how files of images are owned: a store that was filled with other ids is of no use. */
+export function ownersFingerprint(): string | undefined {
+  if (!isRootless()) return undefined;
+  const maps = ["uid_map", "gid_map"].map((file) => readFileSync(`/proc/self/${file}`, "utf8")).join();
+  return createHash("sha256").update(maps).digest("hex").slice(0, 12);
+}
+
+/** Makes what the agent has written with its own id root's in containers; a few files of an image. */
+export function adoptTree(path: string): void {
+  if (!isRootless()) return;
+  const first = firstRange();
+  walk(Buffer.from(path), (id) => (containerId(first, id) === undefined ? diskOwner(0) : id));
+}
+
+/** Gives a tree of one range to another. */
+function shiftTree(path: string, from: RangePlan, to: RangePlan): void {
+  walk(Buffer.from(path), (id) => {
+    // Not in it: shifted already, by another name of the same file.
+    const inside = containerId(from, id);
+    return inside === undefined ? id : agentId(to, inside);
+  });
+}
+
+/** Changes every owner and group in a tree that nobody else changes meanwhile. */
+function walk(path: Buffer, change: (id: number) => number): void {
+  const stat = lstatSync(path);
+  const [uid, gid] = [change(stat.uid), change(stat.gid)];
+  if (uid !== stat.uid || gid !== stat.gid) {
+    lchownSync(path, uid, gid);
+    // A new owner takes these bits off.
+    if (stat.isFile() && (stat.mode & 0o6000) !== 0) chmodSync(path, stat.mode & 0o7777);
+  }
+  if (!stat.isDirectory()) return;
+  for (const name of readdirSync(path, { encoding: "buffer" })) {
+    walk(Buffer.concat([path, Buffer.from("/"), name]), change);
+  }
+}
+
+/** Copies of layers for ranges other than the first, by range and layer. */
+export class ShiftedLayers {
+  readonly #directory: string;
+
+  /** @param directory On the file system of the layers; what is in it whose layer is gone goes. */
+  constructor(directory: string) {
+    this.#directory = directory;
+  }
+
+  /** The layer with the range's owners: itself, or a copy, which is made if it is not there. Blocks meanwhile. */
+  get(layer: string, range: RangePlan): string {
+    const first = firstRange();
+    if (range.base === first.base) return layer;
+    const parent = `${this.#directory}/${range.base}`;
+    const copy = `${parent}/${basename(layer)}-${createHash("sha256").update(layer).digest("hex").slice(0, 16)}`;
+    if (existsSync(copy)) return copy;
+    const making = `${parent}/new-${randomBytes(8).toString("hex")}`;
+    mkdirSync(parent, { recursive: true, mode: 0o755 });
+    try {
+      // Whiteouts and extended attributes come along.
+      execFileSync("cp", ["--archive", "--reflink=auto", "--", layer, making], { stdio: ["ignore", "ignore", "pipe"] });
+      shiftTree(making, first, range);
+      renameSync(making, copy);
+    } catch (error) {
+      rmSync(making, { recursive: true, force: true });
+      if (existsSync(copy)) return copy; // another container of the job was faster
+      throw new Error(`Cannot copy layer "${layer}" for a job with ids of its own`, { cause: error });
+    }
+    return copy;
+  }
+}

@@ -1,0 +1,118 @@
+/**
+ * An ordinary user for tests, with subordinate ids: in a mount namespace of its own that has the accounts, so that nothing
+ * on the host changes. Needs root, unshare(1) and setpriv(1), and newuidmap(1) where there are subordinate ids.
+ */
+import { spawn, type ChildProcess } from "node:child_process";
+import { once } from "node:events";
+import { chmodSync, chownSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, relative } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const root = fileURLToPath(new URL("../..", import.meta.url));
+
+export interface RootlessUserOptions {
+  /** How many subordinate ids. @default 65536 */
+  readonly ids?: number;
+  /** Whether /dev/net/tun is there and open to everybody, as udev makes it. @default true */
+  readonly tun?: boolean;
+}
+
+export interface Outcome {
+  readonly code: number | null;
+  readonly signal: NodeJS.Signals | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+export class RootlessUser implements Disposable {
+  /** Fixed and far from everything; the host does not know them. */
+  readonly uid = 61_234;
+  readonly gid = 61_235;
+  readonly firstSubordinate = 700_000_000;
+  readonly directory = mkdtempSync(join(tmpdir(), "slipway-rootless-"));
+  /** Writable for the user. */
+  readonly home = join(this.directory, "home");
+  readonly #options: RootlessUserOptions;
+
+  constructor(options: RootlessUserOptions = {}) {
+    this.#options = options;
+    const { uid, gid, firstSubordinate } = this;
+    const { ids = 65_536 } = options;
+    chmodSync(this.directory, 0o755);
+    for (const name of ["home", "project"]) mkdirSync(join(this.directory, name), { mode: 0o755 });
+    chownSync(this.home, uid, gid);
+    const file = (name: string, text: string) => writeFileSync(join(this.directory, name), text);
+    file("passwd", `root:x:0:0::/root:/bin/sh\nrootless:x:${uid}:${gid}::${this.home}:/bin/sh\n`);
+    file("group", `root:x:0:\nrootless:x:${gid}:\n`);
+    file("subid", ids === 0 ? "" : `rootless:${firstSubordinate}:${ids}\n`);
+  }
+
+  /** A directory that belongs to the user. */
+  directoryOf(name: string): string {
+    const path = join(this.home, name);
+    mkdirSync(path);
+    chownSync(path, this.uid, this.gid);
+    return path;
+  }
+
+  /** This Node, where the user can see it. */
+  get node(): string {
+    const inside = relative(root, process.execPath);
+    return inside.startsWith("..") ? process.execPath : join(this.directory, "project", inside);
+  }
+
+  /** A file of the project, where the user can see it. */
+  file(path: string): string {
+    return join(this.directory, "project", path);
+  }
+
+  /** Starts a program as the user. */
+  spawn(
+    command: readonly string[],
+    options: { readonly directory?: string; readonly environment?: NodeJS.ProcessEnv } = {},
+  ): ChildProcess {
+    const { tun = true } = this.#options;
+    const script = [
+      'mount --bind "$1" "$2/project"',
+      'for f in passwd group; do mount --bind "$2/$f" "/etc/$f"; done',
+      "touch /etc/subuid /etc/subgid",
+      'for f in subuid subgid; do mount --bind "$2/subid" "/etc/$f"; done',
+      "mkdir -p /dev/net && mount -t tmpfs none /dev/net",
+      tun ? "mknod -m 666 /dev/net/tun c 10 200" : "",
+      'cd "$3"',
+      "shift 3",
+      `exec setpriv --reuid ${this.uid} --regid ${this.gid} --clear-groups -- "$@"`,
+    ];
+    const args = ["--mount", "--propagation", "private", "sh", "-e", "-c", script.filter(Boolean).join("\n"), "sh"];
+    return spawn("unshare", [...args, root, this.directory, options.directory ?? this.home, ...command], {
+      env: {
+        HOME: this.home,
+        PATH: process.env["PATH"],
+        LANG: "C.UTF-8",
+        ...options.environment,
+      },
+      stdio: ["ignore", "pipe", "pipe"],
+    });
+  }
+
+  /** Runs a program as the user to its end. */
+  async run(command: readonly string[], options: Parameters<RootlessUser["spawn"]>[1] = {}): Promise<Outcome> {
+    const child = this.spawn(command, options);
+    const output = { stdout: "", stderr: "" };
+    for (const name of ["stdout", "stderr"] as const) {
+      child[name]?.setEncoding("utf8").on("data", (chunk: string) => (output[name] += chunk));
+    }
+    const [code, signal] = (await once(child, "close")) as [number | null, NodeJS.Signals | null];
+    return { code, signal, ...output };
+  }
+
+  /** Runs the `slipway` command as the user. */
+  async slipway(args: readonly string[], options: Parameters<RootlessUser["spawn"]>[1] = {}): Promise<Outcome> {
+    return await this.run([this.node, this.file("cli/slipway.cjs"), ...args], options);
+  }
+
+  [Symbol.dispose](): void {
+    rmSync(this.directory, { recursive: true, force: true });
+  }
+}
