@@ -24,20 +24,23 @@ missing: it would have to isolate less. Exits with 125 if a required one is miss
 
 async function run(argv: readonly string[], context: Context): Promise<number> {
   const { values } = parseArguments(usage, argv);
-  const checks = [...(await checkRuntime(findDataDir(values, context))), await checkRedis(), checkGit()];
+  const checks = [...(await checkRuntime(findDataDir(values, context), context)), await checkRedis(), checkGit()];
   context.print(values.json ? `${JSON.stringify(checks, undefined, 2)}\n` : render(checks, context));
   return checks.some(({ ok, required }) => required && !ok) ? exitCodes.ourError : exitCodes.success;
 }
 
 /** Each thing by itself, and if nothing required is missing, all of it together. */
-async function checkRuntime(dataDir: string): Promise<HostCheck[]> {
-  const { checkHost, checkNetworks, Host, testHost } = await import("../runtime/index.ts");
+async function checkRuntime(dataDir: string, { environment, obstacle }: Context): Promise<HostCheck[]> {
+  const { checkHost, checkMode, checkNetworks, Host, testHost } = await import("../runtime/index.ts");
+  const mode = checkMode(environment, obstacle);
+  // Nothing of what follows would work.
+  if (obstacle !== undefined) return mode;
   // Beside the state of an agent that may be running here, on the same file system.
   const stateDir = join(dataDir, `doctor-${process.pid}`);
   const existed = existsSync(dataDir);
   try {
     const found = await checkHost({ stateDir });
-    const checks = found.map((check) => ({ ...check, found: check.found.replaceAll(stateDir, dataDir) }));
+    const checks = [...mode, ...found.map((check) => ({ ...check, found: check.found.replaceAll(stateDir, dataDir) }))];
     if (checks.some(({ ok, required }) => required && !ok)) return checks;
     await using host = await Host.open({ stateDir });
     const networks = await checkNetworks();

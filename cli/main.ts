@@ -4,6 +4,7 @@
  * Start-up is what a person waits for most often, so this file imports nothing heavy and each verb only when it is asked for.
  */
 import { readFileSync } from "node:fs";
+import type { RootlessObstacle } from "../runtime/rootless.ts";
 import { helpText, table, UsageError, wantsHelp } from "./arguments.ts";
 import { didYouMean } from "./did-you-mean.ts";
 import { painter, wantsColours } from "./terminal.ts";
@@ -14,28 +15,66 @@ interface Entry {
   readonly load: () => Promise<{ readonly verbs: Readonly<Record<string, Verb>> }>;
   /** Has verbs below it: `slipway repo add`. */
   readonly isGroup?: true;
+  /** Starts containers, or would like to: an ordinary user gets the privileges for that first. */
+  readonly containers?: "needed" | "wished";
 }
 
 /** In the order of the help. */
 export const entries: Readonly<Record<string, Entry>> = {
-  run: { summary: "Run this checkout's pipeline here: no server, no Redis", load: () => import("./run.ts") },
+  run: {
+    summary: "Run this checkout's pipeline here: no server, no Redis",
+    load: () => import("./run.ts"),
+    containers: "needed",
+  },
   lint: { summary: "Check pipeline files, all problems at once", load: () => import("./lint.ts") },
-  doctor: { summary: "Show what this host can do and what mends the rest", load: () => import("./doctor.ts") },
-  up: { summary: "Start server, agent and embedded Redis together", load: () => import("./up.ts") },
+  doctor: {
+    summary: "Show what this host can do and what mends the rest",
+    load: () => import("./doctor.ts"),
+    containers: "wished",
+  },
+  up: {
+    summary: "Start server, agent and embedded Redis together",
+    load: () => import("./up.ts"),
+    containers: "needed",
+  },
   server: { summary: "Start the server: webhooks, API, dashboard", load: () => import("./server.ts") },
-  agent: { summary: "Start an agent: runs jobs on this machine", load: () => import("./agent.ts") },
+  agent: {
+    summary: "Start an agent: runs jobs on this machine",
+    load: () => import("./agent.ts"),
+    containers: "needed",
+  },
   repo: { summary: "Add, list or remove repositories", load: () => import("./repo.ts"), isGroup: true },
   build: { summary: "List, show, follow, cancel or rerun builds", load: () => import("./build.ts"), isGroup: true },
   oci: { summary: "Run OCI bundles: an OCI runtime for Podman and others", load: () => import("./oci.ts") },
-  demo: { summary: "Show all of it in a few seconds, in a temporary directory", load: () => import("./demo.ts") },
+  demo: {
+    summary: "Show all of it in a few seconds, in a temporary directory",
+    load: () => import("./demo.ts"),
+    containers: "needed",
+  },
 };
 
 void main(process.argv.slice(2));
 
 async function main(argv: readonly string[]): Promise<void> {
-  const context = createContext();
+  const entry = findEntry(argv[0] ?? "");
+  const obstacle = entry?.containers === undefined || wantsHelp(argv) ? undefined : await gainPrivileges();
+  const context = createContext(obstacle);
   // Not process.exitCode: what a verb leaves open must not keep a finished command. Writes to standard output are synchronous.
   process.exit(await runVerb(argv, context));
+}
+
+function findEntry(name: string): Entry | undefined {
+  return Object.hasOwn(entries, name) ? entries[name] : undefined;
+}
+
+/**
+ * Makes sure that containers can be started: root can do it, anybody else's command starts itself again in a user namespace,
+ * and this call does not return then. Before anything has been opened or printed.
+ */
+async function gainPrivileges(): Promise<RootlessObstacle | undefined> {
+  const { enterUserNamespace } = await import("../runtime/rootless.ts");
+  const args = readFileSync("/proc/self/cmdline", "utf8").split("\0").slice(0, -1);
+  return await enterUserNamespace({ args, executable: process.execPath, environment: process.env });
 }
 
 async function runVerb(argv: readonly string[], context: Context): Promise<number> {
@@ -46,13 +85,18 @@ async function runVerb(argv: readonly string[], context: Context): Promise<numbe
     if (first === undefined) throw new UsageError("No verb given");
     if (["help", "--help", "-h"].includes(first)) return await showHelp(words, context);
     if (["version", "--version", "-V"].includes(first)) return showVersion(context);
-    if (entries[first]?.isGroup !== undefined) name = `${first} `;
+    const entry = findEntry(first);
+    if (entry?.isGroup !== undefined) name = `${first} `;
     const verb = await findVerb(first, words, context);
     if (verb === undefined) return exitCodes.success;
     name = `${verb.usage.name} `;
     if (verb.ownHelp === undefined && wantsHelp(words)) {
       context.print(helpText(verb.usage));
       return exitCodes.success;
+    }
+    if (entry?.containers === "needed" && context.obstacle !== undefined) {
+      const { found, mend } = context.obstacle;
+      throw new Error(`Cannot start containers as this user: ${found}; ${mend}; "slipway doctor" tells more`);
     }
     return await verb.run(words, context);
   } catch (error) {
@@ -62,7 +106,7 @@ async function runVerb(argv: readonly string[], context: Context): Promise<numbe
 
 /** Takes the verb's words off `words`; undefined if only a group's help was wanted (and shown). */
 async function findVerb(first: string, words: string[], context: Context): Promise<Verb | undefined> {
-  const entry = Object.hasOwn(entries, first) ? entries[first] : undefined;
+  const entry = findEntry(first);
   if (entry === undefined) {
     const what = first.startsWith("-") ? "option" : "verb";
     throw new UsageError(`There is no ${what} ${JSON.stringify(first)}${didYouMean(first, Object.keys(entries))}`);
@@ -150,7 +194,7 @@ function report(error: unknown, name: string, context: Context): number {
   return exitCodes.ourError;
 }
 
-function createContext(): Context {
+function createContext(obstacle: RootlessObstacle | undefined): Context {
   const closed = new AbortController();
   // A reader that has seen enough is no error; anything else that breaks the output is.
   process.stdout.on("error", (error: NodeJS.ErrnoException) => {
@@ -163,6 +207,7 @@ function createContext(): Context {
     environment: process.env,
     directory: process.cwd(),
     isRoot: process.geteuid?.() === 0,
+    obstacle,
     colours,
     errorColours: wantsColours(process.env, process.stderr.isTTY === true),
     paint: painter(colours),

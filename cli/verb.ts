@@ -1,6 +1,7 @@
 /** What every verb gets and gives. */
 import { homedir } from "node:os";
 import { join, resolve } from "node:path";
+import type { RootlessObstacle } from "../runtime/rootless.ts";
 import type { Paint } from "./terminal.ts";
 import type { Usage, Values } from "./arguments.ts";
 
@@ -9,6 +10,8 @@ export interface Context {
   readonly environment: NodeJS.ProcessEnv;
   readonly directory: string;
   readonly isRoot: boolean;
+  /** Why this user's command has no privileges to start containers with, if it wants any. */
+  readonly obstacle: RootlessObstacle | undefined;
   /** Whether standard output shows colours. */
   readonly colours: boolean;
   /** Whether standard error does. */
