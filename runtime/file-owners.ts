@@ -47,6 +47,19 @@ export function diskOwner(id: number): number {
   return isRootless() ? agentId(firstRange(), id) : id;
 }
 
+/**
+ * File capabilities as they are kept on disk. In a user namespace they name whose root they hold for, and nobody there could
+ * write any that hold for everybody's (struct vfs_ns_cap_data, version 3).
+ */
+export function diskCapability(value: Buffer): Buffer {
+  if (!isRootless()) return value;
+  const kept = Buffer.alloc(24);
+  value.copy(kept, 0, 0, 20);
+  kept.writeUInt32LE((kept.readUInt32LE(0) & 0x00ff_ffff) | 0x0300_0000, 0);
+  kept.writeUInt32LE(diskOwner(0), 20);
+  return kept;
+}
+
 /** What the names of overlayfs' own extended attributes begin with: in a user namespace nobody may set trusted ones. */
 export function overlayXattrs(): "trusted.overlay." | "user.overlay." {
   return isRootless() ? "user.overlay." : "trusted.overlay.";

@@ -10,7 +10,7 @@
  */
 import { constants as fsConstants, readdirSync } from "node:fs";
 import { constants as osConstants } from "node:os";
-import { diskOwner, isRootless, overlayXattrs } from "./file-owners.ts";
+import { diskCapability, diskOwner, isRootless, overlayXattrs } from "./file-owners.ts";
 import { ImageError, formatBytes, quoteName } from "./image-error.ts";
 import {
   AT_SYMLINK_NOFOLLOW,
@@ -407,7 +407,8 @@ export class LayerWriter implements TarSink, Disposable {
         this.#droppedXattrs++;
         continue;
       }
-      const result = trySyscall("fsetxattr", fd, bytes(name), value, value.length, 0);
+      const kept = name === "security.capability" && value.length >= 20 ? diskCapability(value) : value;
+      const result = trySyscall("fsetxattr", fd, bytes(name), kept, kept.length, 0);
       if (result === -EOPNOTSUPP && name !== "security.capability") {
         this.#droppedXattrs++;
         continue;

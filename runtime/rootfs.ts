@@ -57,7 +57,7 @@ export class LayerMounts {
   }
 
   close(): void {
-    for (const base of this.#mounts.keys()) this.release({ base });
+    for (const key of this.#mounts.keys()) this.release({ key });
   }
 }
 
