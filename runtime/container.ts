@@ -269,7 +269,8 @@ export class Container implements AsyncDisposable {
         this.#exitedAtMs = timeOf(bytes);
         this.#payloadGone.resolve();
         if (this.#startedAtMs !== 0 && this.#failure === undefined) {
-          this.#config.onExit?.({ succeeded: value === 0 && this.#stopReason === undefined });
+          const succeeded = value === 0 && this.#stopReason === undefined && (this.#cgroup?.oomKills() ?? 0) === 0;
+          this.#config.onExit?.({ succeeded });
         }
         break;
       case failMessage:
