@@ -9,7 +9,7 @@ import {
   JobWorker,
   type RedisConnection,
 } from "../queue/index.ts";
-import type { Host } from "../runtime/index.ts";
+import type { Host, RegistryClient } from "../runtime/index.ts";
 import { containerName, runAttempt } from "./attempt.ts";
 import { asError } from "./cause.ts";
 import { FencedError, ServerClient, UnansweredError } from "./server-client.ts";
@@ -21,6 +21,8 @@ export interface AgentOptions {
   readonly redisUrl: string;
   /** Stays the caller's; dispose of it after `stop`. */
   readonly host: Host;
+  /** What asks registries for images; the caller's as well. */
+  readonly registry: RegistryClient;
   /** For mirrors, workspaces and logs; this agent's alone. */
   readonly dataDir: string;
   readonly pools: readonly string[];
@@ -125,7 +127,7 @@ export class Agent implements AsyncDisposable {
   }
 
   async #handle(attemptId: string): Promise<void> {
-    const { name, host, dataDir } = this.#options;
+    const { name, host, registry, dataDir } = this.#options;
     const logger = this.#options.logger.child({ attempt: attemptId });
     const job = new AbortController();
     // Before the claim: a cancellation that comes in between is not missed.
@@ -148,7 +150,17 @@ export class Agent implements AsyncDisposable {
       const dir = join(dataDir, "attempts", containerName(attemptId));
       const mirrorsDir = join(dataDir, "mirrors");
       const { signal: giveUp } = this.#giveUp;
-      await runAttempt(claimed, { client: this.#client, host, mirrorsDir, dir, claimedAtMs, logger, job, giveUp });
+      await runAttempt(claimed, {
+        client: this.#client,
+        host,
+        registry,
+        mirrorsDir,
+        dir,
+        claimedAtMs,
+        logger,
+        job,
+        giveUp,
+      });
       this.#cleanUp(dir);
     } finally {
       this.#running.delete(attemptId);

@@ -4,7 +4,7 @@ import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import type { Logger } from "pino";
 import type { ClaimedJob } from "../queue/index.ts";
-import type { Host } from "../runtime/index.ts";
+import type { Host, RegistryClient } from "../runtime/index.ts";
 import { abortReason } from "./abort.ts";
 import { AttemptReporter } from "./attempt-reporter.ts";
 import { asError } from "./cause.ts";
@@ -12,6 +12,7 @@ import { checkout } from "./checkout.ts";
 import { CheckoutError } from "./checkout-error.ts";
 import { parseCloneUrl } from "./clone-url.ts";
 import { buildVariables } from "./environment.ts";
+import { attemptPins } from "./image-pins.ts";
 import { executeJob } from "./job.ts";
 import { Lease } from "./lease.ts";
 import { maskText, SecretIndex } from "./masker.ts";
@@ -23,6 +24,7 @@ import { StepLog } from "./step-log.ts";
 export interface AttemptOptions {
   readonly client: ServerClient;
   readonly host: Host;
+  readonly registry: RegistryClient;
   readonly mirrorsDir: string;
   /** For this attempt's workspace and logs; made here, removed by the caller. */
   readonly dir: string;
@@ -97,6 +99,8 @@ async function execute(
       maskedValues,
       logDir,
       reporter,
+      registry: options.registry,
+      pins: attemptPins(claimed, options.client, job.signal),
       signal: job.signal,
     });
   } catch (error) {

@@ -14,6 +14,7 @@ export { StepLog, type LogTap, type StepLogOptions } from "./step-log.ts";
 export { SecretIndex } from "./masker.ts";
 export { secretForms } from "./secret-forms.ts";
 export { formatDuration } from "./duration.ts";
+export { sharedPins } from "./image-pins.ts";
 export { Agent, type AgentOptions } from "./agent.ts";
 export { checkout, type CheckoutOptions } from "./checkout.ts";
 export { CheckoutError } from "./checkout-error.ts";

@@ -1,17 +1,18 @@
 /** Runs the steps of one job, each in its own fresh container. */
 import { join } from "node:path";
 import type { JobSpec, StepSpec } from "../pipelines/index.ts";
-import { type Host, type Image, ImageError, resolveImage, type UidRange } from "../runtime/index.ts";
+import type { Host, ImagePins, RegistryClient, UidRange } from "../runtime/index.ts";
 import { abortReason, JobTimeout, ServiceFailure } from "./abort.ts";
 import { asError } from "./cause.ts";
 import { lowerResources, type StepCeiling } from "./ceiling.ts";
 import { formatDuration } from "./duration.ts";
+import { JobImages } from "./job-images.ts";
 import { SharedNetwork, wantsNetwork } from "./job-network.ts";
 import { maskText, SecretIndex } from "./masker.ts";
 import type { JobReporter, JobResult, StepResult } from "./report.ts";
 import { secretForms } from "./secret-forms.ts";
 import { Services, skipServices } from "./services.ts";
-import { StepRun } from "./step.ts";
+import { type StepContext, StepRun } from "./step.ts";
 import { type LogTap, StepLog } from "./step-log.ts";
 
 export interface JobOptions {
@@ -25,6 +26,10 @@ export interface JobOptions {
   readonly workspace: { readonly dir: string; readonly copyOnWrite?: boolean; readonly ready?: Promise<void> };
   /** The `SLIPWAY_` variables of this job; see `buildVariables`. */
   readonly variables: Readonly<Record<string, string>>;
+  /** What asks registries for images. @default one that knows no credentials and no settings */
+  readonly registry?: RegistryClient;
+  /** What the jobs of the build have agreed on. @default nothing: this job asks for itself */
+  readonly pins?: ImagePins;
   /** Values to mask in logs and reasons. */
   readonly maskedValues?: readonly string[];
   /** Where the steps' logs are spooled as `<index>.log`; must exist. Without: output goes to the reporter only. */
@@ -88,18 +93,19 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
     network,
     later: (cleanup: Promise<void>) => void cleanups.push(cleanup.catch(problem)),
   };
-  await using images = new ImageCache(options, signal);
+  await using images = new JobImages(options, signal);
   const ready = options.workspace.ready ?? Promise.resolve();
   // Images in the repository are there when the commit is.
-  const references = [...job.steps, ...(job.services ?? [])].map(({ image }) => image);
-  for (const image of references) if (!image.startsWith("./")) images.prefetch(image);
+  const inImages = [...job.steps, ...(job.services ?? [])];
+  for (const named of inImages) if (!named.image.startsWith("./")) images.prefetch(named);
 
   const prepareStep = (index: number): StepRun | undefined => {
     const asked = job.steps[index];
     if (asked === undefined || uidRange === undefined) return undefined;
     const step = { ...asked, resources: lowerResources(asked.resources, options.ceiling) };
     const log = openLog(step, index, { ...options, secrets });
-    return new StepRun(step, { ...context, uidRange, index, log, image: (when) => images.get(step.image, when) });
+    const image: StepContext["image"] = (when) => images.get(step, when);
+    return new StepRun(step, { ...context, uidRange, index, log, image, imageNotes: () => images.takeNotes(step) });
   };
 
   const steps: StepResult[] = [];
@@ -117,7 +123,7 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
     uidRange?.[Symbol.dispose]();
     throw error;
   }
-  for (const image of references) images.prefetch(image);
+  for (const named of inImages) images.prefetch(named);
   const services =
     network === undefined || uidRange === undefined || end !== undefined
       ? undefined
@@ -125,7 +131,7 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
           ...context,
           network,
           uidRange,
-          image: (reference) => (when) => images.get(reference, when),
+          image: (spec) => ({ image: (when) => images.get(spec, when), imageNotes: () => images.takeNotes(spec) }),
           openLog: (spec, index, tap) => openLog(spec, index, { ...options, secrets, tap }),
           fail: (reason) => failure.abort(reason),
           finish: (result) => maskReason(result, secrets),
@@ -170,52 +176,6 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
 function compileSecrets(values: readonly string[]): SecretIndex | undefined {
   const forms = secretForms(values);
   return forms.length === 0 ? undefined : new SecretIndex(forms);
-}
-
-/** Looks up all of a job's images at its beginning, so that no step waits for one. */
-class ImageCache implements AsyncDisposable {
-  readonly #unneeded = new AbortController();
-  readonly #found = new Map<string, Promise<Image>>();
-  readonly #options: JobOptions;
-  readonly #signal: AbortSignal;
-
-  constructor(options: JobOptions, signal: AbortSignal) {
-    this.#options = options;
-    this.#signal = AbortSignal.any([signal, this.#unneeded.signal]);
-  }
-
-  prefetch(reference: string): void {
-    if (this.#found.has(reference)) return;
-    const image = this.#resolve(reference);
-    this.#found.set(reference, image);
-    image.catch(() => {});
-  }
-
-  /**
-   * @param when "now": an image that was not there at the job's beginning may be what an earlier step has made, and is looked up
-   *   once more. "ahead": an earlier step may still be making it.
-   */
-  async get(reference: string, when: "ahead" | "now"): Promise<Image> {
-    try {
-      return await (this.#found.get(reference) ?? this.#resolve(reference));
-    } catch (error) {
-      if (when === "ahead" || !(error instanceof ImageError)) throw error;
-      const again = this.#resolve(reference);
-      this.#found.set(reference, again);
-      return await again;
-    }
-  }
-
-  #resolve(reference: string): Promise<Image> {
-    const { host, workspace } = this.#options;
-    return resolveImage(reference, { baseDir: workspace.dir, storeDir: host.imageStoreDir, signal: this.#signal });
-  }
-
-  /** Stops what no step came to need: the workspace may be deleted afterwards. */
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.#unneeded.abort();
-    await Promise.allSettled(this.#found.values());
-  }
 }
 
 /** What steps and services are in, if any of them wants it. */

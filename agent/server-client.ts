@@ -8,6 +8,7 @@ import {
   type ClaimedJob,
   type ClaimRequest,
   type FinishReport,
+  type ImagePin,
   type RenewResponse,
   type StepReport,
 } from "../queue/index.ts";
@@ -176,6 +177,18 @@ export class ServerClient implements Disposable {
     });
     const { offset } = JSON.parse(answer.body.toString()) as { offset: number };
     return { offset, full: answer.status === 413 };
+  }
+
+  /**
+   * Proposes what an image's name stands for in the build.
+   *
+   * @returns The digest that holds.
+   * @throws {FencedError} If the attempt is another's.
+   */
+  async agreeOnImage(attempt: AttemptKey, pin: ImagePin, signal: AbortSignal): Promise<string> {
+    const path = attemptPath(attempt, "images");
+    const answer = await this.#persist({ method: "POST", path, attempt, ...json(pin), signal });
+    return (JSON.parse(answer.body.toString()) as ImagePin).digest;
   }
 
   /**

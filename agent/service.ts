@@ -28,6 +28,8 @@ export interface ServiceContext extends JobContext {
   readonly log: StepLog;
   readonly lastLines: LastLines;
   readonly image: (when: "now") => Promise<Image>;
+  /** For the log of the first one that runs in the image; empty for the others. */
+  readonly imageNotes: () => readonly string[];
 }
 
 /** How long a readiness script may run each time. */
@@ -73,7 +75,9 @@ export class ServiceRun {
   async #run(): Promise<StepResult> {
     try {
       this.#context.signal.throwIfAborted();
-      const image = await this.#context.image("now");
+      const image = await this.#context.image("now").finally(() => {
+        for (const note of this.#context.imageNotes()) this.#context.log.note(note);
+      });
       const network = await this.#context.network.forService();
       this.#context.signal.throwIfAborted();
       this.#container = await runContainer(this.#context.host, this.#config(image, network));

@@ -14,7 +14,7 @@ import type { LogTap, StepLog } from "./step-log.ts";
 
 export interface ServicesOptions extends JobContext {
   readonly network: SharedNetwork;
-  readonly image: (reference: string) => ServiceContext["image"];
+  readonly image: (spec: ServiceSpec) => Pick<ServiceContext, "image" | "imageNotes">;
   /** @param tap Receives what is kept of the output. */
   readonly openLog: (spec: ServiceSpec, index: number, tap: LogTap) => StepLog;
   /** Stops the steps: one of the services has failed. */
@@ -52,7 +52,7 @@ export class Services {
         if (stream !== 0) lastLines.write(bytes);
       });
       reporter.stepStarted?.(index, { startedAtMs: Date.now(), log });
-      const run = new ServiceRun(spec, { ...this.#options, index, log, lastLines, image: image(spec.image) });
+      const run = new ServiceRun(spec, { ...this.#options, index, log, lastLines, ...image(spec) });
       this.#runs.push(run);
       this.#logs.push(log);
       const result = run.ended.then((ended) => {

@@ -24,6 +24,8 @@ export interface StepContext extends JobContext {
   readonly log: StepLog;
   /** @throws {ImageError} If the pipeline names an image that cannot be used. */
   readonly image: (when: "ahead" | "now") => Promise<Image>;
+  /** For the log of the first step that runs in the image; empty for the others. */
+  readonly imageNotes: () => readonly string[];
 }
 
 /**
@@ -115,6 +117,7 @@ export class StepRun {
       if (this.#begun === undefined) await this.#start();
       else {
         this.#container = this.#ahead?.container;
+        this.#noteImage();
         this.#reportHeld();
         await this.#begun;
       }
@@ -132,13 +135,17 @@ export class StepRun {
   async #start(): Promise<void> {
     const { host, image, signal } = this.#context;
     const prepared = await this.#prepared;
-    const found = await image("now");
+    const found = await image("now").finally(() => this.#noteImage());
     signal.throwIfAborted();
     const config = prepared === undefined ? this.#prepareConfig(found, await this.#network.container()) : undefined;
     await this.#network.begin();
     // Known before it runs: what it writes may have to wait for the log, and is then resumed.
     this.#container = config === undefined ? prepared : prepareContainer(host, config);
     await this.#container?.start(this.#ahead?.process ?? this.#processConfig(found));
+  }
+
+  #noteImage(): void {
+    for (const note of this.#context.imageNotes()) this.log.note(note);
   }
 
   #write(stream: 1 | 2, chunk: Uint8Array): boolean {

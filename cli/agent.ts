@@ -5,6 +5,7 @@ import { availableParallelism } from "node:os";
 import { join, resolve } from "node:path";
 import { parseArguments, parseCount, UsageError, type Usage } from "./arguments.ts";
 import { networkOptions, parseNetworks } from "./networks.ts";
+import { findRegistrySettings, imageStoreDir, registriesOption } from "./registries.ts";
 import { announce, logLevelOption, processLogger } from "./server.ts";
 import { recallServerUrl } from "./server-url.ts";
 import { aborted, StopSignals } from "./signals.ts";
@@ -38,6 +39,7 @@ and the server gives them to another agent.`,
       help: "Start although this is missing: no-cgroups (no memory, cpu and pids limits)",
     },
     ...networkOptions,
+    registries: registriesOption,
     "data-dir": dataDirOption,
     "log-level": logLevelOption,
   },
@@ -65,11 +67,18 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const redisUrl = values.redis ?? environment["SLIPWAY_REDIS_URL"] ?? "redis://127.0.0.1:6379";
   const token = findAgentToken(values["token-file"], dataDir, context);
   using signals = new StopSignals();
-  const [{ Agent }, { Host, testHost }] = await Promise.all([
+  const settings = await findRegistrySettings(values, context);
+  const [{ Agent }, { Host, RegistryClient, testHost }] = await Promise.all([
     import("../agent/index.ts"),
     import("../runtime/index.ts"),
   ]);
-  await using host = await Host.open({ stateDir: join(dataDir, "agent"), allow, networks });
+  using registry = new RegistryClient(settings);
+  await using host = await Host.open({
+    stateDir: join(dataDir, "agent"),
+    imageStoreDir: imageStoreDir(values, context),
+    allow,
+    networks,
+  });
   const tested = await testHost(host);
   if (!tested.ok) {
     const mend = tested.mend === undefined ? "" : `; ${tested.mend}`;
@@ -83,6 +92,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     token,
     redisUrl,
     host,
+    registry,
     dataDir: join(dataDir, "agent"),
     pools,
     jobs,

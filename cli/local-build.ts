@@ -1,14 +1,15 @@
 /** Runs one build in this process: no server, no Redis. */
 import { basename } from "node:path";
-import { buildVariables, executeJob, type JobResult, type StepResult } from "../agent/index.ts";
+import { buildVariables, executeJob, type JobResult, sharedPins, type StepResult } from "../agent/index.ts";
 import { advance, type JobSpec, type PipelineEvent, type Status } from "../pipelines/index.ts";
-import type { Host } from "../runtime/index.ts";
+import type { Host, RegistryClient } from "../runtime/index.ts";
 import { duration, plain } from "./terminal.ts";
 import { Transcript, type Outcome } from "./transcript.ts";
 import { exitCodes, type Context } from "./verb.ts";
 
 export interface LocalBuildOptions {
   readonly host: Host;
+  readonly registry: RegistryClient;
   readonly root: string;
   readonly event: PipelineEvent;
   readonly jobs: readonly JobSpec[];
@@ -22,6 +23,7 @@ export class LocalBuild {
   readonly #transcript: Transcript;
   readonly #statuses = new Map<string, Status>();
   readonly #running = new Map<string, Promise<void>>();
+  readonly #pins = sharedPins();
 
   constructor(options: LocalBuildOptions) {
     this.#options = options;
@@ -61,12 +63,14 @@ export class LocalBuild {
   }
 
   async #execute(job: JobSpec, signal: AbortSignal): Promise<Pick<JobResult, "status" | "reason">> {
-    const { host, root, event, jobs, context } = this.#options;
+    const { host, registry, root, event, jobs, context } = this.#options;
     const repository = { name: basename(root) };
     return await executeJob(job, {
       host,
       id: `run-${process.pid}-${jobs.indexOf(job)}`,
       workspace: { dir: root, copyOnWrite: true },
+      registry,
+      pins: this.#pins,
       variables: buildVariables(job, { ...event, number: 0, event: event.kind }, repository),
       reporter: {
         stepStarted: (index) => this.#transcript.stepStarted(job.name, index),

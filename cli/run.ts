@@ -18,6 +18,7 @@ import { parseArguments, parseChoice, parseCount, UsageError, type Usage, type V
 import { didYouMean } from "./did-you-mean.ts";
 import { networkOptions, parseNetworks } from "./networks.ts";
 import { findPipelineFile } from "./pipeline-file.ts";
+import { findRegistrySettings, imageStoreDir, registriesOption } from "./registries.ts";
 import { StopSignals } from "./signals.ts";
 import { dataDirOption, exitCodes, findDataDir, type Context, type Verb } from "./verb.ts";
 
@@ -42,6 +43,7 @@ The first Ctrl-C cancels the jobs and cleans up, the second stops at once.`,
       help: "Run although this is missing: no-cgroups (no memory, cpu and pids limits)",
     },
     ...networkOptions,
+    registries: registriesOption,
     "data-dir": dataDirOption,
   },
   examples: [
@@ -71,20 +73,23 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const jobs = selectJobs(plan.jobs, values.job);
   using signals = new StopSignals();
   // Only now: what needs the kernel is heavy, and a mistake in the pipeline should be told before.
-  const [{ LocalBuild }, { wantsNetwork }] = await Promise.all([
+  const [{ LocalBuild }, { wantsNetwork }, { RegistryClient }] = await Promise.all([
     import("./local-build.ts"),
     import("../agent/index.ts"),
+    import("../runtime/index.ts"),
   ]);
-  await using host = await openHost(join(findDataDir(values, context), "run"), { allow, networks });
+  using registry = new RegistryClient(await findRegistrySettings(values, context));
+  const directory = join(findDataDir(values, context), "run");
+  await using host = await openHost(directory, { imageStoreDir: imageStoreDir(values, context), allow, networks });
   // Meanwhile images are looked up; a step that gets none says why.
   if (jobs.some(wantsNetwork)) void host.openNetworks().catch(() => {});
-  const build = new LocalBuild({ host, root, event, jobs, jobsAtOnce, context });
+  const build = new LocalBuild({ host, registry, root, event, jobs, jobsAtOnce, context });
   const cancel = AbortSignal.any([signals.drain, context.outputClosed]);
   signals.stop.addEventListener("abort", () => process.exit(exitCodes.buildFailed));
   return await build.run(cancel);
 }
 
-/** Opens the first state directory that no other `slipway run` uses; images unpacked there are there the next time. */
+/** Opens the first state directory that no other `slipway run` uses. */
 async function openHost(directory: string, options: Omit<HostOptions, "stateDir">): Promise<Host> {
   const { Host: RuntimeHost } = await import("../runtime/index.ts");
   for (let slot = 0; ; slot++) {

@@ -1,6 +1,7 @@
 /** The language: every key of a pipeline, what it may hold, what it means. The parser and the JSON schema come from here. */
 import { dictionary, list } from "./collection.ts";
 import { environment } from "./environment.ts";
+import { image, pull } from "./image-name.ts";
 import { DEFAULTS, LIMITS } from "./limits.ts";
 import { formatDuration } from "./quantity.ts";
 import { network } from "./network.ts";
@@ -9,14 +10,20 @@ import { services } from "./service.ts";
 import { type FieldValues, flag, mapping, mismatch, type Shape } from "./shape.ts";
 import { quote } from "./suggestion.ts";
 import { triggers } from "./trigger.ts";
-import { checkIdentifier, duration, identifier, image, jobReference, label, NAME_PATTERN, script } from "./value.ts";
+import { checkIdentifier, duration, identifier, jobReference, label, NAME_PATTERN, script } from "./value.ts";
 
 /** What pipeline, job and step have in common. The nearest one holds. */
 const sharedFields = {
   image: {
     shape: image,
-    summary: '"host" (the agent\'s programs, read-only) or "./path" to a root directory or archive in the repository.',
+    summary:
+      'An image in a registry ("node:24"), "./path" to a root directory or archive in the repository, or "host" (the agent\'s programs, read-only).',
     default: DEFAULTS.image,
+  },
+  pull: {
+    shape: pull,
+    summary:
+      "When the registry is asked what a tag stands for: always, once per build; only if the agent has no image of that name; or never. Without it: always, and what the agent has where the registry cannot be reached.",
   },
   env: { shape: environment, summary: "Environment variables, merged from pipeline, job and step; the nearest holds." },
   resources: { shape: resources, summary: "Limits of every step below, key by key." },
@@ -56,6 +63,8 @@ const stepTable = {
     environment: "env",
     variables: "env",
     container: "image",
+    pull_policy: "pull",
+    imagePullPolicy: "pull",
     "timeout-minutes": "timeout",
     "continue-on-error": "allow_failure",
     failure: "allow_failure",

@@ -114,6 +114,7 @@ class PipelineBuilder {
     for (const { name, value: service, valueSpan } of entries) {
       if (service === undefined || this.#tooLarge) continue;
       const env = service.env === undefined ? inherited : mergeEnvironments(inherited, service.env.value);
+      const pull = service.pull?.value ?? job.pull?.value ?? this.#pipeline.pull?.value;
       const args = service.args?.value.map(({ value }) => value);
       const ready = buildReady(service);
       const scripts = [service.run?.value, ready?.run, ...(args ?? [])].join("");
@@ -121,6 +122,7 @@ class PipelineBuilder {
       specs.push({
         name,
         image: service.image?.value ?? job.image?.value ?? this.#pipeline.image?.value ?? DEFAULTS.image,
+        ...(pull !== undefined && { pull }),
         ...(service.run !== undefined && { run: service.run.value }),
         ...(args !== undefined && { args }),
         env,
@@ -144,10 +146,12 @@ class PipelineBuilder {
     const network = step.network ?? job.network ?? this.#pipeline.network;
     this.#checkAllowed(network, job);
     this.#spend(run, env, { span: step.env?.span ?? span, what: "step", network: network?.value });
+    const pull = step.pull?.value ?? job.pull?.value ?? this.#pipeline.pull?.value;
     return {
       name,
       run,
       image: step.image?.value ?? job.image?.value ?? this.#pipeline.image?.value ?? DEFAULTS.image,
+      ...(pull !== undefined && { pull }),
       env,
       timeoutMs: step.timeout?.value ?? jobTimeout?.value ?? DEFAULTS.stepTimeoutMs,
       resources: resolveResources([step.resources, job.resources, this.#pipeline.resources]),

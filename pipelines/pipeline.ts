@@ -49,12 +49,17 @@ export interface AllowedDestination {
   readonly lastPort: number;
 }
 
+/** When a registry is asked what a tag stands for. */
+export type PullPolicy = "always" | "missing" | "never";
+
 export interface StepSpec {
   readonly name: string;
   /** A POSIX shell script, run as `sh -e`. */
   readonly run: string;
-  /** `host`, or a path that begins with `./`, relative to the workspace. */
+  /** `host`, a path that begins with `./`, relative to the workspace, or the name of an image in a registry. */
   readonly image: string;
+  /** Absent where the pipeline says nothing: as "always", but what the agent has will do where the registry cannot be reached. */
+  readonly pull?: PullPolicy;
   /** The whole environment the pipeline gives: pipeline, job and step merged. */
   readonly env: Readonly<Record<string, string>>;
   readonly timeoutMs: number;
@@ -78,6 +83,7 @@ export interface ServiceSpec {
   readonly name: string;
   /** As in a step. */
   readonly image: string;
+  readonly pull?: PullPolicy;
   /** A POSIX shell script, run as `sh -e`; without it the image's own program is run. */
   readonly run?: string;
   /** Arguments of the image's own program, in place of the image's. */

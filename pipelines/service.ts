@@ -1,6 +1,7 @@
 /** `services:`, containers beside the steps of a job: their keys and what is checked of them together. */
 import { dictionary, type DictionaryEntry, list } from "./collection.ts";
 import { environment } from "./environment.ts";
+import { image, pull } from "./image-name.ts";
 import { DEFAULTS, LIMITS } from "./limits.ts";
 import { localNames } from "./network.ts";
 import type { ReadySpec } from "./pipeline.ts";
@@ -9,7 +10,7 @@ import { formatDuration } from "./quantity.ts";
 import { resources } from "./resources.ts";
 import { type FieldValues, flag, mapping, type Shape } from "./shape.ts";
 import { quote } from "./suggestion.ts";
-import { duration, image, portNumber, script, variable } from "./value.ts";
+import { duration, portNumber, script, variable } from "./value.ts";
 
 /** One label of a host name, for it is one in /etc/hosts. */
 export const SERVICE_NAME_PATTERN = "^[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?$";
@@ -67,6 +68,7 @@ const serviceTable = {
       summary: "The image the service runs in: the job's if left out.",
       default: DEFAULTS.image,
     },
+    pull: { shape: pull, summary: "When the registry is asked for the image: as the job says if left out." },
     run: { shape: script, summary: "A POSIX shell script, run as sh -e; without it, what the image says is run." },
     args: {
       shape: list({

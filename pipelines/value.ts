@@ -1,8 +1,7 @@
-/** The shapes of single values: scripts, names, images, durations, sizes, numbers. */
+/** The shapes of single values: scripts, names, durations, sizes, numbers. */
 import { LIMITS } from "./limits.ts";
 import { DURATION_PATTERN, formatBytes, parseDuration, type Quantity } from "./quantity.ts";
 import { exceed, type JsonSchema, mismatch, refuse, type Shape, subject } from "./shape.ts";
-import { quote } from "./suggestion.ts";
 import type { YamlNode } from "./tree.ts";
 
 /** Begins with a letter, digit or underscore, so that no name is `..`, hidden, or an option of a command. */
@@ -26,7 +25,7 @@ export function checkIdentifier(text: string): { problem: string; suggestion: st
 }
 
 /** Scalars that are text, or were meant to be: YAML turns `run: true` and `needs: 1` into something else. */
-function scalarText(node: YamlNode): string | undefined {
+export function scalarText(node: YamlNode): string | undefined {
   return node.kind === "scalar" && node.value !== null ? node.text : undefined;
 }
 
@@ -98,44 +97,6 @@ export const script: Shape<string> = {
     );
   },
 };
-
-const imageHelp =
-  'write "host" for the agent\'s own programs, or "./path" for a root directory, root tar, OCI layout or docker save archive in the repository';
-
-/** `host`, or a path in the repository. Whether something is there is found out when the step runs. */
-export const image: Shape<string> = {
-  expected: '"host" or "./path"',
-  schema: { type: "string", pattern: "^(host|\\./.+)$", maxLength: LIMITS.imageLength },
-  read(node, place) {
-    const text = scalarText(node);
-    if (text === undefined || text === "") return mismatch(node, place, '"host" or "./path"', imageHelp);
-    if (text.length > LIMITS.imageLength) {
-      return exceed(node, place, `${text.length} characters`, LIMITS.imageLength);
-    }
-    if (text === "host") return text;
-    const fault = checkImage(text);
-    if (fault === undefined) return text;
-    return refuse(node, place, fault.problem, fault.suggestion);
-  },
-};
-
-function checkImage(text: string): { problem: string; suggestion: string } | undefined {
-  if (/[\0-\x1f\x7f]/.test(text)) return { problem: "a path has no control characters", suggestion: imageHelp };
-  if (/^\.\.?(?:\/|$)/.test(text)) {
-    const segments = text.split("/");
-    if (segments.includes(".."))
-      return { problem: "it leaves the repository", suggestion: 'write a path without ".."' };
-    if (segments.some((segment) => segment !== "." && segment !== "")) return undefined;
-    return { problem: "it is the repository itself", suggestion: "name a directory or archive in it" };
-  }
-  if (/^[/~]/.test(text)) return { problem: "steps cannot use paths of the agent", suggestion: imageHelp };
-  if (text.toLowerCase() === "host")
-    return { problem: "it is written differently", suggestion: 'did you mean "host"?' };
-  if (/\.(?:tar|tar\.gz|tgz|tar\.zst|oci)$|\/$/i.test(text)) {
-    return { problem: 'a path begins with "./"', suggestion: `did you mean ${quote(`./${text}`)}?` };
-  }
-  return { problem: "images from registries are not supported yet", suggestion: imageHelp };
-}
 
 /** A number with a unit. */
 export function quantity(expected: string, pattern: string, parse: (text: string) => Quantity): Shape<number> {

@@ -8,6 +8,7 @@
  * POST /api/agent/attempts/:attemptId/renew                    → 200 RenewResponse | 409
  * POST /api/agent/attempts/:attemptId/steps/:index             StepReport → 204 | 409
  * PUT  /api/agent/attempts/:attemptId/steps/:index/log?offset= LogChunk body → 200 { offset } | 409 | 416 { offset }
+ * POST /api/agent/attempts/:attemptId/images                   ImagePin → 200 ImagePin: the one that holds | 409
  * POST /api/agent/attempts/:attemptId/finish                   FinishReport → 204 | 409
  * POST /api/agent/attempts/:attemptId/kept                     KeptReport → 200 KeptResponse | 409; after the finish, too
  *
@@ -37,6 +38,8 @@ export interface ClaimedJob {
   readonly repository: RepositoryInfo;
   /** Values to mask in logs; never part of any log, list or queue. */
   readonly maskedValues: readonly string[];
+  /** What the build's jobs have agreed on so far: names of images in full (`docker.io/library/node:24`) to digests. */
+  readonly images: Readonly<Record<string, string>>;
 }
 
 export interface BuildInfo {
@@ -90,6 +93,13 @@ export interface KeptResponse {
   /** Steps that nobody wants kept any more. */
   readonly discard: readonly number[];
 }
+
+/** What the tag of an image stands for in a build; a job proposes, and the first one's proposal holds for all. */
+export const imagePinSchema = z.object({
+  name: z.string().min(1).max(1024),
+  digest: z.string().regex(/^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$/, "is not a digest"),
+});
+export type ImagePin = z.infer<typeof imagePinSchema>;
 
 /** What was used, as the kernel counted it; `undefined` where the host cannot tell. */
 export const usageSchema = z.object({

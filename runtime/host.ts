@@ -50,6 +50,8 @@ import { Watch } from "./watch.ts";
 
 export interface HostOptions {
   readonly stateDir: string;
+  /** Where images are kept; several hosts may share it. On the state directory's file system. @default `images` in the state directory */
+  readonly imageStoreDir?: string;
   readonly allow?: readonly "no-cgroups"[];
   /** The most that all containers use together, beside what the machine can bear. */
   readonly ceiling?: Ceiling;
@@ -118,7 +120,7 @@ export class Host implements AsyncDisposable {
     this.stateDir = stateDir;
     // Layers have the owners that jobs see, if mounts do not map them: with other ids, another store.
     const owners = ownersFingerprint();
-    this.imageStoreDir = `${stateDir}/images${owners === undefined ? "" : `-${owners}`}`;
+    this.imageStoreDir = `${options.imageStoreDir ?? `${stateDir}/images`}${owners === undefined ? "" : `-${owners}`}`;
     this.layerMounts = new LayerMounts(`${this.imageStoreDir}/shifted`);
     this.attachDir = `${stateDir}/attach`;
     this.skeletonDir = `${stateDir}/skeleton`;

@@ -4,8 +4,9 @@ import { promisify } from "node:util";
 import { readDockerArchive } from "./docker-archive.ts";
 import { resolveHostImage } from "./host-image.ts";
 import { defaultPath, type FoundImage, type ImageConfig } from "./image-config.ts";
-import { ImageError } from "./image-error.ts";
+import { formatBytes, ImageError } from "./image-error.ts";
 import { DirectoryFiles, type ImageFiles, scanTar } from "./image-files.ts";
+import { type ImagePins, MAX_LAYERS, pullImage, type PullPolicy } from "./image-pull.ts";
 import type { ImageLease } from "./image-lease.ts";
 import { ImageStore } from "./image-store.ts";
 import { layerKey, type LayerStore } from "./layer-store.ts";
@@ -13,6 +14,9 @@ import { defaultLayerLimits, type LayerLimits } from "./layer.ts";
 import { LayerWorkers } from "./layer-workers.ts";
 import { O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_PATH, RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS } from "./linux.ts";
 import { readOciLayout } from "./oci-layout.ts";
+import { RegistryClient } from "./registry-client.ts";
+import { RegistryError } from "./registry-error.ts";
+import { parseReference } from "./registry-reference.ts";
 import { allOrNone } from "./parallel.ts";
 import { close as closeDescriptor, open, openat2, SyscallError } from "./syscall.ts";
 import { type ByteRange, detectCompression } from "./unpack.ts";
@@ -24,7 +28,7 @@ export type { LayerLimits } from "./layer.ts";
 export interface Image {
   /** What the pipeline wrote. */
   readonly reference: string;
-  /** `sha256:…` of the image configuration or archive; absent for `host` and plain directories. */
+  /** `sha256:…` of what the registry has under the name, of the image configuration or archive; absent for `host` and plain directories. */
   readonly digest?: string;
   /** Absolute directories, base layer first, owned by root on disk; whiteouts as overlayfs wants them. Never written to. */
   readonly layers: readonly string[];
@@ -33,12 +37,15 @@ export interface Image {
   readonly config: ImageConfig;
 }
 
-/** The overlay takes 500 lower layers; some room is left for ours. */
-const MAX_LAYERS = 480;
-
 interface ResolveOptions {
   readonly baseDir: string;
   readonly storeDir: string;
+  /** For images in registries. @default a client that knows no credentials and no settings */
+  readonly client?: RegistryClient;
+  readonly pull?: PullPolicy | undefined;
+  readonly pins?: ImagePins | undefined;
+  /** Told what a person should know about the pull. */
+  readonly onNote?: ((note: string) => void) | undefined;
   readonly lease?: ImageLease;
   readonly signal?: AbortSignal;
   readonly limits?: Partial<LayerLimits>;
@@ -50,13 +57,14 @@ interface ResolveOptions {
  * Layers that are in the store already are not read again. Of calls for the same layer at the same time, in any process,
  * one unpacks. The work is done in threads of its own.
  *
- * @param reference `host`, or a path that begins with `./`: a root directory, a root tar (plain, gzip, zstd), an OCI
- *   layout (directory or tar) or a `docker save` archive.
+ * @param reference `host`; a path that begins with `./`: a root directory, a root tar (plain, gzip, zstd), an OCI layout
+ *   (directory or tar) or a `docker save` archive; or the name of an image in a registry.
  * @param options.baseDir The workspace; the path may not leave it, by symlinks neither (openat2 RESOLVE_BENEATH).
  * @param options.storeDir The agent's image store. Unpacked layers are kept there by digest, written beside and renamed.
  * @param options.lease Holds the layers in the store for as long as it lasts. @default for as long as the process lasts
  * @param options.limits What a layer may cost. @default 1000000 entries, 32 GiB, 200 times its compressed size
- * @throws {ImageError} If the image is missing, not an image, broken or hostile.
+ * @throws {ImageError} If the image is missing, not an image, broken or hostile, or the registry denies access.
+ * @throws {RegistryError} If the registry cannot be reached.
  */
 export async function resolveImage(reference: string, options: ResolveOptions): Promise<Image> {
   options.signal?.throwIfAborted();
@@ -68,10 +76,55 @@ export async function resolveImage(reference: string, options: ResolveOptions): 
     const lease = options.lease ?? store.processLease;
     if (reference === "host") return await resolveHostImage(store, { lease, signal: options.signal });
     const limits = { ...defaultLayerLimits, ...options.limits };
+    if (!reference.startsWith(".") && !reference.startsWith("/")) {
+      return await resolveFromRegistry(reference, { ...options, store, lease, limits });
+    }
     return await new Resolution(reference, { ...options, limits, store, lease, workers }).resolve();
   } finally {
     options.signal?.removeEventListener("abort", cancel);
   }
+}
+
+/** Pulls, or finds in the store, what a registry has under a name. */
+async function resolveFromRegistry(
+  reference: string,
+  options: ResolveOptions & { readonly store: ImageStore; readonly lease: ImageLease; readonly limits: LayerLimits },
+): Promise<Image> {
+  const parsed = parseReference(reference);
+  using own = options.client === undefined ? new RegistryClient({}) : undefined;
+  const client = options.client ?? (own as RegistryClient);
+  const { store, lease, limits, pull: policy, pins, signal, onNote } = options;
+  try {
+    const received = new Map<string, number>();
+    const startedAtMs = performance.now();
+    const pulled = await pullImage(parsed, {
+      store,
+      client,
+      lease,
+      limits,
+      policy,
+      pins,
+      signal,
+      onNote,
+      onProgress: ({ digest, receivedBytes }) => received.set(digest, receivedBytes),
+    });
+    const bytes = [...received.values()].reduce((sum, size) => sum + size, 0);
+    const seconds = ((performance.now() - startedAtMs) / 1000).toFixed(1);
+    const how = bytes === 0 ? "in the store" : `pulled ${formatBytes(bytes)} in ${seconds} s`;
+    onNote?.(`image ${reference} is ${pulled.resolved}: ${how}`);
+    return { reference, digest: pulled.resolved, layers: pulled.layers, binds: [], config: pulled.image.config };
+  } catch (error) {
+    if (error instanceof ImageError) throw new ImageError(cannotUse(reference, error), { cause: error });
+    if (error instanceof RegistryError) {
+      const { status, transient } = error;
+      throw new RegistryError(cannotUse(reference, error), { status, transient, cause: error });
+    }
+    throw error;
+  }
+}
+
+function cannotUse(reference: string, { message }: Error): string {
+  return `Cannot use the image ${JSON.stringify(reference)}: ${message}`;
 }
 
 const close = promisify(closeCallback);
@@ -128,9 +181,7 @@ class Resolution {
       }
     } catch (error) {
       if (!(error instanceof ImageError)) throw error;
-      throw new ImageError(`Cannot use the image ${JSON.stringify(this.#reference)}: ${error.message}`, {
-        cause: error,
-      });
+      throw new ImageError(cannotUse(this.#reference, error), { cause: error });
     }
   }
 
@@ -343,7 +394,7 @@ async function readImageFiles(files: ImageFiles): Promise<FoundImage> {
 function checkReference(reference: string): void {
   if (reference.includes("\0")) throw new ImageError("it contains a NUL");
   if (!reference.startsWith("./")) {
-    throw new ImageError('it is neither "host" nor a path in the workspace that begins with "./"');
+    throw new ImageError('a path in the workspace begins with "./"');
   }
 }
 

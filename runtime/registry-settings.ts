@@ -42,14 +42,18 @@ export interface RegistrySettings {
 /**
  * Reads the file in which an administrator says what holds for which registry.
  *
- * @throws {Error} Naming the first thing that is wrong in it. A missing file is an empty one.
+ * @param options.mustExist Whether a missing file is an error, and not an empty one. @default false
+ * @throws {Error} Naming the first thing that is wrong in it.
  */
-export function readRegistrySettings(path: string): NonNullable<RegistrySettings["hosts"]> {
+export function readRegistrySettings(
+  path: string,
+  options: { readonly mustExist?: boolean } = {},
+): NonNullable<RegistrySettings["hosts"]> {
   let text: string;
   try {
     text = readFileSync(path, "utf8");
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return {};
+    if ((error as NodeJS.ErrnoException).code === "ENOENT" && options.mustExist !== true) return {};
     throw new Error(`Cannot read the registries' settings: ${(error as Error).message}`, { cause: error });
   }
   let value: unknown;

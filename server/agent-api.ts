@@ -5,6 +5,8 @@ import {
   attemptTokenHeader,
   claimRequestSchema,
   finishReportSchema,
+  type ImagePin,
+  imagePinSchema,
   stepReportSchema,
   type RenewResponse,
 } from "../queue/index.ts";
@@ -13,6 +15,7 @@ import { type AttemptRow, claimAttempt, ownedAttempt, renewAttempt, reportStep }
 import type { BuildWatch } from "./build-watch.ts";
 import { type JobRow, findJob } from "./builds.ts";
 import { HttpError } from "./http-error.ts";
+import { agreeOnImage } from "./image-pins.ts";
 import { LogChunkError, maxChunkBodyBytes, parseLogChunk } from "./log-chunk.ts";
 import type { LogStore } from "./log-store.ts";
 import type { Scheduler } from "./scheduler.ts";
@@ -33,7 +36,7 @@ type AttemptRoute = { Params: { attemptId: string } };
 type StepRoute = { Params: { attemptId: string; index: string } };
 type LogRoute = StepRoute & { Querystring: { offset?: string } };
 
-/** Serves the protocol of queue/protocol.ts: hello, claim, renew, steps, logs, finish. */
+/** Serves the protocol of queue/protocol.ts: hello, claim, renew, steps, logs, images, finish. */
 export async function serveAgents(app: FastifyInstance, options: AgentApiOptions): Promise<void> {
   const { store, logs, watch, scheduler, access, relay, leaseMs } = options;
   app.addHook("onRequest", async (request) => access.requireAgent(request));
@@ -94,6 +97,12 @@ export async function serveAgents(app: FastifyInstance, options: AgentApiOptions
       }
     },
   );
+
+  app.post<AttemptRoute>("/api/agent/attempts/:attemptId/images", async (request): Promise<ImagePin> => {
+    const attempt = ownedAttempt(store, request.params.attemptId, agentToken(request));
+    const { name, digest } = parse(imagePinSchema, request.body);
+    return { name, digest: agreeOnImage(store, attempt.buildId, { name, digest }) };
+  });
 
   app.post<AttemptRoute>("/api/agent/attempts/:attemptId/finish", async (request, reply) => {
     scheduler.finish(request.params.attemptId, agentToken(request), parse(finishReportSchema, request.body));

@@ -3,6 +3,7 @@ import type { BuildInfo, ClaimedJob, FinishReport, StepReport } from "../queue/i
 import type { JobSpec, PipelineEvent, Status } from "../pipelines/index.ts";
 import { findBuild, findJob, setJob, touch } from "./builds.ts";
 import { parseCloneUrl } from "./clone-url.ts";
+import { imagePins } from "./image-pins.ts";
 import { findRepository } from "./repositories.ts";
 import type { Store } from "./store.ts";
 import { hashToken, newId, newToken } from "./token.ts";
@@ -132,6 +133,7 @@ export function claimAttempt(
       build: info,
       repository: { id: repository.id, name: repository.name, cloneUrl: repository.cloneUrl },
       maskedValues: parseCloneUrl(repository.cloneUrl).secrets,
+      images: imagePins(store, build.id),
     };
   });
 }

@@ -115,4 +115,12 @@ export const migrations: readonly string[] = [
   ) STRICT, WITHOUT ROWID;
   `,
   "ALTER TABLE steps ADD COLUMN refused TEXT",
+  `
+  CREATE TABLE image_pins (
+    build_id TEXT NOT NULL REFERENCES builds (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    PRIMARY KEY (build_id, name)
+  ) STRICT, WITHOUT ROWID;
+  `,
 ];

@@ -13,7 +13,7 @@ import {
   type RedisConnection,
   startEmbeddedRedis,
 } from "../../queue/index.ts";
-import { Host } from "../../runtime/index.ts";
+import { Host, RegistryClient } from "../../runtime/index.ts";
 import { createRepository, temporaryDir } from "./git-fixture.ts";
 import { ProtocolServer } from "./protocol-server.ts";
 
@@ -26,6 +26,7 @@ let commit: string;
 let server: ProtocolServer;
 let agents: Agent[];
 let count = 0;
+const registry = new RegistryClient({});
 
 beforeAll(async () => {
   dir = temporaryDir();
@@ -36,6 +37,7 @@ beforeAll(async () => {
   host = await Host.open({ stateDir: join(dir.path, "agent") });
 });
 afterAll(async () => {
+  registry[Symbol.dispose]();
   await host[Symbol.asyncDispose]();
   await queue[Symbol.asyncDispose]();
   await connection[Symbol.asyncDispose]();
@@ -58,6 +60,7 @@ async function startAgent(pool: string, options: Partial<AgentOptions> = {}): Pr
     token: server.agentToken,
     redisUrl: redis.url,
     host,
+    registry,
     dataDir: host.stateDir,
     pools: [pool],
     jobs: 2,
@@ -100,6 +103,7 @@ async function offer(
     build: { id: "1", number: 17, event: "push", ref: "refs/heads/main", commit, branch: "main" },
     repository: { id: "1", name: "ada/project", cloneUrl: `file://${dir.path}/origin` },
     maskedValues: [],
+    images: {},
     ...options,
   });
   await queue.enqueue(pool, attemptId);

@@ -39,7 +39,7 @@ describe("pipelineJsonSchema", () => {
     "jobs: { a: { steps: [{ name: x }] } }",
     "jobs: { a: { steps: [{ run: x, timeout: 5 }] } }",
     "jobs: { a: { steps: [{ run: x, resources: { memory: 512mb } }] } }",
-    "jobs: { a: { steps: [x] } }\nimage: node:24",
+    "jobs: { a: { steps: [x] } }\nimage: /usr",
     "jobs: { a: { steps: [x] } }\non: pushes",
     "jobs: { a: { steps: [x] } }\non: { push: [main] }",
     "jobs: { a: { steps: [x] } }\nenv: { 2X: y }",

@@ -278,3 +278,29 @@ describe("log", () => {
     await attempt.finish({ status: "failure" });
   });
 });
+
+describe("images", () => {
+  test("stand for what the first job of the build has found, in later claims too, until the next build", async () => {
+    const { attempt } = await claimed();
+    const digest = (letter: string) => `sha256:${letter.repeat(64)}`;
+    const name = "docker.io/library/node:24";
+    expect(attempt.claimed.images).toEqual({});
+    expect((await attempt.call("POST", "/images", { name, digest: digest("a") })).json).toEqual({
+      name,
+      digest: digest("a"),
+    });
+    expect((await attempt.call("POST", "/images", { name, digest: digest("b") })).json).toEqual({
+      name,
+      digest: digest("a"),
+    });
+    expect((await attempt.call("POST", "/images", { name, digest: "latest" })).status).toBe(400);
+    await attempt.succeed();
+    const second = await harness.claim();
+    expect(second.claimed.images).toEqual({ [name]: digest("a") });
+    await second.succeed();
+    expect((await second.call("POST", "/images", { name, digest: digest("c") })).status).toBe(409);
+    const { attempt: next } = await claimed();
+    expect(next.claimed.images).toEqual({});
+    await next.finish({ status: "failure" });
+  });
+});
