@@ -8,6 +8,8 @@ import { join, resolve } from "node:path";
 import type { OciConfig, OciProcess } from "../runtime/oci.ts";
 import { helpText, parseArguments, parseCount, table, UsageError, type Options, type Usage } from "./arguments.ts";
 import { didYouMean } from "./did-you-mean.ts";
+import { type OciCommand, type OciGlobal, oneId, splitCommand } from "./oci-command.ts";
+import { controlCommands, controlUsages } from "./oci-control.ts";
 import { exitCodes, type Context, type Verb } from "./verb.ts";
 
 const globalOptions = {
@@ -31,20 +33,18 @@ const bundleOptions = {
   "no-new-keyring": { help: "Keep the caller's session keyring" },
 } as const satisfies Options;
 
-const id = { operands: "ID", count: { least: 1, most: 1 } } as const;
-
 const usages = {
   create: {
     name: "oci create",
     summary: "Create a container from a bundle; its program waits for start",
-    ...id,
+    ...oneId,
     options: bundleOptions,
     examples: [["slipway oci create --bundle /srv/hello hello", "Create it"]],
   },
   run: {
     name: "oci run",
     summary: "Create a container, start it, wait for its end and delete it",
-    ...id,
+    ...oneId,
     options: {
       ...bundleOptions,
       detach: { short: "d", help: "Do not wait" },
@@ -55,14 +55,14 @@ const usages = {
   start: {
     name: "oci start",
     summary: "Start the program of a created container",
-    ...id,
+    ...oneId,
     options: {},
     examples: [["slipway oci start hello", "Start it"]],
   },
   state: {
     name: "oci state",
     summary: "Print the state of a container as JSON",
-    ...id,
+    ...oneId,
     options: {},
     examples: [["slipway oci state hello", "Print its state"]],
   },
@@ -77,7 +77,7 @@ const usages = {
   delete: {
     name: "oci delete",
     summary: "Delete a stopped container",
-    ...id,
+    ...oneId,
     options: { force: { short: "f", help: "Kill it first if it runs, and succeed if there is none" } },
     examples: [["slipway oci delete hello", "Delete it"]],
   },
@@ -102,6 +102,7 @@ const usages = {
     },
     examples: [["slipway oci exec hello ps", "Run ps in it"]],
   },
+  ...controlUsages,
   list: {
     name: "oci list",
     summary: "List containers",
@@ -119,15 +120,7 @@ const usages = {
   },
 } as const satisfies Readonly<Record<string, Usage>>;
 
-interface Global {
-  readonly root: string;
-  readonly systemdCgroup: boolean;
-  readonly warn: (message: string) => void;
-}
-
-type Command = (argv: readonly string[], context: Context, global: Global) => Promise<number>;
-
-const commands: Readonly<Record<keyof typeof usages, Command>> = {
+const commands: Readonly<Record<keyof typeof usages, OciCommand>> = {
   create: async (argv, context, global) => {
     const { values, operands } = parseArguments(usages.create, argv);
     const { createContainer } = await import("../runtime/oci.ts");
@@ -160,6 +153,7 @@ const commands: Readonly<Record<keyof typeof usages, Command>> = {
     return exitCodes.success;
   },
   exec,
+  ...controlCommands,
   list,
   features: async (argv, context) => {
     parseArguments(usages.features, argv);
@@ -173,7 +167,7 @@ function createOptions(
   values: ReturnType<typeof parseArguments<typeof bundleOptions>>["values"],
   id: string,
   context: Context,
-  { root, systemdCgroup, warn }: Global,
+  { root, systemdCgroup, warn }: OciGlobal,
 ) {
   const { "pid-file": pidFile, "console-socket": consoleSocket } = values;
   // What systemd hands down (sd_listen_fds(3)) goes on to the program.
@@ -197,7 +191,7 @@ function count(option: string, text: string | undefined): number {
   return text === undefined ? 0 : parseCount(option, text, { least: 0, most: 10_000 });
 }
 
-async function run(argv: readonly string[], context: Context, global: Global): Promise<number> {
+async function run(argv: readonly string[], context: Context, global: OciGlobal): Promise<number> {
   const { values, operands } = parseArguments(usages.run, argv);
   const options = createOptions(values, operands[0] ?? "", context, global);
   const oci = await import("../runtime/oci.ts");
@@ -234,9 +228,9 @@ function terminalSocket(
   return { ours, theirs };
 }
 
-async function exec(argv: readonly string[], context: Context, { root, warn }: Global): Promise<number> {
+async function exec(argv: readonly string[], context: Context, { root, warn }: OciGlobal): Promise<number> {
   // What follows the id is the command's, options included.
-  const { own, command } = splitCommand(argv);
+  const { own, command } = splitCommand(argv, usages.exec.options);
   const { values, operands } = parseArguments(usages.exec, own);
   const oci = await import("../runtime/oci.ts");
   const { "pid-file": pidFile, "console-socket": consoleSocket } = values;
@@ -295,26 +289,7 @@ function withCapabilities(
   };
 }
 
-/** Splits at the first word after the id; an option's value is no id. */
-function splitCommand(argv: readonly string[]): { own: readonly string[]; command: readonly string[] } {
-  const options: Options = usages.exec.options;
-  const takesValue = (word: string) =>
-    Object.entries(options).some(
-      ([name, { short, value }]) =>
-        value !== undefined && (word === `--${name}` || (short !== undefined && word === `-${short}`)),
-    );
-  for (let i = 0; i < argv.length; i++) {
-    const word = argv[i] ?? "";
-    if (takesValue(word)) i++;
-    else if (!word.startsWith("-")) {
-      const rest = argv.slice(i + 1);
-      return { own: argv.slice(0, i + 1), command: rest[0] === "--" ? rest.slice(1) : rest };
-    }
-  }
-  return { own: argv, command: [] };
-}
-
-async function list(argv: readonly string[], context: Context, { root }: Global): Promise<number> {
+async function list(argv: readonly string[], context: Context, { root }: OciGlobal): Promise<number> {
   const { values } = parseArguments(usages.list, argv);
   const { listStores } = await import("../runtime/oci.ts");
   const rows = listStores(root).flatMap((store) => {
@@ -401,13 +376,13 @@ async function runOci(argv: readonly string[], context: Context): Promise<number
     );
   }
   const command = name as keyof typeof usages;
-  const own = command === "exec" ? splitCommand(words).own : words;
+  const own = command === "exec" || command === "ps" ? splitCommand(words, usages[command].options).own : words;
   if (own.includes("--help") || own.includes("-h")) {
     context.print(helpText(usages[command]));
     return exitCodes.success;
   }
   const log = logger(values);
-  const global: Global = {
+  const global: OciGlobal = {
     root: resolve(context.directory, values.root ?? "/run/slipway/oci"),
     systemdCgroup: values["systemd-cgroup"] || values["cgroup-manager"] === "systemd",
     warn: (message) => {

@@ -272,6 +272,11 @@ export function parseOciProcess(text: string): OciProcess {
   return parsed;
 }
 
+/** Parses a resources object, as `update --resources` reads one. @throws {OciConfigError} */
+export function parseOciResources(text: string): OciResources {
+  return resources(parse(text, "resources"), "linux.resources");
+}
+
 function parse(text: string, what: string): unknown {
   try {
     return parseJson(text);

@@ -46,6 +46,7 @@ import {
 } from "./oci-config.ts";
 import { deviceRules, loadDeviceFilter } from "./oci-device-filter.ts";
 import { beneathRoot } from "./oci-file-system.ts";
+import { thaw } from "./oci-freezer.ts";
 import { runHook } from "./oci-hooks.ts";
 import { cloneRoot, resolveMounts } from "./oci-mounts.ts";
 import { OciConfigError } from "./oci-parser.ts";
@@ -692,9 +693,10 @@ export function killContainer(root: string, id: string, signal: number, options:
   const status = store.status(record);
   if (options.all) {
     for (const pid of ownProcesses(record)) trySyscall("kill", pid, signal);
+    if (signal === SIGKILL) thaw(record.cgroup);
     return;
   }
-  if (status !== "created" && status !== "running") {
+  if (status !== "created" && status !== "running" && status !== "paused") {
     throw new Error(`Cannot send signal ${signal} to container "${id}": container not running, it is ${status}`);
   }
   const fd = trySyscall("pidfd_open", record.pid, 0);
@@ -706,6 +708,8 @@ export function killContainer(root: string, id: string, signal: number, options:
   // Without a pid namespace of its own nothing dies with the container's process.
   if (signal === SIGKILL && !hasOwnPids(store))
     for (const pid of ownProcesses(record)) trySyscall("kill", pid, SIGKILL);
+  // On v1 a process that is frozen does not die.
+  if (signal === SIGKILL) thaw(record.cgroup);
 }
 
 function hasOwnPids(store: OciStore): boolean {
@@ -739,6 +743,7 @@ export function deleteContainer(
   if (status !== "stopped") {
     if (!options.force) throw new Error(`Cannot delete container "${id}": it is ${status}, not stopped; kill it first`);
     if (record.pid !== 0) kill(record.pid, SIGKILL);
+    thaw(record.cgroup);
     awaitStop(store, record);
   }
   let config: OciConfig | undefined;
@@ -771,6 +776,7 @@ function pause(milliseconds: number): void {
 /** Undoes what `create` did. */
 function destroy(store: OciStore, record: OciRecord): void {
   const until = performance.now() + stopLimitMs;
+  thaw(record.cgroup);
   for (let left = ownProcesses(record); left.length > 0 && performance.now() < until; left = ownProcesses(record)) {
     for (const pid of left) kill(pid, SIGKILL);
     pause(2);

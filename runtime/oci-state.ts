@@ -2,10 +2,12 @@
 import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import type { OciCgroup } from "./oci-cgroup.ts";
 import { type OciConfig, parseOciConfig } from "./oci-config.ts";
+import { isFrozen } from "./oci-freezer.ts";
 
 export const ociVersion = "1.3.0";
 
-export type OciStatus = "creating" | "created" | "running" | "stopped";
+/** The specification's, and one of runc's. */
+export type OciStatus = "creating" | "created" | "running" | "paused" | "stopped";
 
 /** The state that the specification defines, as commands print it and hooks read it. */
 export interface OciState {
@@ -104,6 +106,7 @@ export class OciStore {
   status(record: OciRecord): OciStatus {
     if (record.pid === 0) return "creating";
     if (startTime(record.pid) !== record.pidStart) return "stopped";
+    if (isFrozen(record.cgroup)) return "paused";
     return readdirSync(this.directory).includes("start") ? "created" : "running";
   }
 

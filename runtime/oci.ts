@@ -11,10 +11,19 @@ export {
   startContainer,
   containerState,
 } from "./oci-container.ts";
+export { containerProcesses, pauseContainer, resumeContainer, updateContainer } from "./oci-control.ts";
+export { containerStatistics, type OciEvent, oomKills } from "./oci-events.ts";
 export { execInContainer } from "./oci-exec.ts";
 export { ociFeatures } from "./oci-features.ts";
 export { foreground, type TerminalSocket } from "./oci-foreground.ts";
-export { type OciConfig, type OciProcess, parseOciConfig, parseOciProcess } from "./oci-config.ts";
+export {
+  type OciConfig,
+  type OciProcess,
+  type OciResources,
+  parseOciConfig,
+  parseOciProcess,
+  parseOciResources,
+} from "./oci-config.ts";
 export { OciConfigError } from "./oci-parser.ts";
 export { listStores, ociVersion, type OciRecord, type OciState, type OciStore } from "./oci-state.ts";
 export { socketPair } from "./syscall.ts";
