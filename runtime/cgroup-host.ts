@@ -14,6 +14,11 @@ const CGROUP2_SUPER_MAGIC = 0x63677270;
 export interface CgroupHost {
   readonly version: 1 | 2;
   readonly hierarchies: readonly CgroupHierarchy[];
+  /**
+   * Beside v1: those that limit nothing here. A nested step gets a part of them, as its containers want it (devices,
+   * name=systemd), or so that it cannot mount the whole.
+   */
+  readonly others: readonly (CgroupHierarchy & { readonly version: 1 | 2 })[];
   /** Of memory, cpu and pids, those that cannot be had. */
   readonly missing: readonly string[];
 }
@@ -40,6 +45,7 @@ export function findCgroups(options: { readonly cpuset?: boolean } = {}): Cgroup
     return {
       version: 2,
       hierarchies: [{ mountPoint: unified.mountPoint, ownPath: own.get("") ?? "/", controllers }],
+      others: [],
       missing: requiredControllers.filter((name) => !controllers.includes(name)),
     };
   }
@@ -51,13 +57,16 @@ export function findCgroups(options: { readonly cpuset?: boolean } = {}): Cgroup
   const used = v1.filter((mount) => mount.controllers.some((name) => wanted.has(name)));
   if (used.length === 0) return undefined;
   const found = new Set(used.flatMap((mount) => mount.controllers));
+  const place = ({ mountPoint, controllers, type }: (typeof v1)[number]): CgroupHierarchy => {
+    const ownPath = own.get(type === "cgroup2" ? "" : (controllers[0] ?? "")) ?? "/";
+    return { mountPoint, ownPath, controllers: type === "cgroup2" ? [] : controllers };
+  };
   return {
     version: 1,
-    hierarchies: used.map((mount) => ({
-      mountPoint: mount.mountPoint,
-      ownPath: own.get(mount.controllers[0] ?? "") ?? "/",
-      controllers: mount.controllers,
-    })),
+    hierarchies: used.map(place),
+    others: mounts
+      .filter((mount) => !used.includes(mount))
+      .map((mount) => ({ ...place(mount), version: mount.type === "cgroup2" ? 2 : 1 })),
     missing: requiredControllers.filter((name) => !found.has(name)),
   };
 }
@@ -70,7 +79,9 @@ function cgroupMounts(): { mountPoint: string; type: string; controllers: string
     const mountPoint = left?.split(" ")[4];
     const [type, , options] = right?.split(" ") ?? [];
     if (mountPoint === undefined || (type !== "cgroup" && type !== "cgroup2")) continue;
-    const controllers = (options ?? "").split(",").filter((option) => option !== "rw" && option !== "ro");
+    const controllers = (options ?? "")
+      .split(",")
+      .filter((option) => !/^(?:rw|ro|xattr|clone_children|noprefix|cpuset_v2_mode|release_agent=.*)$/.test(option));
     if (mounts.every((mount) => mount.mountPoint !== mountPoint)) mounts.push({ mountPoint, type, controllers });
   }
   return mounts;
@@ -109,6 +120,12 @@ export function makeAgentCgroup(
   }
   if (controllers.includes(cpuset)) inheritCpuset(path);
   return { path, controllers };
+}
+
+/** The agent's directory in a hierarchy of a host with v1. */
+export function agentCgroupPath({ mountPoint, ownPath }: CgroupHierarchy, name: string): string {
+  const own = visiblePath(mountPoint, ownPath);
+  return `${own === "/" ? mountPoint : mountPoint + own}/${name}`;
 }
 
 /** A v1 cpuset without CPUs and memory nodes takes no process; whatever is made below is a copy. */

@@ -36,6 +36,16 @@ export function readOomKills(directories: readonly CgroupDirectory[]): number {
   return files.key("memory", files.version === 2 ? "memory.events" : "memory.oom_control", "oom_kill") ?? 0;
 }
 
+/**
+ * Whether its own limit was ever in the way of its processes, not one below it; for v2, where events below count here, too.
+ * v1 counts each cgroup's own anyway.
+ */
+export function hadOwnOom(directories: readonly CgroupDirectory[]): boolean {
+  const files = new Files(directories);
+  if (files.version === 1) return true;
+  return (files.key("memory", "memory.events.local", "oom") ?? 1) > 0;
+}
+
 /** The memory in use now; undefined if it is not counted. */
 export function readMemory(directories: readonly CgroupDirectory[]): number | undefined {
   const files = new Files(directories);

@@ -10,9 +10,10 @@ import { existsSync } from "node:fs";
 import { rmdir } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { type CgroupHost, makeAgentCgroup, makeDirectory, readWords } from "./cgroup-host.ts";
+import { delegate, type Delegation, OtherHierarchies, processesBelow } from "./cgroup-delegation.ts";
 import { type CgroupDirectory, setLimits } from "./cgroup-limits.ts";
-import { removeCgroupTree, tryRemove } from "./cgroup-sweep.ts";
-import { type CgroupUsage, reachedOwnLimit, readMemory, readOomKills, readUsage } from "./cgroup-usage.ts";
+import { removeCgroupsBelow, removeCgroupTree, tryRemove } from "./cgroup-sweep.ts";
+import { type CgroupUsage, hadOwnOom, reachedOwnLimit, readMemory, readOomKills, readUsage } from "./cgroup-usage.ts";
 import { O_DIRECTORY, O_RDONLY, O_WRONLY } from "./linux.ts";
 import type { OciResources } from "./oci-config.ts";
 import type { Removals } from "./removals.ts";
@@ -22,10 +23,12 @@ import { open } from "./syscall.ts";
 export class Cgroups {
   readonly version: 1 | 2;
   readonly #directories: readonly CgroupDirectory[];
+  readonly #others: OtherHierarchies;
 
-  private constructor(version: 1 | 2, directories: readonly CgroupDirectory[]) {
+  private constructor(version: 1 | 2, directories: readonly CgroupDirectory[], others: OtherHierarchies) {
     this.version = version;
     this.#directories = directories;
+    this.#others = others;
   }
 
   /**
@@ -33,19 +36,24 @@ export class Cgroups {
    *
    * @throws {Error} Naming the directory and what mends it.
    */
-  static open({ version, hierarchies }: CgroupHost, name: string): Cgroups {
+  static open({ version, hierarchies, others }: CgroupHost, name: string): Cgroups {
     const directories = hierarchies.map((hierarchy): CgroupDirectory => {
       const { path } = makeAgentCgroup(hierarchy, version, name);
       // What somebody left has his limits.
       removeCgroupTree(path);
       return { version, ...makeAgentCgroup(hierarchy, version, name) };
     });
-    return new Cgroups(version, directories);
+    return new Cgroups(version, directories, new OtherHierarchies(others, name));
   }
 
   /** The directories that `open` would make; their leftovers belong to whoever used this name before. */
   get directories(): readonly string[] {
     return this.#directories.map(({ path }) => path);
+  }
+
+  /** Those that nested steps have made since, or before; they may be missing. */
+  get otherDirectories(): readonly string[] {
+    return this.#others.directories;
   }
 
   /** v1: the controllers of each hierarchy that limits a container's processes, as its mount option names them. */
@@ -76,7 +84,7 @@ export class Cgroups {
         makeDirectory(path);
         made.push({ ...directory, path });
       }
-      return new Cgroup(made);
+      return new Cgroup(made, { id, hierarchies: this.#others });
     } catch (error) {
       for (const { path } of made) tryRemove(path);
       throw error;
@@ -85,7 +93,7 @@ export class Cgroups {
 
   /** Removes the agent's directories; containers' cgroups must be gone. */
   close(): void {
-    for (const { path } of this.#directories) tryRemove(path);
+    for (const path of [...this.directories, ...this.otherDirectories]) tryRemove(path);
   }
 }
 
@@ -93,10 +101,28 @@ export class Cgroups {
 export class Cgroup {
   readonly version: 1 | 2;
   readonly #directories: readonly CgroupDirectory[];
+  readonly #others: { readonly id: string; readonly hierarchies: OtherHierarchies };
+  #delegation: Delegation | undefined;
 
-  constructor(directories: readonly CgroupDirectory[]) {
+  constructor(
+    directories: readonly CgroupDirectory[],
+    others: { readonly id: string; readonly hierarchies: OtherHierarchies },
+  ) {
     this.version = directories.some(({ version }) => version === 1) ? 1 : 2;
     this.#directories = directories;
+    this.#others = others;
+  }
+
+  /**
+   * Gives the container's root, a user of the host, the right to make cgroups of its own below it. Its limits stay out of
+   * reach: they are in files that are not given away, on v2 in a directory above.
+   *
+   * @throws {Error} Naming the directory.
+   */
+  delegate(owner: number): Delegation {
+    const { id, hierarchies } = this.#others;
+    this.#delegation ??= delegate({ directories: this.#directories, owner, others: () => hierarchies.make(id) });
+    return this.#delegation;
   }
 
   /** How the kernel's log ends its name: `/slipway-1e68-5y0i3/c5`. */
@@ -129,16 +155,24 @@ export class Cgroup {
   /** The processes in it now, as host ids. */
   processes(): number[] {
     const directory = this.#directories.find(({ controllers }) => controllers.includes("pids")) ?? this.#directories[0];
-    return directory === undefined ? [] : readWords(`${directory.path}/cgroup.procs`).map(Number);
+    if (directory === undefined) return [];
+    if (this.#delegation !== undefined) return processesBelow(directory.path);
+    return readWords(`${directory.path}/cgroup.procs`).map(Number);
   }
 
   usage(): CgroupUsage {
-    return readUsage(this.#directories);
+    const usage = readUsage(this.#directories);
+    return this.#isOthersOom() ? { ...usage, oomKills: 0 } : usage;
+  }
+
+  /** Whoever has cgroups of his own may limit them, and what is killed for that is his affair. */
+  #isOthersOom(): boolean {
+    return this.#delegation !== undefined && !hadOwnOom(this.#directories);
   }
 
   /** How many of its processes the kernel has killed for memory. */
   oomKills(): number {
-    return readOomKills(this.#directories);
+    return this.#isOthersOom() ? 0 : readOomKills(this.#directories);
   }
 
   /** The memory it uses now, where that is counted. */
@@ -157,8 +191,10 @@ export class Cgroup {
    * @param removals Whose thread does it, if it runs anyway.
    */
   async remove(removals?: Removals): Promise<void> {
-    if (removals?.isThread) return removals.remove({ cgroups: this.#directories.map(({ path }) => path) });
-    for (const { path } of this.#directories) {
+    const paths = this.#delegation?.directories ?? this.#directories.map(({ path }) => path);
+    if (this.#delegation !== undefined) for (const path of paths) removeCgroupsBelow(path);
+    if (removals?.isThread) return removals.remove({ cgroups: paths });
+    for (const path of paths) {
       // Not synchronously: rmdir waits for whoever changes cgroups on this host.
       for (let attempt = 0; !(await isRemoved(path)); attempt++) {
         if (attempt === 200) throw new Error(`Cannot remove cgroup "${path}": it is still in use after a second`);

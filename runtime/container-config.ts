@@ -21,6 +21,14 @@ export interface ProcessConfig {
   readonly env: Readonly<Record<string, string>>;
 }
 
+/** What a container that has containers of its own is given beyond others: see docs/security.md. */
+export interface NestedConfig {
+  /** Of the user whose rootless builders keep their layers below it. */
+  readonly home: string;
+  /** Further directories to be on a real file system: the image's volumes. */
+  readonly volumes?: readonly string[];
+}
+
 /** What must be known when a container is created. */
 export interface PreparedConfig {
   /** Names it in messages; [A-Za-z0-9_.-]. */
@@ -39,7 +47,9 @@ export interface PreparedConfig {
   readonly mounts?: readonly StepMount[];
   /** Nodes in /dev beside the standard ones. */
   readonly devices?: readonly OciDevice[];
-  /** Held in the container's own user namespace only. @default Docker's set */
+  /** Present: its programs may make containers of their own. A job's network must then have been claimed for `uidRange`. */
+  readonly nested?: NestedConfig;
+  /** Held in the container's own user namespace only. @default Docker's set, in a nested container all */
   readonly capabilities?: readonly CapabilityName[];
   /**
    * Where what the container writes is kept: a directory on the state directory's file system, in which `upper` and `work`

@@ -1,11 +1,20 @@
 /** Creates containers: file systems, limits, pipes, and a launcher that becomes one. */
 import { chownSync, mkdirSync, statSync, writeFileSync } from "node:fs";
+import type { Delegation } from "./cgroup-delegation.ts";
 import { Container, writeProcess } from "./container.ts";
 import type { ContainerConfig, PreparedConfig, ProcessConfig } from "./container-config.ts";
 import { OwnedDescriptors } from "./descriptors.ts";
 import type { Host } from "./host.ts";
+import { launchedDescriptors } from "./launcher.ts";
 import { type LaunchPlan, planLaunch } from "./launch-plan.ts";
-import { MFD_CLOEXEC, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY } from "./linux.ts";
+import {
+  MFD_CLOEXEC,
+  MOUNT_ATTR_NODEV,
+  MOUNT_ATTR_NOEXEC,
+  MOUNT_ATTR_NOSUID,
+  MOUNT_ATTR_RDONLY,
+  O_WRONLY,
+} from "./linux.ts";
 import { cloneMount } from "./mount.ts";
 import type { ContainerNetwork } from "./network.ts";
 import type { OciConfig, OciMount } from "./oci-config.ts";
@@ -13,9 +22,10 @@ import type { MountOptions } from "./oci-mount-options.ts";
 import { compileProgram, type Operation, type Program } from "./program.ts";
 import { boundDevices, cloneForContainer, makeUpper, mountDev, mountOverlay, overlayData } from "./rootfs.ts";
 import { sealedProgram } from "./start-program.ts";
-import { stepConfig } from "./step-config.ts";
+import { fillStores, listStores, makeStores, type StoreOwners, writeIdRanges } from "./nested.ts";
+import { stepConfig, type StepStore } from "./step-config.ts";
 import { type LaunchContext, planStep, type Source } from "./step-launch.ts";
-import { architecture, close, cString, syscall } from "./syscall.ts";
+import { architecture, close, cString, open, syscall } from "./syscall.ts";
 import { hostIdOf, type UidRange } from "./uid-range.ts";
 
 /**
@@ -72,7 +82,7 @@ function createContainer(
   const directory = `${host.stateDir}/containers/${launcher.name}`;
   try {
     mkdirSync(directory, { mode: 0o700 });
-    const step = describeStep(host, config, process);
+    const step = describeStep(host, config, process, directory);
     launcher.cgroup?.limit(step.linux?.resources ?? {});
     const stdout = descriptors.pipe();
     const stderr = descriptors.pipe();
@@ -83,14 +93,18 @@ function createContainer(
     const { uid: user, gid: group } = config.user ?? { uid: 0, gid: 0 };
     const [uid, gid] = [hostIdOf(config.uidRange, user, "user"), hostIdOf(config.uidRange, group, "group")];
     for (const { write } of [stdout, stderr]) syscall("fchown", write, uid, gid);
-    const cgroupFd = launcher.cgroup?.openDirectory();
+    const delegation =
+      config.nested === undefined ? undefined : launcher.cgroup?.delegate(hostIdOf(config.uidRange, 0, "user"));
+    const cgroupFd = delegation === undefined ? launcher.cgroup?.openDirectory() : undefined;
     if (cgroupFd !== undefined) descriptors.own(cgroupFd);
     if (typeof config.network === "object" && config.topLayer === undefined) {
       writeNetworkFiles(config, directory, config.network);
     }
+    const nested = prepareNested(config, directory);
     const { plan, sources } = planStep(step, {
       ...launchContext(host, config, directory),
       ...kind,
+      ...(delegation === undefined ? {} : delegated(delegation)),
       status: there("status", status.write),
       process: there("process", processFd),
       ...(start === undefined ? {} : { start: there("start", start.read) }),
@@ -98,6 +112,9 @@ function createContainer(
     });
     // What is ours already is owned already; owning it twice is once.
     const fds = sources.map((source) => (source.isOthers ? source.open() : descriptors.own(source.open())));
+    if (nested !== undefined && "fd" in plan.rootfs) {
+      fillStores(nested.stores, fds[plan.rootfs.fd - launchedDescriptors.first] ?? -1, nested);
+    }
     const { program, memoryFd } = compileLaunch(host, plan);
     // Has the container's own paths in it, and is not kept.
     if ("layerFds" in plan.rootfs) descriptors.own(memoryFd);
@@ -165,9 +182,10 @@ export function explainContainer(
   config: PreparedConfig,
   program?: ProcessConfig,
 ): { readonly config: OciConfig; readonly operations: readonly Operation[] } {
-  const explained = describeStep(host, config, program);
+  const directory = `${host.stateDir}/containers/${config.id}`;
+  const explained = describeStep(host, config, program, directory);
   const { plan } = planStep(explained, {
-    ...launchContext(host, config, `${host.stateDir}/containers/${config.id}`, { dry: true }),
+    ...launchContext(host, config, directory, { dry: true }),
     status: there("status", -1),
     process: there("process", -1),
     ...(program === undefined ? { start: there("start", -1) } : {}),
@@ -177,8 +195,13 @@ export function explainContainer(
 }
 
 /** What the step is asked to be, in the terms of step-config.ts. */
-export function describeStep(host: Host, config: PreparedConfig, program: ProcessConfig | undefined): OciConfig {
-  const { image, uidRange, network, workspace } = config;
+export function describeStep(
+  host: Host,
+  config: PreparedConfig,
+  program: ProcessConfig | undefined,
+  directory = `${host.stateDir}/containers/${config.id}`,
+): OciConfig {
+  const { image, uidRange, network, workspace, nested } = config;
   return stepConfig(
     {
       ...(program === undefined ? {} : { program: { args: program.args, env: program.env } }),
@@ -186,9 +209,11 @@ export function describeStep(host: Host, config: PreparedConfig, program: Proces
       hostname: hostnameOf(config),
       user: config.user ?? { uid: 0, gid: 0 },
       ...(config.capabilities === undefined ? {} : { capabilities: config.capabilities }),
-      seccomp: "default",
+      ...(nested === undefined
+        ? {}
+        : { nested: { userNamespacePath: pathOf(uidRange.userNamespaceFd), stores: listStores(nested, directory) } }),
       idMappings: uidRange.mappings,
-      network: typeof network === "object" ? { path: `/proc/${agentPid}/fd/${network.namespaceFd}` } : network,
+      network: typeof network === "object" ? { path: pathOf(network.namespaceFd) } : network,
       resources: host.limits.resources(config.resources),
       binds: image.binds,
       ...(workspace === undefined
@@ -201,7 +226,10 @@ export function describeStep(host: Host, config: PreparedConfig, program: Proces
   );
 }
 
-const agentPid = globalThis.process.pid;
+/** Of a descriptor of ours, for whoever reads the configuration. */
+function pathOf(fd: number): string {
+  return `/proc/${globalThis.process.pid}/fd/${fd}`;
+}
 
 const hostnameOf = ({ hostname = "slipway" }: PreparedConfig) => hostname;
 
@@ -212,7 +240,7 @@ function launchContext(
   directory: string,
   { dry = false } = {},
 ): Omit<LaunchContext, "status" | "process" | "start" | "cgroup"> {
-  const { uidRange: range, network } = config;
+  const { uidRange: range, network, nested } = config;
   return {
     architecture,
     attachPath: host.attachDir,
@@ -220,15 +248,37 @@ function launchContext(
     keepsGroups: host.keepsGroups,
     hierarchies: host.shownHierarchies,
     ...(typeof network === "object" ? { network: there("network", network.namespaceFd) } : {}),
+    ...(nested === undefined ? {} : { user: there("user namespace", range.userNamespaceFd) }),
     rootfs: rootfsOf(host, config, config.writableDir ?? directory, { dry }),
     make: {
-      bind: (mount, options) => bind(mount, options, range),
+      bind: (mount, options) => bind(mount, options, { range, dry }),
       dev: (_, { linux }) => mountDev(range, linux?.devices),
       boundDevices: ({ linux }) => boundDevices(linux?.devices),
       hostSys: cloneHostSys,
       overlay: () => showWorkspace(host, config),
     },
   };
+}
+
+function delegated({ join, leaf, shown }: Delegation): Pick<LaunchContext, "hierarchies" | "delegation"> {
+  const source = (path: string): Source => ({ name: path, open: () => open(path, O_WRONLY) });
+  return {
+    hierarchies: shown,
+    delegation: { join: join.map(source), ...(leaf === undefined ? {} : { leaf: source(leaf) }) },
+  };
+}
+
+/** What a nested container finds on disk; nothing for others. */
+function prepareNested(
+  { nested, image, user = { uid: 0, gid: 0 }, uidRange: range, writableDir }: PreparedConfig,
+  directory: string,
+): (StoreOwners & { readonly stores: readonly StepStore[] }) | undefined {
+  if (nested === undefined) return undefined;
+  const owners = { range, user, home: nested.home };
+  const stores = listStores(nested, directory);
+  makeStores(stores, owners);
+  writeIdRanges({ layers: image.layers, upper: `${writableDir ?? directory}/upper`, range, uids: [0, user.uid] });
+  return { ...owners, stores };
 }
 
 /** A descriptor that somebody else closes. */
@@ -283,18 +333,23 @@ function rootfsOf(
 function bind(
   mount: OciMount,
   options: MountOptions,
-  range: UidRange,
+  { range, dry }: { readonly range: UidRange; readonly dry: boolean },
 ): { readonly open: () => number; readonly isDirectory: boolean } {
   const { source = "" } = mount;
-  const { recursiveBind, attributes, recursiveAttributes } = options;
-  const open = () =>
-    cloneForContainer(source, range, {
-      attributes: (recursiveBind ? recursiveAttributes : attributes).set,
-      recursive: recursiveBind,
-    });
+  const { recursiveBind: recursive, idMap } = options;
+  const attributes = (recursive ? options.recursiveAttributes : options.attributes).set;
   const stat = statSync(source, { throwIfNoEntry: false });
-  if (stat === undefined) throw new Error(`Cannot mount "${source}" on "${mount.destination}": there is no such file`);
-  return { open, isDirectory: stat.isDirectory() };
+  if (stat === undefined && !dry) {
+    throw new Error(`Cannot mount "${source}" on "${mount.destination}": there is no such file`);
+  }
+  return {
+    // Without a map: its files have ids of the range on disk, too.
+    open: () =>
+      idMap === "none"
+        ? cloneMount(source, { attributes, recursive })
+        : cloneForContainer(source, range, { attributes, recursive }),
+    isDirectory: stat?.isDirectory() ?? true,
+  };
 }
 
 /** A copy-on-write workspace. */

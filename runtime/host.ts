@@ -321,7 +321,7 @@ export class Host implements AsyncDisposable {
     for (const name of readdirSync(`${stateDir}/trash`)) {
       void this.#track(this.removals.remove({ tree: `${stateDir}/trash/${name}` }));
     }
-    for (const directory of this.cgroups?.directories ?? []) {
+    for (const directory of [...(this.cgroups?.directories ?? []), ...(this.cgroups?.otherDirectories ?? [])]) {
       // What still runs in them dies with the killed agent (PR_SET_PDEATHSIG).
       removeCgroupsBelow(directory);
       sweepDeadAgents(dirname(directory), basename(directory));

@@ -12,6 +12,7 @@ import {
   CLONE_NEWCGROUP,
   CLONE_NEWNET,
   CLONE_NEWNS,
+  CLONE_NEWUSER,
   CLONE_PARENT,
   CLONE_VFORK,
   CLOSE_RANGE_CLOEXEC,
@@ -29,6 +30,7 @@ import {
   MS_NODEV,
   MS_PRIVATE,
   MS_REC,
+  MS_SHARED,
   O_CLOEXEC,
   O_DIRECTORY,
   O_PATH,
@@ -41,7 +43,7 @@ import {
   SIGCHLD,
   SIGKILL,
 } from "./linux.ts";
-import { joinNetwork, networkMemory } from "./network-join.ts";
+import { joinNetwork, joinOwnNetwork, networkMemory } from "./network-join.ts";
 import type { IdMapping, OciConfig, OciProcess } from "./oci-config.ts";
 import { beneathRoot, FileSystemPlan, type ResolvedMount } from "./oci-file-system.ts";
 import { loopback, names, newNamespaces, oomScore, sysctls } from "./oci-plan.ts";
@@ -87,6 +89,12 @@ export interface LaunchPlan {
   readonly cgroupFd?: number;
   /** The network namespace that the configuration names. */
   readonly networkFd?: number;
+  /** The user namespace that it names: its id maps are there already, and init is root of it from the start. */
+  readonly userFd?: number;
+  /** cgroup.procs of cgroups to join before that, while it is allowed. */
+  readonly joinFds?: readonly number[];
+  /** cgroup.procs of the cgroup to go to once the cgroup namespace has the one above for its root. */
+  readonly leafFd?: number;
   /** Of the configuration what the program does itself: not what runs, not the limits, not the mounts as they were written. */
   readonly config: Pick<OciConfig, "hostname" | "domainname" | "linux"> & { readonly process: OciProcess };
   readonly mounts: readonly ResolvedMount[];
@@ -113,10 +121,10 @@ export function planLaunch(plan: LaunchPlan): Operation[] {
     ...processMemory(),
     ...stageZero(plan),
     { label: INIT },
-    ...awaitIdMaps(),
+    ...(plan.userFd === undefined ? awaitIdMaps() : becomeInit(plan)),
     ...buildRootFileSystem(plan),
     ...sysctls(config),
-    ...enterRootFileSystem(),
+    ...enterRootFileSystem(plan),
     ...names(config),
     ...standardInput(),
     ...(hasNewNetwork(plan) ? loopback() : []),
@@ -217,6 +225,49 @@ function executedVector(): Buffer {
 
 /** Clones init and writes its id maps: all that needs the host's credentials. */
 function stageZero(plan: LaunchPlan): Operation[] {
+  return [
+    ...(plan.userFd === undefined ? oomScore(plan.config.process) : []),
+    { name: "make a pipe", call: "pipe2", args: [{ addressOf: "idMapPipe" }, O_CLOEXEC] },
+    ...("layerFds" in plan.rootfs ? mountLayers(plan.rootfs, plan.attachPath) : []),
+    // The child's working directory follows it into its copy of the mount namespace, so attaching the root file system
+    // on "." needs no path that the child, which owns nothing on the host, would have to be allowed to walk.
+    ...("fd" in plan.rootfs
+      ? [{ name: `enter "${plan.attachPath}"`, call: "chdir", args: [{ text: plan.attachPath }] }]
+      : []),
+    ...(plan.networkFd === undefined
+      ? []
+      : plan.userFd === undefined
+        ? joinNetwork(plan.networkFd)
+        : [joinOwnNetwork(plan.networkFd)]),
+    ...(plan.joinFds ?? []).map(
+      (fd): Operation => ({ name: "join the delegated cgroup", call: "write", args: [fd, { text: "0" }, 1] }),
+    ),
+    // Last: what the host allows is over from here on.
+    ...(plan.userFd === undefined
+      ? []
+      : [{ name: "join the job's user namespace", call: "setns", args: [plan.userFd, CLONE_NEWUSER] } as const]),
+    {
+      name: "clone into new namespaces",
+      call: "clone3",
+      args: [{ addressOf: "cloneArguments" }, 88],
+      store: { memory: "initPidMessage", offset: 4 },
+      ifPositive: "report",
+    },
+    // In init from here on; "report" stands behind a jump that the child does not take.
+    { name: "go on as init", unequal: [0, 1], goto: INIT },
+    { label: "report" },
+    // First of all: from here on the agent must reap init, whatever happens next.
+    {
+      name: "report init's process id",
+      call: "write",
+      args: [plan.statusFd, { addressOf: "initPidMessage" }, messageBytes],
+    },
+    ...(plan.userFd === undefined ? mapIds(plan) : []),
+    { name: "end stage 0", call: "exit_group", args: [0] },
+  ];
+}
+
+function mapIds(plan: LaunchPlan): Operation[] {
   const { uidMappings = [], gidMappings = [] } = plan.config.linux ?? {};
   const writeMap = (file: string, mappings: readonly IdMapping[]): Operation[] => [
     {
@@ -228,31 +279,6 @@ function stageZero(plan: LaunchPlan): Operation[] {
     write(`write ${file}`, { load: "mapDescriptor" }, idMapText(mappings)),
   ];
   return [
-    ...oomScore(plan.config.process),
-    { name: "make a pipe", call: "pipe2", args: [{ addressOf: "idMapPipe" }, O_CLOEXEC] },
-    ...("layerFds" in plan.rootfs ? mountLayers(plan.rootfs, plan.attachPath) : []),
-    // The child's working directory follows it into its copy of the mount namespace, so attaching the root file system
-    // on "." needs no path that the child, which owns nothing on the host, would have to be allowed to walk.
-    ...("fd" in plan.rootfs
-      ? [{ name: `enter "${plan.attachPath}"`, call: "chdir", args: [{ text: plan.attachPath }] }]
-      : []),
-    ...(plan.networkFd === undefined ? [] : joinNetwork(plan.networkFd)),
-    {
-      name: "clone into new namespaces",
-      call: "clone3",
-      args: [{ addressOf: "cloneArguments" }, 88],
-      store: { memory: "initPidMessage", offset: 4 },
-      ifPositive: "map ids",
-    },
-    // In init from here on; "map ids" stands behind a jump that the child does not take.
-    { name: "go on as init", unequal: [0, 1], goto: INIT },
-    { label: "map ids" },
-    // First of all: from here on the agent must reap init, whatever happens next.
-    {
-      name: "report init's process id",
-      call: "write",
-      args: [plan.statusFd, { addressOf: "initPidMessage" }, messageBytes],
-    },
     {
       name: "format init's process id",
       decimal: { load: "initPidMessage", offset: 4 },
@@ -268,7 +294,6 @@ function stageZero(plan: LaunchPlan): Operation[] {
     ...writeMap("uid_map", uidMappings),
     ...writeMap("gid_map", gidMappings),
     { name: "let init go on", call: "write", args: [{ load: "idMapPipe", offset: 4 }, { text: "m" }, 1] },
-    { name: "end stage 0", call: "exit_group", args: [0] },
   ];
 }
 
@@ -300,10 +325,24 @@ export function mountLayers(
   ];
 }
 
+const takeName: Operation = {
+  name: "take init's name",
+  call: "prctl",
+  args: [PR_SET_NAME, { text: "slipway-init" }, 0, 0, 0],
+};
+
+/**
+ * In a user namespace that is there already. The score is set by somebody who has no right on the host to: so it may be
+ * lowered again, to the agent's, as runtimes do for their containers.
+ */
+function becomeInit({ config }: LaunchPlan): Operation[] {
+  return [takeName, ...oomScore(config.process)];
+}
+
 /** Waits until stage 0 has written the id maps; its end without that byte means that it failed, and has said so. */
 function awaitIdMaps(): Operation[] {
   return [
-    { name: "take init's name", call: "prctl", args: [PR_SET_NAME, { text: "slipway-init" }, 0, 0, 0] },
+    takeName,
     { name: "close the pipe", call: "close", args: [{ load: "idMapPipe", offset: 4 }] },
     {
       name: "wait for the id maps",
@@ -328,6 +367,12 @@ function buildRootFileSystem(plan: LaunchPlan): Operation[] {
     { name: "become user 0", call: "setresuid", args: [0, 0, 0] },
     ...(plan.keepsGroups ? [] : [{ name: "leave all groups", call: "setgroups", args: [0, 0] }]),
     { name: "new cgroup namespace", call: "unshare", args: [CLONE_NEWCGROUP], tolerate: [EINVAL] },
+    ...(plan.leafFd === undefined
+      ? []
+      : [
+          // A cgroup with processes in it may not hand controllers on: the root of the delegated part has none.
+          { name: "go below the delegated cgroup", call: "write", args: [plan.leafFd, { text: "0" }, 1] } as const,
+        ]),
     { name: "clear the umask", call: "umask", args: [0] },
     ...plan.mounts.flatMap((mount) => files.mount(mount)),
     ...(cwd === "/" || ours.has(beneathRoot(cwd)) ? [] : files.directory(cwd)),
@@ -356,11 +401,14 @@ function attachRootFileSystem(rootfs: PlannedRootfs): Operation[] {
 }
 
 /** pivot_root(".", ".") stacks the old root on the new one; detaching "." then leaves only the new. @see pivot_root(2) */
-function enterRootFileSystem(): Operation[] {
+function enterRootFileSystem({ config }: LaunchPlan): Operation[] {
   return [
     { name: "pivot into the root file system", call: "pivot_root", args: [{ text: "." }, { text: "." }] },
     { name: "detach the host's root", call: "umount2", args: [{ text: "." }, MNT_DETACH] },
     { name: 'enter "/"', call: "chdir", args: [{ text: "/" }] },
+    ...(config.linux?.rootfsPropagation === "rshared"
+      ? [{ name: "share mounts", call: "mount", args: [0, { text: "/" }, 0, MS_REC | MS_SHARED, 0] } as const]
+      : []),
   ];
 }
 

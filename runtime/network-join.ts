@@ -29,11 +29,16 @@ export const networkMemory: readonly Operation[] = [
 export function joinNetwork(namespaceFd: number): Operation[] {
   const attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
   return [
-    { name: "join the job's network", call: "setns", args: [namespaceFd, CLONE_NEWNET] },
+    joinOwnNetwork(namespaceFd),
     { name: "open sysfs", call: "fsopen", args: [{ text: "sysfs" }, FSOPEN_CLOEXEC], store: CONTEXT },
     { name: "make sysfs", call: "fsconfig", args: [{ load: CONTEXT }, FSCONFIG_CMD_CREATE, 0, 0, 0] },
     { name: "mount sysfs", call: "fsmount", args: [{ load: CONTEXT }, FSMOUNT_CLOEXEC, attributes], store: MOUNT },
   ];
+}
+
+/** The same for a container in the user namespace that owns the network: it mounts sysfs itself. */
+export function joinOwnNetwork(namespaceFd: number): Operation {
+  return { name: "join the job's network", call: "setns", args: [namespaceFd, CLONE_NEWNET] };
 }
 
 /** For init, in place of mounting sysfs: the mount that stage 0 has made. */

@@ -53,6 +53,22 @@ export type StepMount =
       readonly mode?: number;
     };
 
+/** What a step needs for containers of its own, beside what every step has. */
+export interface NestedStep {
+  /** The user namespace of the job's id range, which its network belongs to: the step is in it, and owns the network. */
+  readonly userNamespacePath: string;
+  /**
+   * Directories of a real file system, owned by ids of the range, over those in which builders keep layers: an overlay is
+   * refused as another one's upper directory.
+   */
+  readonly stores: readonly StepStore[];
+}
+
+export interface StepStore {
+  readonly source: string;
+  readonly target: string;
+}
+
 /** What a step asks for. */
 export interface StepOptions {
   /** What runs, if it is known already. */
@@ -60,9 +76,10 @@ export interface StepOptions {
   readonly cwd: string;
   readonly hostname: string;
   readonly user: StepUser;
-  /** Docker's set if nothing is said. */
+  /** Docker's set if nothing is said, in a nested step all. */
   readonly capabilities?: readonly CapabilityName[];
-  readonly seccomp: SeccompProfile;
+  /** May have containers of its own. */
+  readonly nested?: NestedStep;
   /** Ids of the container, and whose they are on the host; uids and gids alike. */
   readonly idMappings: readonly IdMapping[];
   /** Loopback only, the host's, or a namespace that is there already. */
@@ -84,21 +101,22 @@ const ociVersion = "1.2.1";
 
 /** Writes a step's configuration. `root.path` is a name only: the root file system is an overlay of the image's layers. */
 export function stepConfig(step: StepOptions, host: HostFacts): OciConfig {
-  const { idMappings: ids, resources } = step;
+  const { idMappings: ids, resources, nested } = step;
   return {
     ociVersion,
     root: { path: "rootfs", readonly: false },
     hostname: step.hostname,
     process: process(step, host),
     mounts: [
-      ...standardMounts(host, ids),
+      ...standardMounts(step, host),
       ...imageMounts(step, host),
+      ...(nested?.stores ?? []).map(storeMount),
       ...step.mounts.map((mount) => furtherMount(mount, host)),
     ],
     ...(step.annotations === undefined ? {} : { annotations: new Map(Object.entries(step.annotations)) }),
     linux: {
       namespaces: [
-        { type: "user" },
+        { type: "user", ...(nested === undefined ? {} : { path: nested.userNamespacePath }) },
         { type: "mount" },
         { type: "pid" },
         { type: "ipc" },
@@ -106,20 +124,31 @@ export function stepConfig(step: StepOptions, host: HostFacts): OciConfig {
         { type: "cgroup" },
         ...network(step.network),
       ],
-      uidMappings: ids,
-      gidMappings: ids,
-      devices: step.devices,
+      ...(nested === undefined ? { uidMappings: ids, gidMappings: ids } : {}),
+      // As on a machine with systemd: rootless builders want it so.
+      ...(nested === undefined ? {} : { rootfsPropagation: "rshared" as const }),
+      devices: [...(nested === undefined ? [] : nestedDevices), ...step.devices],
       resources,
-      seccomp: profileSeccomp(step.seccomp),
+      seccomp: profileSeccomp(seccompProfileOf(step)),
       maskedPaths: host.maskedPaths,
-      readonlyPaths: host.readonlyPaths,
+      readonlyPaths: host.readonlyPaths.filter((path) => nested === undefined || path !== "/proc/sys"),
     },
   };
 }
 
+function seccompProfileOf({ nested }: StepOptions): SeccompProfile {
+  return nested === undefined ? "default" : "nested";
+}
+
+/** For fuse-overlayfs, and for slirp4netns and pasta. */
+const nestedDevices: readonly OciDevice[] = [
+  { type: "c", path: "/dev/fuse", major: 10, minor: 229, fileMode: 0o666 },
+  { type: "c", path: "/dev/net/tun", major: 10, minor: 200, fileMode: 0o666 },
+];
+
 function process(step: StepOptions, host: HostFacts): OciProcess {
   const { uid, gid, additionalGids = [], umask = 0o022 } = step.user;
-  const bounding = step.capabilities ?? defaultCapabilities;
+  const bounding = step.capabilities ?? (step.nested === undefined ? defaultCapabilities : capabilityNames);
   // Whoever is not root holds none, and the inheritable set is empty for everyone (CVE-2022-24769).
   const held = uid === 0 ? bounding : [];
   return {
@@ -130,7 +159,8 @@ function process(step: StepOptions, host: HostFacts): OciProcess {
     capabilities: { bounding, permitted: held, effective: held, inheritable: [], ambient: [] },
     rlimits: rlimits(host.maxOpenFiles),
     oomScoreAdj: host.oomScoreAdj,
-    noNewPrivileges: true,
+    // newuidmap and newgidmap are set-uid or have file capabilities; a set-uid program makes its user root of the range.
+    noNewPrivileges: step.nested === undefined,
   };
 }
 
@@ -170,10 +200,9 @@ function rlimits(maxOpenFiles: bigint): NonNullable<OciProcess["rlimits"]> {
 const strict = ["nosuid", "noexec", "nodev"];
 
 /** Those of every container, as Docker has them. The devices of the specification are in /dev without a word about them. */
-function standardMounts({ hasCgroups }: HostFacts, ids: readonly IdMapping[]): OciMount[] {
+function standardMounts({ idMappings: ids, nested }: StepOptions, { hasCgroups }: HostFacts): OciMount[] {
   // The group of terminals, if there is one.
   const ttyGroup = ids.some(({ containerID, size }) => containerID <= 5 && containerID + size > 5) ? ["gid=5"] : [];
-
   const mount = (destination: string, type: string, options: readonly string[]): OciMount => {
     return { destination, type, source: type, options };
   };
@@ -184,12 +213,29 @@ function standardMounts({ hasCgroups }: HostFacts, ids: readonly IdMapping[]): O
     mount("/dev/pts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", ...ttyGroup]),
     mount("/dev/shm", "tmpfs", [...strict, "mode=1777", "size=65536k"]),
     mount("/dev/mqueue", "mqueue", strict),
-    ...(hasCgroups ? [mount("/sys/fs/cgroup", "cgroup", [...strict, "ro"])] : []),
+    ...(hasCgroups ? [mount("/sys/fs/cgroup", "cgroup", nested === undefined ? [...strict, "ro"] : strict)] : []),
+    // A user namespace may mount a new proc or sysfs if it sees one of which nothing is covered (mnt_already_visible in the
+    // kernel's fs/namespace.c): here, where nobody looks for one.
+    ...(nested === undefined
+      ? []
+      : [
+          mount(`${hiddenDirectory}/proc`, "proc", [...strict, "subset=pid"]),
+          mount(`${hiddenDirectory}/sys`, "sysfs", [...strict, "ro"]),
+          mount(hiddenDirectory, "tmpfs", [...strict, "mode=0", "size=4k", "nr_inodes=1", "ro"]),
+        ]),
   ];
 }
 
-function imageMounts({ binds, workspace }: StepOptions, { mapsIds }: HostFacts): OciMount[] {
-  const options = ["rbind", "rro", "rnosuid", "rnodev", ...(mapsIds ? ["ridmap"] : [])];
+/** In /dev, which is ours: no image has anything there. */
+const hiddenDirectory = "/dev/.slipway";
+
+function storeMount({ source, target }: StepStore): OciMount {
+  return { destination: target, type: "bind", source, options: ["bind", "nodev"] };
+}
+
+function imageMounts({ binds, workspace, nested }: StepOptions, { mapsIds }: HostFacts): OciMount[] {
+  const setUid = nested === undefined ? ["rnosuid"] : [];
+  const options = ["rbind", "rro", ...setUid, "rnodev", ...(mapsIds ? ["ridmap"] : [])];
   const mounts: OciMount[] = binds.map(({ source, target }) => ({
     destination: `/${target}`,
     type: "bind",

@@ -55,6 +55,10 @@ export interface LaunchContext {
   readonly isIdle?: true;
   readonly cgroup?: Source;
   readonly network?: Source;
+  /** The user namespace that the configuration names. */
+  readonly user?: Source;
+  /** Control files of a delegated cgroup: where to join, and where to go below it. */
+  readonly delegation?: { readonly join: readonly Source[]; readonly leaf?: Source };
   /** The root file system, by descriptor or out of layers. */
   readonly rootfs: { readonly whole: Source } | { readonly layers: readonly Source[]; readonly overlayData: string };
   readonly make: MountMakers;
@@ -81,6 +85,9 @@ export function planStep(config: OciConfig, context: LaunchContext): { plan: Lau
     ...(context.isIdle ? { isIdle: true } : {}),
     ...placeIf("cgroupFd", context.cgroup),
     ...placeIf("networkFd", context.network),
+    ...placeIf("userFd", context.user),
+    joinFds: (context.delegation?.join ?? []).map(place),
+    ...placeIf("leafFd", context.delegation?.leaf),
     rootfs: rootfs(),
     attachPath: context.attachPath,
     config: {
@@ -136,7 +143,9 @@ function resolveMount(
   if (type === "sysfs") {
     const network = namespaceOf(config, "network");
     if (network === undefined) return handedOver(() => make.hostSys());
-    if (!isNew(network)) return tree(networkSys);
+    // Whoever is in the user namespace that owns the network mounts it itself.
+    const user = namespaceOf(config, "user");
+    if (!isNew(network) && (user === undefined || isNew(user))) return tree(networkSys);
   }
   if (type === "" || options.remount || options.copyUp) {
     throw new OciConfigError(`the mount on "${destination}" is not supported in a step`);
@@ -163,7 +172,7 @@ function refuseUnsupported(config: OciConfig): void {
     "process.selinuxLabel": Boolean(process?.selinuxLabel),
     "process.execCPUAffinity": process?.execCPUAffinity !== undefined,
     "linux.cgroupsPath": Boolean(linux?.cgroupsPath),
-    "linux.rootfsPropagation": Boolean(linux?.rootfsPropagation),
+    "linux.rootfsPropagation": ![undefined, "", "private", "rprivate", "rshared"].includes(linux?.rootfsPropagation),
     "linux.timeOffsets": (linux?.timeOffsets?.size ?? 0) > 0,
   };
   for (const [field, isThere] of Object.entries(refused)) {
@@ -171,7 +180,7 @@ function refuseUnsupported(config: OciConfig): void {
   }
   for (const type of ["user", "mount", "pid", "ipc", "uts", "cgroup"] as const) {
     const namespace = namespaceOf(config, type);
-    if (namespace === undefined || !isNew(namespace)) {
+    if (namespace === undefined || (type !== "user" && !isNew(namespace))) {
       throw new OciConfigError(`linux.namespaces: a step has a ${type} namespace of its own`);
     }
   }

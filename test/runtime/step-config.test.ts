@@ -23,7 +23,6 @@ const step: StepOptions = {
   cwd: "/workspace",
   hostname: "slipway",
   user: { uid: 0, gid: 0 },
-  seccomp: "default",
   idMappings: [{ containerID: 0, hostID: 1 << 28, size: 1 << 18 }],
   network: "none",
   resources: { memory: { limit: 1n << 30n }, pids: { limit: 100n }, unified: new Map([["memory.oom.group", "1"]]) },
