@@ -39,7 +39,7 @@ function* removeTree(path: Buffer, trash: string): Generator<void, void> {
   // System calls without exceptions: most answers here are "that is a directory" and "it is not empty".
   const asFile = unlinkAt(path, 0);
   if (asFile === 0 || asFile === -ENOENT) return;
-  if (asFile !== -EISDIR) throw new SyscallError("unlink", -asFile, `remove "${path}"`);
+  if (asFile !== -EISDIR) throw new SyscallError("unlink", -asFile, `remove "${path.toString()}"`);
   const asEmpty = unlinkAt(path, AT_REMOVEDIR);
   if (asEmpty === 0 || asEmpty === -ENOENT) return;
   if (path.length > longestPath) {
@@ -53,7 +53,7 @@ function* removeTree(path: Buffer, trash: string): Generator<void, void> {
     yield* removeTree(Buffer.concat([path, slash, name]), trash);
   }
   const removed = unlinkAt(path, AT_REMOVEDIR);
-  if (removed !== 0 && removed !== -ENOENT) throw new SyscallError("rmdir", -removed, `remove "${path}"`);
+  if (removed !== 0 && removed !== -ENOENT) throw new SyscallError("rmdir", -removed, `remove "${path.toString()}"`);
 }
 
 const nul = Buffer.alloc(1);

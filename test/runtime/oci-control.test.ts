@@ -1,7 +1,7 @@
 /** `slipway oci` pause, resume, ps, update, events, as callers of runc use them. */
 import { existsSync, readFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { OciWorld } from "./oci-bundle.ts";
+import { type Change, OciWorld } from "./oci-bundle.ts";
 
 let world: OciWorld;
 
@@ -11,7 +11,7 @@ beforeAll(() => {
 afterAll(() => world[Symbol.dispose]());
 
 /** A container that counts up in /count, a hundred times a second. */
-function startCounter(change: object = {}): { readonly id: string; readonly count: () => number } {
+function startCounter(change: Change = {}): { readonly id: string; readonly count: () => number } {
   const id = world.id();
   const script = "i=0; while :; do i=$((i+1)); echo $i > /count.new; mv /count.new /count; sleep 0.01; done";
   const { path, rootfs } = world.bundle(script, change);
