@@ -13,6 +13,7 @@ import type { Host, RegistryClient } from "../runtime/index.ts";
 import { containerName, runAttempt } from "./attempt.ts";
 import { asError } from "./cause.ts";
 import { FencedError, ServerClient, UnansweredError } from "./server-client.ts";
+import { defaultUntrustedPolicy, type UntrustedPolicy } from "./untrusted.ts";
 
 export interface AgentOptions {
   readonly serverUrl: string;
@@ -30,6 +31,8 @@ export interface AgentOptions {
   readonly jobs: number;
   /** What the server calls this agent. */
   readonly name: string;
+  /** What jobs of untrusted builds get. @default `defaultUntrustedPolicy` */
+  readonly untrusted?: UntrustedPolicy;
   readonly logger: Logger;
 }
 
@@ -150,11 +153,13 @@ export class Agent implements AsyncDisposable {
       const dir = join(dataDir, "attempts", containerName(attemptId));
       const mirrorsDir = join(dataDir, "mirrors");
       const { signal: giveUp } = this.#giveUp;
+      const { untrusted = defaultUntrustedPolicy } = this.#options;
       await runAttempt(claimed, {
         client: this.#client,
         host,
         registry,
         mirrorsDir,
+        untrusted,
         dir,
         claimedAtMs,
         logger,

@@ -20,12 +20,15 @@ import type { JobResult, StepResult } from "./report.ts";
 import { secretForms } from "./secret-forms.ts";
 import { FencedError, type ServerClient } from "./server-client.ts";
 import { StepLog } from "./step-log.ts";
+import type { UntrustedPolicy } from "./untrusted.ts";
 
 export interface AttemptOptions {
   readonly client: ServerClient;
   readonly host: Host;
   readonly registry: RegistryClient;
   readonly mirrorsDir: string;
+  /** What jobs of untrusted builds get. */
+  readonly untrusted: UntrustedPolicy;
   /** For this attempt's workspace and logs; made here, removed by the caller. */
   readonly dir: string;
   /** When the claim was sent, by `performance.now()`. */
@@ -75,6 +78,8 @@ async function execute(
 ): Promise<Pick<JobResult, "status" | "reason">> {
   const { host, dir, job } = options;
   const { build, repository } = claimed;
+  // A server of another version may not say it in so many words.
+  const isUntrusted = build.untrusted === true || build.pullRequest?.fromFork === true;
   const maskedValues = [...claimed.maskedValues, ...urlSecrets(repository.cloneUrl)];
   const logDir = join(dir, "log");
   const workspaceDir = join(dir, "workspace");
@@ -88,6 +93,7 @@ async function execute(
       commit: build.commit,
       ref: build.ref,
       workspaceDir,
+      untrusted: isUntrusted,
       signal: job.signal,
     });
     // The first step's container is created while Git works; what `ready` rejects with comes out of here.
@@ -98,6 +104,7 @@ async function execute(
       variables: buildVariables(claimed.job, build, repository),
       maskedValues,
       logDir,
+      untrusted: isUntrusted ? options.untrusted : undefined,
       reporter,
       registry: options.registry,
       pins: attemptPins(claimed, options.client, job.signal),

@@ -22,6 +22,11 @@ export interface CheckoutOptions {
   readonly workspaceDir: string;
   /** @default true */
   readonly submodules?: boolean;
+  /**
+   * The commit may be a stranger's: nothing that its files name is fetched with the agent's credentials, or out of what was
+   * fetched with them. @default false
+   */
+  readonly untrusted?: boolean;
   /** For each repository, submodules included. @default 30 minutes */
   readonly timeoutMs?: number;
   readonly signal?: AbortSignal;
@@ -32,6 +37,7 @@ export interface CheckoutScope {
   readonly mirrorsDir: string;
   readonly repositoryId: string;
   readonly submodules: boolean;
+  readonly untrusted: boolean;
   readonly timeoutMs: number;
   readonly signal?: AbortSignal;
 }
@@ -67,6 +73,7 @@ export async function checkout(options: CheckoutOptions): Promise<void> {
     mirrorsDir: options.mirrorsDir,
     repositoryId: options.repositoryId,
     submodules: options.submodules ?? true,
+    untrusted: options.untrusted ?? false,
     timeoutMs: options.timeoutMs ?? 30 * 60_000,
     ...(options.signal !== undefined && { signal: options.signal }),
   };
@@ -110,7 +117,7 @@ export async function checkoutRepository(
       throw explain(again, source);
     });
   }
-  await fetchLargeFiles(mirror, source, workTree, scope.signal);
+  await fetchLargeFiles(mirror, source, workTree, scope);
   if (scope.submodules && existsSync(join(workTree, ".gitmodules"))) {
     await checkoutSubmodules(source, workTree, scope, parents);
   }

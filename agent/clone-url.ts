@@ -10,6 +10,8 @@ export interface CloneUrl {
   readonly original: string;
   /** `Authorization: Basic …`, for `http.<origin>/.extraHeader` of one git process. */
   readonly header?: { readonly origin: string; readonly value: string };
+  /** Git finds no credentials of the agent's either. */
+  readonly isAnonymous?: true;
   /** What must never be printed. */
   readonly secrets: readonly string[];
 }
@@ -86,6 +88,19 @@ function parseNetworkUrl(
     header: { origin: url.origin, value: `Authorization: Basic ${basic}` },
     secrets: [...new Set(secrets)].filter((secret) => secret.length >= 4),
   };
+}
+
+/**
+ * The same place, reached as anybody reaches it.
+ *
+ * @throws {CloneUrlError} If only the agent gets there: by its ssh keys, or on its machine.
+ */
+export function withoutCredentials({ transport, url }: CloneUrl): CloneUrl {
+  if (transport === "ssh" || transport === "file") {
+    const why = transport === "ssh" ? "the agent's keys are not used" : "the agent's files are not read";
+    throw new CloneUrlError(`Cannot use the URL "${redactUrls(url).slice(0, 200)}": ${why} for a stranger's commit`);
+  }
+  return { transport, url, original: url, isAnonymous: true, secrets: [] };
 }
 
 /**

@@ -33,6 +33,7 @@ export function buildVariables(
     ...(build.branch !== undefined && { SLIPWAY_BRANCH: build.branch }),
     ...(build.tag !== undefined && { SLIPWAY_TAG: build.tag }),
     ...(build.pullRequest !== undefined && { SLIPWAY_PULL_REQUEST: String(build.pullRequest.number) }),
+    ...(build.untrusted === true && { SLIPWAY_UNTRUSTED: "true" }),
     SLIPWAY_JOB: job.name,
   };
 }

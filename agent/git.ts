@@ -159,6 +159,8 @@ function gitEnvironment({ remote, config }: Pick<GitOptions, "remote" | "config"
   return {
     HOME: homedir(),
     ...Object.fromEntries(Object.entries(process.env).filter(([name, value]) => inheritedNames.test(name) && value)),
+    // There may be a .netrc.
+    ...(remote?.isAnonymous === true && { HOME: "/nonexistent" }),
     LC_ALL: "C",
     GIT_CONFIG_NOSYSTEM: "1",
     GIT_CONFIG_GLOBAL: "/dev/null",

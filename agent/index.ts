@@ -10,6 +10,7 @@ export { lowerResources, type StepCeiling } from "./ceiling.ts";
 export { wantsNetwork } from "./job-network.ts";
 export { executeJob, type JobOptions } from "./job.ts";
 export type { JobReporter, JobResult, StepResult } from "./report.ts";
+export { defaultUntrustedPolicy, type UntrustedPolicy } from "./untrusted.ts";
 export { StepLog, type LogTap, type StepLogOptions } from "./step-log.ts";
 export { SecretIndex } from "./masker.ts";
 export { secretForms } from "./secret-forms.ts";

@@ -14,6 +14,7 @@ import { secretForms } from "./secret-forms.ts";
 import { Services, skipServices } from "./services.ts";
 import { type StepContext, StepRun } from "./step.ts";
 import { type LogTap, StepLog } from "./step-log.ts";
+import { limitUntrusted, refuseUntrusted, type UntrustedPolicy } from "./untrusted.ts";
 
 export interface JobOptions {
   readonly host: Host;
@@ -36,6 +37,8 @@ export interface JobOptions {
   readonly logDir?: string;
   /** The most that each step gets, whatever the pipeline asks for. */
   readonly ceiling?: StepCeiling;
+  /** The commit may be a stranger's: what it gets. */
+  readonly untrusted?: UntrustedPolicy | undefined;
   /** Between SIGTERM and SIGKILL for services, when the steps have ended. @default 10000 */
   readonly serviceGraceMs?: number;
   readonly reporter: JobReporter;
@@ -63,7 +66,11 @@ export interface JobContext extends JobOptions {
  * A step that fails ends the job (later steps are `skipped`) unless the pipeline allows it to fail. When the promise
  * resolves, no container is left and all logs are complete.
  */
-export async function executeJob(job: JobSpec, options: JobOptions): Promise<JobResult> {
+export async function executeJob(asked: JobSpec, options: JobOptions): Promise<JobResult> {
+  const { untrusted } = options;
+  const job = untrusted === undefined ? asked : limitUntrusted(asked, untrusted);
+  const refusal = untrusted === undefined ? undefined : refuseUntrusted(asked);
+  if (refusal !== undefined) return refuseJob(job, options, refusal);
   const secrets = compileSecrets(options.maskedValues ?? []);
   const cleanups: Promise<void>[] = [];
   const problem = (error: unknown) => options.reporter.problem?.(asError(error));
@@ -86,7 +93,7 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
   } catch (error) {
     setupError = asError(error);
   }
-  const network = openNetwork(job, options.host, signal);
+  const network = openNetwork(job, options, signal);
   const context = {
     ...options,
     signal,
@@ -173,16 +180,31 @@ export async function executeJob(job: JobSpec, options: JobOptions): Promise<Job
   return { ...(end ?? { status: "success" }), steps, services: ended };
 }
 
+/** Nothing of it is run. */
+async function refuseJob(job: JobSpec, { workspace, reporter }: JobOptions, reason: string): Promise<JobResult> {
+  await workspace.ready;
+  const steps = job.steps.map((_, index): StepResult => {
+    const result = { status: "skipped" } as const;
+    reporter.stepFinished?.(index, result, undefined);
+    return result;
+  });
+  return { status: "failure", reason, steps, services: skipServices(job, reporter) };
+}
+
 function compileSecrets(values: readonly string[]): SecretIndex | undefined {
   const forms = secretForms(values);
   return forms.length === 0 ? undefined : new SecretIndex(forms);
 }
 
 /** What steps and services are in, if any of them wants it. */
-function openNetwork(job: JobSpec, host: Host, signal: AbortSignal): SharedNetwork | undefined {
+function openNetwork(job: JobSpec, { host, untrusted }: JobOptions, signal: AbortSignal): SharedNetwork | undefined {
   if (!wantsNetwork(job)) return undefined;
   const { services = [] } = job;
-  return new SharedNetwork(host, { services: services.map(({ name }) => name), publicOnly: false, signal });
+  return new SharedNetwork(host, {
+    services: services.map(({ name }) => name),
+    publicOnly: untrusted?.privateNetworks === false,
+    signal,
+  });
 }
 
 function openLog(

@@ -1,7 +1,7 @@
 /** Git LFS: replaces pointer files by what they point to, if this machine has git-lfs. */
 import { accessSync, constants, existsSync, lutimesSync, rmSync } from "node:fs";
 import { delimiter, join } from "node:path";
-import type { Source } from "./checkout.ts";
+import type { CheckoutScope, Source } from "./checkout.ts";
 import { CheckoutError } from "./checkout-error.ts";
 import { CloneUrlError, redact, resolveSubmoduleUrl } from "./clone-url.ts";
 import { answeringGit, GitError, type GitOptions, runGit, shortenGitMessage } from "./git.ts";
@@ -19,7 +19,7 @@ export async function fetchLargeFiles(
   mirror: Mirror,
   source: Source,
   workTree: string,
-  signal: AbortSignal | undefined,
+  { signal, untrusted }: Pick<CheckoutScope, "signal" | "untrusted">,
 ): Promise<void> {
   if (!hasGitLfs()) return;
   const options: GitOptions = {
@@ -40,7 +40,7 @@ export async function fetchLargeFiles(
     const list = await runGit(["ls-files", "-z", "--", ":(top,attr:filter=lfs)"], options);
     const paths = list.split("\0").filter(Boolean);
     if (paths.length === 0) return;
-    if (existsSync(join(workTree, ".lfsconfig"))) await checkAddresses(source, options);
+    if (existsSync(join(workTree, ".lfsconfig"))) await checkAddresses(source, { ...options, untrusted });
     await runGit(["lfs", "fetch", "origin", source.commit], options);
     // What is up to date, as pointers are, git would not write again.
     for (const path of paths) rmSync(join(workTree, path), { force: true });
@@ -56,12 +56,19 @@ export async function fetchLargeFiles(
   }
 }
 
-/** A repository may say where its large files are; not: on the agent's machine. */
-async function checkAddresses(source: Source, options: GitOptions): Promise<void> {
+/** A repository may say where its large files are; not: on the agent's machine. A stranger's commit says nothing. */
+async function checkAddresses(
+  source: Source,
+  { untrusted, ...options }: GitOptions & { readonly untrusted: boolean },
+): Promise<void> {
   const text = await answeringGit(options).raw(["config", "--blob", `${source.commit}:.lfsconfig`, "-z", "--list"]);
   for (const entry of text.split("\0")) {
     const [, address] = /^(?:lfs\.(?:push)?url|remote\.[^\n]*\.lfs(?:push)?url)\n([^]*)$/.exec(entry) ?? [];
-    if (address !== undefined) resolveSubmoduleUrl(source.url, address);
+    if (address === undefined) continue;
+    resolveSubmoduleUrl(source.url, address);
+    // Git would send the repository's credentials to any address of the same server.
+    if (untrusted)
+      throw new CloneUrlError("its .lfsconfig names another address, which is not used for a stranger's commit");
   }
 }
 

@@ -1,9 +1,9 @@
 /** Submodules, checked out without `git submodule`, which would run what a repository's configuration says. */
 import { lstatSync } from "node:fs";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { checkoutRepository, type CheckoutScope, type Source } from "./checkout.ts";
 import { CheckoutError } from "./checkout-error.ts";
-import { CloneUrlError, resolveSubmoduleUrl } from "./clone-url.ts";
+import { CloneUrlError, resolveSubmoduleUrl, withoutCredentials } from "./clone-url.ts";
 import { answeringGit, shortenGitMessage } from "./git.ts";
 import { asError } from "./cause.ts";
 
@@ -11,6 +11,8 @@ import { asError } from "./cause.ts";
 const maxDepth = 8;
 const maxSubmodules = 200;
 const atOnce = 4;
+/** Below the mirrors; no mirror is called so, for their names end in `.git`. */
+const untrustedMirrors = "untrusted";
 
 interface Submodule {
   readonly path: string;
@@ -74,14 +76,22 @@ async function checkoutSubmodule({ path, url }: Submodule, commit: string, conte
   const where = `submodule "${path.replaceAll(/\p{Cc}/gu, "?")}"`;
   requireRealDirectory(workTree, path, where);
   try {
-    const source = { url: resolveSubmoduleUrl(parent.url, url), commit };
-    await checkoutRepository(source, join(workTree, path), scope, [...parents, parent]);
+    const resolved = resolveSubmoduleUrl(parent.url, url);
+    const source = { url: scope.untrusted ? withoutCredentials(resolved) : resolved, commit };
+    await checkoutRepository(source, join(workTree, path), submoduleScope(scope), [...parents, parent]);
   } catch (error) {
     if (error instanceof CloneUrlError) throw failure(`${where}: ${error.message}`);
     if (error instanceof CheckoutError)
       throw new CheckoutError(error.status, `${where}: ${error.message}`, { cause: error });
     throw error;
   }
+}
+
+/** What mirrors have was fetched with credentials that a stranger's submodule does not get: such have mirrors of their own. */
+function submoduleScope(scope: CheckoutScope): CheckoutScope {
+  const { untrusted, mirrorsDir } = scope;
+  if (!untrusted || basename(mirrorsDir) === untrustedMirrors) return scope;
+  return { ...scope, mirrorsDir: join(mirrorsDir, untrustedMirrors) };
 }
 
 /** Git has made the directory; that nothing on the way to it is a link is checked all the same before we write there. */

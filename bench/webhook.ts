@@ -31,7 +31,6 @@ export async function benchWebhook(options: { readonly runs: number; readonly js
     port: 0,
     jobs: 2,
     allow: [],
-    networks: {},
     logLevel: "error",
     log: "inherit",
     environment: process.env,

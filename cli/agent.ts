@@ -9,6 +9,7 @@ import { findRegistrySettings, imageStoreDir, registriesOption } from "./registr
 import { announce, logLevelOption, processLogger } from "./server.ts";
 import { recallServerUrl } from "./server-url.ts";
 import { aborted, StopSignals } from "./signals.ts";
+import { parseUntrusted, untrustedOption } from "./untrusted.ts";
 import { dataDirOption, exitCodes, findDataDir, type Context, type Verb } from "./verb.ts";
 
 const usage = {
@@ -40,6 +41,7 @@ and the server gives them to another agent.`,
     },
     ...networkOptions,
     registries: registriesOption,
+    untrusted: untrustedOption,
     "data-dir": dataDirOption,
     "log-level": logLevelOption,
   },
@@ -68,7 +70,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const token = findAgentToken(values["token-file"], dataDir, context);
   using signals = new StopSignals();
   const settings = await findRegistrySettings(values, context);
-  const [{ Agent }, { Host, RegistryClient, testHost }] = await Promise.all([
+  const [{ Agent, defaultUntrustedPolicy }, { Host, RegistryClient, testHost }] = await Promise.all([
     import("../agent/index.ts"),
     import("../runtime/index.ts"),
   ]);
@@ -97,6 +99,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     pools,
     jobs,
     name,
+    untrusted: parseUntrusted(values.untrusted, defaultUntrustedPolicy),
     logger,
   });
   await agent.start();

@@ -225,6 +225,7 @@ async function renderBuild(build: BuildView, api: Api, context: Context): Promis
     event.commit.slice(0, 10),
     build.title === undefined ? "" : plain(build.title),
     build.author === undefined ? "" : `by ${plain(build.author)}`,
+    build.untrusted === true ? paint("yellow", "untrusted: the commit may be a stranger's") : "",
   ];
   const lines = [
     verdict(build, paint).trimEnd(),

@@ -8,6 +8,7 @@ import type { HostNetworks } from "../runtime/index.ts";
 import type { BuildSummary } from "../server/index.ts";
 import type { Api } from "./api.ts";
 import { parseAllowed } from "./agent.ts";
+import { networkArguments } from "./networks.ts";
 import { parseArguments, parseCount, type Usage } from "./arguments.ts";
 import { aborted, StopSignals } from "./signals.ts";
 import { duration } from "./terminal.ts";
@@ -135,7 +136,7 @@ class Demo {
         host: "127.0.0.1",
         port,
         allow,
-        networks: await this.#chooseNetworks(),
+        agentArguments: networkArguments(await this.#chooseNetworks()),
         jobs: Math.max(2, availableParallelism()),
         log,
         logLevel: "info",

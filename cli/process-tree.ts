@@ -6,8 +6,6 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import type { Logger } from "pino";
 import { startEmbeddedRedis, type EmbeddedRedis } from "../queue/index.ts";
-import type { HostNetworks } from "../runtime/index.ts";
-import { networkArguments } from "./networks.ts";
 
 export interface TreeOptions {
   readonly dataDir: string;
@@ -18,7 +16,9 @@ export interface TreeOptions {
   readonly jobs: number;
   readonly allow: readonly string[];
   readonly logLevel: string;
-  readonly networks: HostNetworks;
+  /** Further words of their command lines, understood by them. */
+  readonly serverArguments?: readonly string[];
+  readonly agentArguments?: readonly string[];
   /** The children's standard error: ours, or a file's descriptor. */
   readonly log: "inherit" | number;
   readonly environment: NodeJS.ProcessEnv;
@@ -60,12 +60,13 @@ export class ProcessTree {
     const common = ["--data-dir", options.dataDir, "--redis", redis.url, "--log-level", options.logLevel];
     const listen = ["--host", options.host, "--port", String(options.port)];
     if (options.publicUrl !== undefined) listen.push("--public-url", options.publicUrl);
-    const server = started.adopt(new Supervised("server", [...listen, ...common], options), (child) => child.end());
+    const serverArguments = [...listen, ...(options.serverArguments ?? []), ...common];
+    const server = started.adopt(new Supervised("server", serverArguments, options), (child) => child.end());
     const { url } = await server.ready();
     if (url === undefined) throw new Error("Cannot start server: it did not say where it listens");
     const allowed = options.allow.flatMap((word) => ["--allow", word]);
-    const networks = networkArguments(options.networks);
-    const agentArguments = ["--server", url, "--jobs", String(options.jobs), ...allowed, ...networks, ...common];
+    const { agentArguments: further = [] } = options;
+    const agentArguments = ["--server", url, "--jobs", String(options.jobs), ...allowed, ...further, ...common];
     const agent = started.adopt(new Supervised("agent", agentArguments, options), (child) => child.end());
     await agent.ready();
     started.move();

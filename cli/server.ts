@@ -13,6 +13,11 @@ export const listenOptions = {
   port: { value: "PORT", help: "Port to listen on, 0 for any free one [default: 7433]" },
 } as const;
 
+export const untrustedPoolOption = {
+  value: "NAME",
+  help: "The pool for jobs of strangers' pull requests, whatever pool their pipeline names\n[default: the one it names]",
+} as const;
+
 /** Where others reach the server. */
 export const publicUrlOption = {
   value: "URL",
@@ -42,6 +47,7 @@ The first SIGINT or SIGTERM lets open requests finish and stops; the second stop
       help: "redis://HOST:PORT, rediss://HOST:PORT or a socket's path (SLIPWAY_REDIS_URL)\n[default: redis://127.0.0.1:6379]",
     },
     "public-url": publicUrlOption,
+    "untrusted-pool": untrustedPoolOption,
     "agent-token-file": {
       value: "FILE",
       help: "Write the agent token here too, for an agent that must not see the data directory",
@@ -66,6 +72,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   mkdirSync(dataDir, { recursive: true, mode: 0o700 });
   const webhookSecret = context.environment["SLIPWAY_WEBHOOK_SECRET"];
   const publicUrl = values["public-url"];
+  const untrustedPool = parsePool(values["untrusted-pool"]);
   const server = await Server.start({
     dataDir,
     host: values.host ?? "127.0.0.1",
@@ -74,6 +81,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     logger,
     ...(webhookSecret && { webhookSecret }),
     ...(publicUrl !== undefined && { publicUrl: parsePublicUrl(publicUrl) }),
+    ...(untrustedPool !== undefined && { untrustedPool }),
   });
   const tokenFile = values["agent-token-file"];
   if (tokenFile !== undefined) writeFileSync(tokenFile, `${server.agentToken}\n`, { mode: 0o600 });
@@ -84,6 +92,12 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   forgetServerUrl(dataDir);
   await Promise.race([server[Symbol.asyncDispose](), aborted(signals.stop)]);
   return exitCodes.success;
+}
+
+/** @throws {UsageError} If it cannot be one's name. */
+export function parsePool(name: string | undefined): string | undefined {
+  if (name === undefined || /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$/.test(name)) return name;
+  throw new UsageError(`--untrusted-pool must be the name of a pool, not ${JSON.stringify(name)}`);
 }
 
 function parsePublicUrl(text: string): string {

@@ -3,9 +3,17 @@ import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { parseArguments, parseCount, type Usage } from "./arguments.ts";
 import { parseAllowed } from "./agent.ts";
-import { networkOptions, parseNetworks } from "./networks.ts";
-import { listenOptions, logLevelOption, processLogger, publicUrlOption } from "./server.ts";
+import { networkArguments, networkOptions, parseNetworks } from "./networks.ts";
+import {
+  listenOptions,
+  logLevelOption,
+  parsePool,
+  processLogger,
+  publicUrlOption,
+  untrustedPoolOption,
+} from "./server.ts";
 import { aborted, StopSignals } from "./signals.ts";
+import { parseUntrusted, untrustedOption } from "./untrusted.ts";
 import { dataDirOption, exitCodes, findDataDir, type Context, type Verb } from "./verb.ts";
 
 const usage = {
@@ -26,6 +34,8 @@ The first Ctrl-C (or SIGTERM) drains: running jobs finish. The second stops: the
       help: "Start although this is missing: no-cgroups (no memory, cpu and pids limits)",
     },
     ...networkOptions,
+    untrusted: untrustedOption,
+    "untrusted-pool": untrustedPoolOption,
     "data-dir": dataDirOption,
     "log-level": logLevelOption,
   },
@@ -38,6 +48,11 @@ The first Ctrl-C (or SIGTERM) drains: running jobs finish. The second stops: the
 async function run(argv: readonly string[], context: Context): Promise<number> {
   const { values } = parseArguments(usage, argv);
   const dataDir = findDataDir(values, context);
+  const untrustedPool = parsePool(values["untrusted-pool"]);
+  if (values.untrusted.length > 0) {
+    const { defaultUntrustedPolicy } = await import("../agent/index.ts");
+    parseUntrusted(values.untrusted, defaultUntrustedPolicy); // a mistake is told before anything is started
+  }
   const logger = processLogger("up", values["log-level"], context);
   using signals = new StopSignals();
   const { ProcessTree } = await import("./process-tree.ts");
@@ -47,7 +62,12 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     port: parseCount("--port", values.port ?? "7433", { least: 0, most: 65_535 }),
     jobs: parseCount("--jobs", values.jobs ?? String(availableParallelism()), { least: 1, most: 1000 }),
     allow: parseAllowed(values.allow),
-    networks: parseNetworks(values, context),
+    serverArguments: untrustedPool === undefined ? [] : ["--untrusted-pool", untrustedPool],
+    agentArguments: [
+      ...networkArguments(parseNetworks(values, context)),
+      ...values.untrusted.flatMap((word) => ["--untrusted", word]),
+      ...(untrustedPool === undefined ? [] : ["--pool", "default", "--pool", untrustedPool]),
+    ],
     ...(values["public-url"] !== undefined && { publicUrl: values["public-url"] }),
     logLevel: values["log-level"] ?? "info",
     log: "inherit",

@@ -51,6 +51,8 @@ export interface BuildInfo {
   readonly branch?: string;
   readonly tag?: string;
   readonly pullRequest?: { readonly number: number; readonly fromFork: boolean };
+  /** The commit, its pipeline file included, may be a stranger's: the agent limits what it gets. */
+  readonly untrusted?: true;
 }
 
 export interface RepositoryInfo {

@@ -6,6 +6,7 @@ import { parseCloneUrl } from "./clone-url.ts";
 import { imagePins } from "./image-pins.ts";
 import { findRepository } from "./repositories.ts";
 import type { Store } from "./store.ts";
+import { isUntrusted } from "./trust.ts";
 import { hashToken, newId, newToken } from "./token.ts";
 
 /** A row of `attempts`. */
@@ -124,7 +125,13 @@ export function claimAttempt(
     setJob(store, job, { status: "running", startedAtMs: nowMs });
     const event = JSON.parse(build.event) as PipelineEvent;
     const { kind, ...where } = event;
-    const info: BuildInfo = { id: build.id, number: build.number, event: kind, ...where };
+    const info: BuildInfo = {
+      id: build.id,
+      number: build.number,
+      event: kind,
+      ...where,
+      ...(isUntrusted(event) && { untrusted: true }),
+    };
     return {
       attemptId: id,
       token,

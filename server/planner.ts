@@ -12,6 +12,7 @@ import type { NewBuild } from "./builds.ts";
 import type { Trigger } from "./deliveries.ts";
 import { type Commit, type CommitFile, Mirror, MirrorError } from "./mirror.ts";
 import type { Repository } from "./repositories.ts";
+import { isUntrusted } from "./trust.ts";
 
 const pipelineFile = DEFAULTS.file;
 
@@ -22,15 +23,21 @@ export type Plan =
   | { readonly failed: string }
   | { readonly build: Omit<NewBuild, "repositoryId" | "deliverySeq" | "trigger"> };
 
+export interface PlannerOptions {
+  readonly fetchTimeoutMs: number;
+  /** Where jobs of untrusted builds go, whatever pool they name. @default the one they name */
+  readonly untrustedPool?: string | undefined;
+}
+
 /** Finds out what a trigger means by the pipeline file of its own commit. Calls for one repository must not overlap. */
 export class Planner implements Disposable {
   readonly #dir: string;
-  readonly #fetchTimeoutMs: number;
+  readonly #options: PlannerOptions;
   readonly #mirrors = new Map<string, Mirror>();
 
-  constructor(dir: string, options: { readonly fetchTimeoutMs: number }) {
+  constructor(dir: string, options: PlannerOptions) {
     this.#dir = dir;
-    this.#fetchTimeoutMs = options.fetchTimeoutMs;
+    this.#options = options;
   }
 
   /** Plans a build. Never throws for what a repository or a pipeline file holds. */
@@ -49,7 +56,7 @@ export class Planner implements Disposable {
       return { build: { ...about, jobs: [], outcome: { status: "error", reason } } };
     }
     if (!file) return { ignored: `commit ${commit.id.slice(0, 12)} has no ${pipelineFile}` };
-    return planFile(file, trigger, commit);
+    return planFile(file, trigger, { commit, untrustedPool: this.#options.untrustedPool });
   }
 
   /** Deletes what is kept of a repository. */
@@ -67,7 +74,7 @@ export class Planner implements Disposable {
   #mirror({ id, cloneUrl }: Repository): Mirror {
     let mirror = this.#mirrors.get(id);
     if (!mirror) {
-      mirror = new Mirror(this.#mirrorDir(id), { cloneUrl, timeoutMs: this.#fetchTimeoutMs });
+      mirror = new Mirror(this.#mirrorDir(id), { cloneUrl, timeoutMs: this.#options.fetchTimeoutMs });
       this.#mirrors.set(id, mirror);
     }
     return mirror;
@@ -78,7 +85,11 @@ export class Planner implements Disposable {
   }
 }
 
-function planFile(file: NonNullable<CommitFile>, trigger: Trigger, commit: Commit): Plan {
+function planFile(
+  file: NonNullable<CommitFile>,
+  trigger: Trigger,
+  { commit, untrustedPool }: { readonly commit: Commit; readonly untrustedPool: string | undefined },
+): Plan {
   const about = { commit: commit.id, title: trigger.title ?? commit.title, author: trigger.author ?? commit.author };
   const failure = (reason: string) => ({ status: "failure", reason }) as const;
   if ("problem" in file) return { build: { ...about, jobs: [], outcome: failure(file.problem) } };
@@ -102,5 +113,8 @@ function planFile(file: NonNullable<CommitFile>, trigger: Trigger, commit: Commi
   };
   const plan = planBuild(pipeline, event);
   if (!plan.matched) return { ignored: plan.reason };
-  return { build: { ...about, ...diagnostics, jobs: plan.jobs } };
+  // The file is a stranger's, and so is what it says about pools.
+  const pool = isUntrusted(trigger) ? untrustedPool : undefined;
+  const jobs = pool === undefined ? plan.jobs : plan.jobs.map((job) => ({ ...job, pool }));
+  return { build: { ...about, ...diagnostics, jobs } };
 }

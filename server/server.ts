@@ -42,6 +42,8 @@ export interface ServerOptions {
   readonly leaseMs?: number;
   /** Fetching a commit from its repository may take this long. @default 30000 */
   readonly fetchTimeoutMs?: number;
+  /** Where jobs of builds of strangers' commits go, whatever pool their pipeline names. @default the one it names */
+  readonly untrustedPool?: string;
   /** A request must have arrived as a whole after this long. @default 120000 */
   readonly requestTimeoutMs?: number;
   /** One step's log ends at this size. @default 2147483648 (2 GiB) */
@@ -92,7 +94,10 @@ export class Server implements AsyncDisposable {
     await requireFitRedis(redis, logger);
     const dispatcher = resources.use(new RedisDispatcher(redis));
     const planner = resources.use(
-      new Planner(join(options.dataDir, "mirrors"), { fetchTimeoutMs: options.fetchTimeoutMs ?? 30_000 }),
+      new Planner(join(options.dataDir, "mirrors"), {
+        fetchTimeoutMs: options.fetchTimeoutMs ?? 30_000,
+        untrustedPool: options.untrustedPool,
+      }),
     );
     const watch = new BuildWatch();
     const leaseMs = options.leaseMs ?? 30_000;

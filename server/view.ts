@@ -2,6 +2,7 @@ import type { Refused, Usage } from "../queue/index.ts";
 import type { JobSpec, PipelineEvent, Status } from "../pipelines/index.ts";
 import type { Diagnostics } from "./builds.ts";
 import type { Store } from "./store.ts";
+import { isUntrusted } from "./trust.ts";
 
 /** A build as the API shows it in lists. Times are milliseconds since the epoch; absent fields are not known (yet). */
 export interface BuildSummary {
@@ -11,6 +12,8 @@ export interface BuildSummary {
   readonly status: Status;
   readonly reason?: string;
   readonly event: PipelineEvent;
+  /** Its commit may be a stranger's: it has fewer rights and smaller limits. */
+  readonly untrusted?: true;
   readonly title?: string;
   readonly author?: string;
   readonly rerunOf?: string;
@@ -77,7 +80,7 @@ export interface StepView {
 }
 
 type Row<T> = { [K in keyof T]-?: undefined extends T[K] ? Exclude<T[K], undefined> | null : T[K] };
-type SummaryRow = Row<Omit<BuildSummary, "repository" | "event">> & {
+type SummaryRow = Row<Omit<BuildSummary, "repository" | "event" | "untrusted">> & {
   seq: number;
   repositoryId: string;
   repositoryName: string;
@@ -179,10 +182,12 @@ export function viewJobs(store: Store, buildId: string, sinceVersion = 0): JobVi
 }
 
 function toSummary({ seq: _seq, repositoryId, repositoryName, event, ...row }: SummaryRow): BuildSummary {
+  const parsed = JSON.parse(event) as PipelineEvent;
   return {
     ...known(row),
     repository: { id: repositoryId, name: repositoryName },
-    event: JSON.parse(event) as PipelineEvent,
+    event: parsed,
+    ...(isUntrusted(parsed) && { untrusted: true }),
   };
 }
 

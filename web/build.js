@@ -167,6 +167,8 @@ class BuildPage {
           ),
           h("span", { class: "number" }, `#${build.number}`),
           refChip(event),
+          build.untrusted &&
+            h("span", { class: "note", title: "The commit may be a stranger's: it has fewer rights" }, "untrusted"),
           h("code", { title: event.commit }, event.commit.slice(0, 8)),
           build.author && h("span", { class: "author" }, build.author),
           h(

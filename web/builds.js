@@ -96,6 +96,7 @@ function buildRow(build) {
           h("span", { class: "repo" }, build.repository.name),
           h("span", { class: "number" }, `#${build.number}`),
           refChip(build.event),
+          build.untrusted && h("span", { class: "note" }, "untrusted"),
           h("code", {}, build.event.commit.slice(0, 8)),
           build.author && h("span", { class: "author" }, build.author),
           build.reason && h("span", { class: "reason" }, build.reason.split("\n")[0]),

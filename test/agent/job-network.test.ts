@@ -91,6 +91,33 @@ steps:
   });
 });
 
+describe("a stranger's commit", () => {
+  const untrusted = { ceiling: {}, timeoutMs: 60_000, privateNetworks: false };
+
+  test("reaches the Internet, and no private network, whatever its pipeline allows", async () => {
+    const { logs } = await run(
+      `
+steps:
+  - ${ask(privateAddress)}; ${ask("$OUTSIDE")}
+  - run: ${ask(privateAddress)}
+    network: { allow: ["${privateAddress}:${peerPort}"] }
+`,
+      { options: { untrusted } },
+    );
+    expect(logs[0]).toMatch(new RegExp(`^refused\n${hostAddress[4]}\nnetwork: refused ${privateAddress}`));
+    expect(logs[1]).toMatch(/^refused\n/);
+  });
+
+  test("is not run at all if it wants the host's network", async () => {
+    const { status, reason, steps } = await run(`steps: [echo ran, { name: x, run: echo ran, network: host }]`, {
+      options: { untrusted },
+    });
+    expect(status).toBe("failure");
+    expect(reason).toMatch(/^"x" wants network: host/);
+    expect(steps.map((step) => step.status)).toEqual(["skipped", "skipped"]);
+  });
+});
+
 describe("services", () => {
   test("are reached under every allow list, and held to it", async () => {
     const { logs, status } = await run(`

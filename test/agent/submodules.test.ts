@@ -2,6 +2,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { checkout } from "../../agent/checkout.ts";
+import { startGitHttpServer } from "./git-http-server.ts";
 import { commitFiles, commitTree, createRepository, git, temporaryDir } from "./git-fixture.ts";
 
 let dir: ReturnType<typeof temporaryDir>;
@@ -103,5 +104,33 @@ describe("checkoutSubmodules", () => {
     ]);
     await workspaceOf(commit);
     expect(readdirSync(outside)).toEqual([]);
+  });
+});
+
+describe("a stranger's commit", () => {
+  const untrusted = { repositoryId: "1", untrusted: true };
+
+  test("gets no submodule with the agent's credentials, nor one that was fetched with them before", async () => {
+    await using server = await startGitHttpServer(dir.path, "ada:s3cret-word");
+    const cloneUrl = `http://ada:s3cret-word@${server.host}/parent/.git`;
+    const commit = addSubmodule(parent, "lib", "../../library/.git", libraryHead);
+    const workspace = await workspaceOf(commit, cloneUrl);
+    expect(readFileSync(join(workspace, "lib/lib.txt"), "utf8")).toBe("library\n");
+    const [mirrorsDir, workspaceDir] = [join(dir.path, "mirrors"), join(dir.path, "stranger")];
+    await expect(checkout({ ...untrusted, mirrorsDir, cloneUrl, commit, workspaceDir })).rejects.toThrow(
+      /^submodule "lib": Cannot fetch/,
+    );
+    expect(server.refused.some((line) => line.includes("/library/"))).toBe(true);
+    expect(existsSync(join(workspaceDir, "lib/lib.txt"))).toBe(false);
+  });
+
+  test.each([
+    ["by ssh", "ssh://git@example.org/team/private.git", /the agent's keys are not used for a stranger's commit/],
+    ["on the agent's machine", "../library", /the agent's files are not read for a stranger's commit/],
+  ])("gets no submodule %s", async (_how, url, message) => {
+    const commit = addSubmodule(parent, "lib", url, libraryHead);
+    const [mirrorsDir, workspaceDir] = [join(dir.path, "mirrors"), join(dir.path, "stranger")];
+    const cloneUrl = `file://${parent}`;
+    await expect(checkout({ ...untrusted, mirrorsDir, cloneUrl, commit, workspaceDir })).rejects.toThrow(message);
   });
 });
