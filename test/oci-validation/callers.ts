@@ -1,0 +1,179 @@
+/**
+ * `npm run validate:oci -- callers [NAME...]`: Podman, buildah, containerd and Docker, those that are installed, with
+ * `slipway oci` as their runtime, on scratch storage and in mount and network namespaces of their own.
+ */
+import { type ChildProcess, spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { buildahChecks, type Check, containerdChecks, dockerChecks, podmanChecks } from "./caller-checks.ts";
+
+interface Caller {
+  readonly name: string;
+  readonly programs: readonly string[];
+  readonly checks: readonly Check[];
+  /** A daemon's command line, and a command that succeeds when it answers. */
+  readonly daemon?: { readonly command: string; readonly answers: string };
+  /** Brings the image in. */
+  readonly prepare: string;
+}
+
+const inner = "SLIPWAY_CALLERS_INNER";
+
+/** Runs all checks of the callers that are here. @returns The exit code: 1 if one fails. */
+export async function validateCallers(names: readonly string[]): Promise<number> {
+  if (process.env[inner] === undefined) return becomeIsolated();
+  const directory = mkdtempSync(join(tmpdir(), "slipway-callers-"));
+  try {
+    const environment = makeWorld(directory);
+    let failed = 0;
+    for (const caller of callers(directory)) {
+      if (names.length > 0 && !names.includes(caller.name)) continue;
+      const missing = caller.programs.find((program) => spawnSync("sh", ["-c", `command -v ${program}`]).status !== 0);
+      if (missing === undefined) failed += await validateCaller(caller, environment);
+      else console.log(`${caller.name}: not here (${missing})`);
+    }
+    return failed > 0 ? 1 : 0;
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+/** Bridges, firewall rules and what is mounted below /run end with these namespaces. */
+function becomeIsolated(): number {
+  const script = 'mount -t tmpfs tmpfs /run && mkdir -p /run/netns && ip link set lo up; exec "$@"';
+  const argv = [process.execPath, ...process.argv.slice(1)];
+  const { status } = spawnSync("unshare", ["-m", "-n", "sh", "-c", script, "sh", ...argv], {
+    stdio: "inherit",
+    env: { ...process.env, [inner]: "1" },
+  });
+  return status ?? 1;
+}
+
+/** The runtime as one program, a root file system of links into /usr, a Dockerfile. */
+function makeWorld(directory: string): NodeJS.ProcessEnv {
+  const runtime = join(directory, "slipway");
+  const slipway = fileURLToPath(new URL("../../cli/slipway.cjs", import.meta.url));
+  writeFileSync(runtime, `#!/bin/sh\nexec '${process.execPath}' '${slipway}' oci "$@"\n`);
+  chmodSync(runtime, 0o755);
+  const rootfs = join(directory, "rootfs");
+  for (const name of ["dev", "etc", "proc", "sbin", "sys", "tmp", "usr"])
+    mkdirSync(join(rootfs, name), { recursive: true });
+  for (const name of ["bin", "lib", "lib64"]) symlinkSync(`usr/${name}`, join(rootfs, name));
+  mkdirSync(join(directory, "context"));
+  writeFileSync(join(directory, "context/Dockerfile"), "FROM slipway-test\nRUN echo built > /built && cat /built\n");
+  return { ...process.env, D: directory, RUNTIME: runtime, HOME: directory };
+}
+
+function callers(directory: string): Caller[] {
+  const tar = `tar -C ${directory}/rootfs -c .`;
+  const podman = `podman --root=${directory}/podman --runroot=/run/podman-test --cgroup-manager=cgroupfs --events-backend=file`;
+  const docker = `docker --host unix:///run/docker-test.sock`;
+  const ctr = "ctr --address /run/containerd-test.sock";
+  // Their own limits are above the machine's where CAP_SYS_RESOURCE is not there to raise them.
+  const ulimits = "--ulimit nofile=1024:1024 --ulimit nproc=1024:1024";
+  const expand = (checks: readonly Check[], words: Readonly<Record<string, string>>) =>
+    checks.map((check) => ({
+      ...check,
+      command: check.command.replaceAll(/\{(\w+)\}/g, (_, name) => words[name as string] ?? `{${name}}`),
+    }));
+  const podmanWords = { podman: `${podman} --runtime $RUNTIME`, o: `-v /usr:/usr:ro ${ulimits}`, buildah: "" };
+  const buildah = `buildah --root=${directory}/podman --runroot=/run/podman-test`;
+  const mount = "--mount type=bind,src=/usr,dst=/usr,options=rbind:ro";
+  return [
+    {
+      name: "podman",
+      programs: ["podman"],
+      prepare: `${tar} | ${podman} import - slipway-test`,
+      checks: expand(podmanChecks, podmanWords),
+    },
+    {
+      name: "buildah",
+      programs: ["buildah", "podman"],
+      prepare: `${podman} image exists slipway-test || ${tar} | ${podman} import - slipway-test`,
+      checks: expand(buildahChecks, { ...podmanWords, buildah }),
+    },
+    {
+      name: "containerd",
+      programs: ["containerd", "ctr", "podman"],
+      daemon: {
+        command: `containerd --config ${containerdConfig(directory)} --root ${directory}/containerd --state /run/containerd-test --address /run/containerd-test.sock`,
+        answers: `${ctr} version`,
+      },
+      prepare: `${podman} image exists slipway-test || ${tar} | ${podman} import - slipway-test; ${podman} save -o ${directory}/image.tar localhost/slipway-test && ${ctr} images import ${directory}/image.tar`,
+      checks: expand(containerdChecks, { ctr, o: `--runc-binary $RUNTIME ${mount} localhost/slipway-test:latest` }),
+    },
+    {
+      name: "docker",
+      programs: ["docker", "dockerd"],
+      daemon: {
+        command: `dockerd --data-root=${directory}/docker --exec-root=/run/docker-test --pidfile=/run/docker-test.pid --host=unix:///run/docker-test.sock --add-runtime slipway=${directory}/slipway --default-runtime slipway`,
+        answers: `${docker} version`,
+      },
+      prepare: `${tar} | ${docker} import - slipway-test`,
+      checks: expand(dockerChecks, { docker, o: "-v /usr:/usr:ro slipway-test" }),
+    },
+  ];
+}
+
+function containerdConfig(directory: string): string {
+  const path = join(directory, "containerd.toml");
+  const opt = `[plugins."io.containerd.internal.v1.opt"]\npath = "${directory}/opt"\n`;
+  writeFileSync(path, `version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n${opt}`);
+  return path;
+}
+
+async function validateCaller(caller: Caller, env: NodeJS.ProcessEnv): Promise<number> {
+  const daemon = caller.daemon === undefined ? undefined : await startDaemon(caller.daemon, env);
+  let failed = 0;
+  try {
+    const prepared = shell(caller.prepare, env);
+    if (prepared.code !== 0) throw new Error(`Cannot prepare ${caller.name}: ${prepared.output}`);
+    for (const { name, command, code = 0, output = "" } of caller.checks) {
+      const outcome = shell(command, env);
+      const good = outcome.code === code && new RegExp(output, "m").test(outcome.output);
+      console.log(`${good ? "ok    " : "NOT OK"} ${caller.name} ${name}`);
+      if (good) continue;
+      failed++;
+      console.log(`       ${command}\n       ended with ${outcome.code}, not ${code}, or did not say /${output}/:`);
+      console.log(outcome.output.replaceAll(/^/gm, "       "));
+    }
+  } finally {
+    if (daemon !== undefined) await endDaemon(daemon);
+  }
+  console.log(`${caller.name}: ${caller.checks.length - failed} of ${caller.checks.length}`);
+  return failed;
+}
+
+function shell(command: string, env: NodeJS.ProcessEnv): { readonly code: number | null; readonly output: string } {
+  // To a file: a container that goes on would hold a pipe open.
+  const script = `( ${command}\n) > "$D/output" 2>&1 < /dev/null; code=$?; cat "$D/output"; exit $code`;
+  const { status, stdout } = spawnSync("sh", ["-c", script], { env, encoding: "utf8", timeout: 180_000 });
+  return { code: status, output: stdout };
+}
+
+async function startDaemon(
+  { command, answers }: NonNullable<Caller["daemon"]>,
+  env: NodeJS.ProcessEnv,
+): Promise<ChildProcess> {
+  const daemon = spawn("sh", ["-c", `exec ${command}`], { env, stdio: "ignore" });
+  for (let i = 0; i < 240; i++) {
+    if (shell(answers, env).code === 0) return daemon;
+    if (daemon.exitCode !== null) break;
+    await delay(250);
+  }
+  await endDaemon(daemon);
+  throw new Error(`Cannot start "${command}"`);
+}
+
+async function endDaemon(daemon: ChildProcess): Promise<void> {
+  if (daemon.exitCode !== null || daemon.signalCode !== null) return;
+  const ended = once(daemon, "exit");
+  daemon.kill("SIGTERM");
+  const timer = setTimeout(() => daemon.kill("SIGKILL"), 30_000);
+  await ended;
+  clearTimeout(timer);
+}
