@@ -46,6 +46,8 @@ export class StepLog {
   readonly path: string | undefined;
   /** Called when `write` may be called again after it answered `false`. */
   onDrain: (() => void) | undefined;
+  /** Called once, when the limit is reached; nothing that is written from then on is kept. */
+  onFull: (() => void) | undefined;
   /** Called whenever `spooledBytes` has grown, and once at the end. */
   onSpooled: (() => void) | undefined;
 
@@ -148,6 +150,7 @@ export class StepLog {
       Buffer.from(`\nlog limit of ${formatBytes(this.#limitBytes)} reached; the rest is not kept\n`),
       timeMs,
     );
+    this.onFull?.();
   }
 
   #keep(stream: LogStream, bytes: Uint8Array, timeMs: number): void {

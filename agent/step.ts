@@ -1,5 +1,5 @@
 /** Runs one step: its image, its container, its output into its log. */
-import type { StepSpec } from "../pipelines/index.ts";
+import { formatBytes, type StepSpec } from "../pipelines/index.ts";
 import {
   type Container,
   type ContainerResult,
@@ -54,6 +54,11 @@ export class StepRun {
     this.#context = context;
     this.#network = new StepNetwork(context.network, step);
     this.log.onDrain = () => this.#container?.resumeOutput();
+    this.log.onFull = () =>
+      (this.#container ?? this.#ahead?.container)?.kill(
+        "log",
+        `printed more than ${formatBytes(step.resources.logBytes)}`,
+      );
   }
 
   /** Creates the container up to the moment before its program is executed. What is not possible yet is left to `run`. */

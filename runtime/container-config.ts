@@ -81,7 +81,7 @@ export interface PreparedConfig {
 
 export type ContainerConfig = PreparedConfig & ProcessConfig;
 
-/** Why the container ended. `oom`, `disk` and `log` are limits for which it was killed at once. */
+/** Why the container ended. For `oom`, `disk` and `log` it was killed at once, or has failed before that. */
 export type EndReason = "exited" | "signaled" | "oom" | "disk" | "log" | "timeout" | "canceled";
 
 /** What it used, as the kernel counted it; a field is absent where this host does not count it. */

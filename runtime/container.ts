@@ -12,6 +12,7 @@ import {
   type PreparedConfig,
   type ProcessConfig,
 } from "./container-config.ts";
+import { type DiskLimit, filesFor } from "./disk-limit.ts";
 import type { Host } from "./host.ts";
 import type { Launcher } from "./launcher.ts";
 import { message, messageLength } from "./launch-plan.ts";
@@ -61,6 +62,7 @@ export class Container implements AsyncDisposable {
     | { readonly reason: Exclude<EndReason, "exited" | "signaled" | "oom">; readonly message: string }
     | undefined;
   #watching: Disposable | undefined;
+  #disk: DiskLimit | undefined;
   #sample: readonly OomProcess[] | undefined;
   #process: ProcessConfig | undefined;
   #staged: ProcessConfig | undefined;
@@ -188,7 +190,8 @@ export class Container implements AsyncDisposable {
 
   /** Kills it at once, for a limit that the kernel does not keep; the first reason wins. @param message `wrote 3 GiB of 2 GiB disk` */
   kill(reason: "disk" | "log", message: string): void {
-    if (this.#stopReason !== undefined) return;
+    // What has ended by itself has kept its limits for as long as it ran.
+    if (this.#stopReason !== undefined || this.#exitedAtMs !== undefined) return;
     this.#stopReason = { reason, message };
     this.#kill();
   }
@@ -196,9 +199,29 @@ export class Container implements AsyncDisposable {
   /** What is to be looked at while it runs. */
   #look(): void {
     if (this.#cgroup === undefined) return;
-    // v1 kills one process, v2 all; what one of a step's processes needed and did not get the step did not get.
-    if (this.#cgroup.version === 1 && this.#cgroup.oomKills() > 0) this.#kill();
+    if (this.#lostForMemory) this.#kill();
     else if (this.#host.oomReports === undefined) this.#sampleIfFull(this.#cgroup);
+  }
+
+  /** v1 kills one process, v2 all; what one of a step's processes needed and did not get the step did not get. */
+  get #lostForMemory(): boolean {
+    return this.#cgroup?.version === 1 && this.#cgroup.oomKills() > 0;
+  }
+
+  #limitDisk(): DiskLimit {
+    const { workspace, writableDir, uidRange } = this.#config;
+    const { diskBytes: bytes, diskFiles } = this.#granted;
+    return this.#host.disk.limit({
+      ...(bytes !== undefined && { limit: { bytes, files: diskFiles ?? filesFor(bytes) } }),
+      directories: [
+        { path: this.#directory, isOwn: true },
+        ...(writableDir === undefined ? [] : [{ path: writableDir, isOwn: false }]),
+        ...(workspace === undefined ? [] : [{ path: this.#host.workspaceStore(workspace, uidRange), isOwn: false }]),
+      ],
+      startedAtMs: this.#startedAtMs,
+      processes: () => this.#processes(),
+      kill: (message) => this.kill("disk", message),
+    });
   }
 
   /** When a process is killed for memory, it is too late to ask who was there. */
@@ -260,6 +283,7 @@ export class Container implements AsyncDisposable {
         if (this.#startedAtMs === 0) break; // it was not
         this.#created.resolve();
         this.#watching = this.#host.watch.add(() => this.#look());
+        this.#disk = this.#limitDisk();
         if (this.#stopReason === undefined) this.#limitTime();
         else this.#terminate();
         if (this.#failure === undefined) this.#started.resolve();
@@ -319,6 +343,7 @@ export class Container implements AsyncDisposable {
       clearTimeout(this.#timer);
       clearTimeout(this.#killTimer);
       this.#watching?.[Symbol.dispose]();
+      if (this.#disk !== undefined) this.#host.disk.release(this.#disk);
       this.#cleaned = this.#clean();
     }
   }
@@ -371,7 +396,7 @@ export class Container implements AsyncDisposable {
       ...(text === undefined ? {} : { message: text }),
       startedAtMs: this.#startedAtMs,
       finishedAtMs,
-      usage: describeUsage(usage, this.#reaped ?? readProcessIo(this.pid)),
+      usage: describeUsage(usage, this.#reaped ?? readProcessIo(this.pid), this.#disk?.size?.bytes),
     };
   }
 
@@ -391,8 +416,10 @@ export class Container implements AsyncDisposable {
     }
     if (end.oomKilled) return { reason: "oom", text: this.#describeOom(end.usage) };
     if (end.signal !== undefined) return { reason: "signaled", text: `killed by ${end.signal}${forks}` };
-    if (end.exitCode !== 0 && refused > 0) return { reason: "exited", text: `exit code ${end.exitCode}${forks}` };
-    return { reason: "exited" };
+    if (end.exitCode === 0) return { reason: "exited" };
+    const disk = this.#disk?.explainFailure();
+    if (disk !== undefined) return { reason: "disk", text: `exit code ${end.exitCode}: ${disk}` };
+    return { reason: "exited", ...(refused > 0 && { text: `exit code ${end.exitCode}${forks}` }) };
   }
 
   /** Of init, if there ever was one. */
@@ -468,7 +495,11 @@ function signalName(signal: number): string {
 }
 
 /** @param waited Of init, which has waited for everybody. */
-function describeUsage(counted: CgroupUsage | undefined, waited: Partial<Reaped>): ContainerUsage {
+function describeUsage(
+  counted: CgroupUsage | undefined,
+  waited: Partial<Reaped>,
+  diskBytes: number | undefined,
+): ContainerUsage {
   const { oomKills: _, pidsRefused: __, ...usage } = counted ?? { oomKills: 0, pidsRefused: 0 };
   // v1 counts no cached writes, and a process none that it had no part in: the larger of both is nearer to the truth.
   const [read, written] = [
@@ -480,5 +511,7 @@ function describeUsage(counted: CgroupUsage | undefined, waited: Partial<Reaped>
     cpuTimeMs: usage.cpuTimeMs ?? waited.cpuTimeMs ?? 0,
     ioReadBytes: read,
     ioWriteBytes: written,
+    // Less than nothing: the step has deleted what was there before.
+    ...(diskBytes !== undefined && { diskBytes: Math.max(0, diskBytes) }),
   };
 }

@@ -82,6 +82,7 @@ function createContainer(
   const directory = `${host.stateDir}/containers/${launcher.name}`;
   try {
     mkdirSync(directory, { mode: 0o700 });
+    host.disk.adopt(directory);
     const step = describeStep(host, config, process, directory);
     launcher.cgroup?.limit(step.linux?.resources ?? {});
     const stdout = descriptors.pipe();

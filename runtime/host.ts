@@ -19,6 +19,7 @@ import { canMountDetachedOverlays, checkHost } from "./check.ts";
 import type { Cgroups } from "./cgroup.ts";
 import type { ShownHierarchy } from "./cgroup-mounts.ts";
 import { removeCgroupsBelow, sweepDeadAgents } from "./cgroup-sweep.ts";
+import { Disk } from "./disk.ts";
 import { HostLimits } from "./host-limits.ts";
 import { OomReports } from "./kernel-log.ts";
 import { adoptTree, isRootless, ownersFingerprint } from "./file-owners.ts";
@@ -87,6 +88,7 @@ export class Host implements AsyncDisposable {
   readonly cgroups: Cgroups | undefined;
   readonly limits: HostLimits;
   readonly watch = new Watch();
+  readonly disk: Disk;
   /** Absent where the kernel's log cannot be read. */
   readonly oomReports = OomReports.open();
   readonly layerMounts: LayerMounts;
@@ -127,6 +129,8 @@ export class Host implements AsyncDisposable {
     this.#lock = lock;
     this.limits = limits;
     this.cgroups = limits.cgroups;
+    const { diskBytes } = limits.ceiling;
+    this.disk = new Disk(stateDir, { watch: this.watch, ...(diskBytes !== undefined && { ceilingBytes: diskBytes }) });
     this.shownHierarchies = limits.cgroups === undefined ? [] : hierarchiesToShow(limits.cgroups);
     this.facts = {
       maskedPaths: findMaskedPaths(),
@@ -267,7 +271,24 @@ export class Host implements AsyncDisposable {
   #makeWorkspace(range: UidRange): string {
     const directory = `${this.stateDir}/workspaces/${range.key}-${randomBytes(6).toString("hex")}`;
     mkdirSync(directory, { recursive: true, mode: 0o700 });
+    this.disk.adopt(directory);
     return directory;
+  }
+
+  /**
+   * Has the file system count what jobs write into a workspace, where it can: before anything is in there. Without, a step's
+   * disk is measured when there is reason to.
+   */
+  adoptWorkspace(dir: string): void {
+    this.disk.adopt(dir);
+  }
+
+  /** Where a job's writes to its workspace are kept. */
+  workspaceStore(
+    { dir, copyOnWrite }: { readonly dir: string; readonly copyOnWrite?: boolean },
+    range: UidRange,
+  ): string {
+    return copyOnWrite ? (this.#workspaces.get(`${range.key} ${dir}`)?.directory ?? dir) : dir;
   }
 
   /** Makes the directories on which a launcher attaches layers and overlay, where it has to. */
@@ -346,6 +367,7 @@ export class Host implements AsyncDisposable {
     this.#uidRanges.close();
     await Promise.all(this.#removals);
     await this.removals.close();
+    await this.disk[Symbol.asyncDispose]();
     this.cgroups?.close();
     rmSync(this.attachDir, { recursive: true, force: true });
     for (const name of ["containers", "workspaces", "trash"]) {

@@ -20,6 +20,7 @@ export const EISDIR = 21;
 export const EINVAL = 22;
 export const EROFS = 30;
 export const ENOSYS = 38;
+export const ENOTEMPTY = 39;
 export const ELOOP = 40;
 export const EOPNOTSUPP = 95;
 

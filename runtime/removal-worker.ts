@@ -4,12 +4,12 @@
  * Trees take turns, a few entries each, so that one of a million files holds up nobody. What steps made may have any name,
  * mode and depth; links are deleted, never followed.
  */
-import { readdirSync, renameSync } from "node:fs";
-import { dirname } from "node:path";
+import { lstatSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import { parentPort } from "node:worker_threads";
-import { AT_FDCWD, AT_REMOVEDIR, EISDIR, ENOENT } from "./linux.ts";
-import { SyscallError, trySyscall } from "./syscall.ts";
+import { AT_FDCWD, AT_REMOVEDIR, ENOENT } from "./linux.ts";
+import { cString, trySyscall } from "./syscall.ts";
+import { TreeRemoval } from "./tree-removal.ts";
 
 /** What is to be deleted; trees must be gone from where anybody could use them. */
 export interface Removal {
@@ -28,45 +28,13 @@ export interface RemovalReply {
 if (parentPort === null) throw new Error("removal-worker.ts is the entry of a worker thread");
 const port = parentPort;
 
-/** Paths longer than the kernel's 4096 bytes cannot be named: what lies deeper is moved up first. */
-const longestPath = 3000;
 const entriesATurn = 200;
-let sequence = 0;
-
-/** Deletes a tree, in steps of one entry. @throws {SyscallError} What cannot be deleted stays, with the directories above. */
-function* removeTree(path: Buffer, trash: string): Generator<void, void> {
-  yield;
-  // System calls without exceptions: most answers here are "that is a directory" and "it is not empty".
-  const asFile = unlinkAt(path, 0);
-  if (asFile === 0 || asFile === -ENOENT) return;
-  if (asFile !== -EISDIR) throw new SyscallError("unlink", -asFile, `remove "${path.toString()}"`);
-  const asEmpty = unlinkAt(path, AT_REMOVEDIR);
-  if (asEmpty === 0 || asEmpty === -ENOENT) return;
-  if (path.length > longestPath) {
-    const moved = Buffer.from(`${trash}/deep-${process.pid}-${++sequence}`);
-    renameSync(path, moved);
-    yield* removeTree(moved, trash);
-    return;
-  }
-  const slash = Buffer.from("/");
-  for (const name of readdirSync(path, { encoding: "buffer" })) {
-    yield* removeTree(Buffer.concat([path, slash, name]), trash);
-  }
-  const removed = unlinkAt(path, AT_REMOVEDIR);
-  if (removed !== 0 && removed !== -ENOENT) throw new SyscallError("rmdir", -removed, `remove "${path.toString()}"`);
-}
-
-const nul = Buffer.alloc(1);
-
-function unlinkAt(path: Buffer, flags: number): number {
-  return trySyscall("unlinkat", AT_FDCWD, Buffer.concat([path, nul]), flags);
-}
 
 const mostAttempts = 200;
 
 async function removeCgroup(directory: string): Promise<void> {
   for (let attempt = 0; ; attempt++) {
-    const removed = unlinkAt(Buffer.from(directory), AT_REMOVEDIR);
+    const removed = trySyscall("unlinkat", AT_FDCWD, cString(directory), AT_REMOVEDIR);
     if (removed === 0 || removed === -ENOENT) return;
     if (attempt === mostAttempts) {
       throw new Error(`Cannot remove cgroup "${directory}": it is still in use after a second`);
@@ -76,8 +44,8 @@ async function removeCgroup(directory: string): Promise<void> {
 }
 
 interface Turn {
-  readonly steps: Generator<void, void>;
-  readonly ended: (error?: unknown) => void;
+  readonly removal: TreeRemoval;
+  readonly ended: () => void;
 }
 
 const turns: Turn[] = [];
@@ -85,30 +53,25 @@ const turns: Turn[] = [];
 function takeTurns(): void {
   const turn = turns.shift();
   if (turn === undefined) return;
-  try {
-    for (let i = 0; i < entriesATurn; i++) {
-      if (turn.steps.next().done) {
-        turn.ended();
-        if (turns.length > 0) setImmediate(takeTurns);
-        return;
-      }
-    }
-    turns.push(turn);
-  } catch (error) {
-    turn.ended(error);
-  }
+  if (turn.removal.step(entriesATurn)) turn.ended();
+  else turns.push(turn);
   if (turns.length > 0) setImmediate(takeTurns);
 }
 
+/** @throws {Error} If it is still there. */
+async function removeTree(path: string): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  using removal = new TreeRemoval(path);
+  turns.push({ removal, ended: resolve });
+  if (turns.length === 1) setImmediate(takeTurns);
+  await promise;
+  if (lstatSync(path, { throwIfNoEntry: false }) !== undefined) {
+    throw new Error(`Cannot remove "${path}": some of it stays`);
+  }
+}
+
 async function remove({ cgroups = [], tree }: Removal): Promise<void> {
-  const trees =
-    tree === undefined
-      ? undefined
-      : new Promise<void>((resolve, reject) => {
-          const ended = (error?: unknown) => (error === undefined ? resolve() : reject(error));
-          turns.push({ steps: removeTree(Buffer.from(tree), dirname(tree)), ended });
-          if (turns.length === 1) takeTurns();
-        });
+  const trees = tree === undefined ? undefined : removeTree(tree);
   trees?.catch(() => undefined); // told below
   for (const directory of cgroups) await removeCgroup(directory);
   await trees;

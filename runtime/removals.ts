@@ -2,6 +2,7 @@
 import { rm } from "node:fs/promises";
 import { Worker } from "node:worker_threads";
 import type { Removal, RemovalReply } from "./removal-worker.ts";
+import { isPlainTree } from "./tree-size.ts";
 
 /** What one container leaves. */
 export type Leftovers = Omit<Removal, "id">;
@@ -29,7 +30,7 @@ export class Removals {
    */
   async remove(leftovers: Leftovers): Promise<void> {
     const id = ++this.#sequence;
-    if (!this.isThread && leftovers.cgroups === undefined) {
+    if (!this.isThread && leftovers.cgroups === undefined && isPlainTree(leftovers.tree, plainEntries)) {
       if (leftovers.tree !== undefined) await rm(leftovers.tree, { recursive: true, force: true, maxRetries: 3 });
       return;
     }
@@ -75,3 +76,5 @@ export class Removals {
 }
 
 const threadAfter = 16;
+/** What is larger is worth a thread at once. */
+const plainEntries = 64;

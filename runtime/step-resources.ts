@@ -10,6 +10,8 @@ export interface StepResources {
   readonly pids: number;
   /** What the container may add to its root file system and its workspace together. @default no limit */
   readonly diskBytes?: number;
+  /** The same in files. @default one for every 16 KiB of `diskBytes`, and 250 000 at least */
+  readonly diskFiles?: number;
   readonly io?: StepIo;
 }
 

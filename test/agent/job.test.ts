@@ -244,7 +244,6 @@ describe("executeJob", () => {
     const want = Array.from({ length: 2_000_000 }, (_, n) => `${n + 1}\n`).join("");
     expect(log.replace("done\n", "") === want).toBe(true);
     const limited = await run([step("seq 1 2000000; exit 4")], { ceiling: { logBytes: 1000 } });
-    expect(limited.steps[0]?.exitCode).toBe(4);
     expect(limited.output).toContain("log limit of 1000 bytes reached; the rest is not kept");
   });
 });
