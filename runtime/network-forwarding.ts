@@ -5,9 +5,7 @@
  * it back.
  */
 import { existsSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
-import { LOCK_EX, O_CREAT, O_RDWR } from "./linux.ts";
-import { close, open, syscall } from "./syscall.ts";
-import { subnetsInUse } from "./network-subnet.ts";
+import { locked, subnetsInUse } from "./network-subnet.ts";
 
 /** Links on which the agents have allowed forwarding that the host had not. */
 export interface Guarded {
@@ -44,7 +42,7 @@ export class Forwarding {
     readonly ipv6: boolean;
     readonly globalIPv6?: boolean;
   }): Guarded {
-    return this.#locked(() => {
+    return locked(this.#directory, () => {
       const changes = this.#read();
       const { bridge, uplinks, ipv6 } = options;
       const set = (path: string, after: string) => {
@@ -79,7 +77,7 @@ export class Forwarding {
 
   /** Takes back what the agents allowed, if no other agent is left; what somebody else has changed since stays. */
   restore(): void {
-    this.#locked(() => {
+    locked(this.#directory, () => {
       if (subnetsInUse(this.#directory)) return;
       for (const { path, before, after } of this.#read().toReversed()) {
         if (sysctl(path) === after) writeFileSync(file(path), before);
@@ -103,16 +101,6 @@ export class Forwarding {
   #write(changes: readonly Change[]): void {
     writeFileSync(`${this.#file}.new`, JSON.stringify(changes), { mode: 0o600 });
     renameSync(`${this.#file}.new`, this.#file);
-  }
-
-  #locked<T>(action: () => T): T {
-    const lock = open(`${this.#directory}/lock`, O_RDWR | O_CREAT, 0o600);
-    try {
-      syscall("flock", lock, LOCK_EX);
-      return action();
-    } finally {
-      close(lock);
-    }
   }
 }
 

@@ -49,7 +49,7 @@ import {
   listedRefusals,
   privateElements,
 } from "./network-rules.ts";
-import { claimSubnet, firstSlot, lastSlot, type Subnet } from "./network-subnet.ts";
+import { claimSubnet, firstSlot, forgetDeadAgents, lastSlot, type Subnet } from "./network-subnet.ts";
 import {
   addElements,
   commit,
@@ -145,28 +145,23 @@ export class KernelNetworks implements NetworkMaker {
   /** Sweeps what a killed agent of the same name left, and sets everything up that all jobs share. @throws {Error} */
   constructor(config: NetworksConfig) {
     this.#config = config;
-    // The names of links have 15 characters at the most.
-    const hash = createHash("sha256")
-      .update(config.agent)
-      .digest()
-      .readUIntBE(0, 6)
-      .toString(36)
-      .padStart(7, "0")
-      .slice(-7);
-    this.#bridge = `${bridgePrefix}${hash}`;
-    this.#portPrefix = `slp-${hash}-`;
+    const { bridge, portPrefix } = linkNames(config.agent);
+    this.#bridge = bridge;
+    this.#portPrefix = portPrefix;
     this.#inet = { family: NFPROTO_INET, name: config.agent };
     this.#bridgeTable = { family: NFPROTO_BRIDGE, name: config.agent };
     const namespace = /\d+/.exec(readlinkSync("/proc/thread-self/ns/net"))?.[0] ?? "0";
     const lockDir = `${config.runDir ?? "/run/slipway/networks"}/${namespace}`;
     this.#forwarding = new Forwarding(lockDir);
     try {
-      this.#sweep();
+      this.#sweep(config.agent);
+      forgetDeadAgents(lockDir, (agent) => this.#sweep(agent));
       const routes = this.#routes();
       this.#subnet = claimSubnet({
+        agent: config.agent,
         lockDir,
         routes: [...routes[4], ...routes[6]].filter(({ range }) => range.prefixLength > 0).map(({ range }) => range),
-        ...(defaultRoute(routes[6]) === undefined ? {} : { ipv6For: config.agent }),
+        ipv6: defaultRoute(routes[6]) !== undefined,
       });
       this.#mtu = this.#uplinkMtu(routes, listLinks(this.#route));
       this.#makeTables();
@@ -331,7 +326,7 @@ export class KernelNetworks implements NetworkMaker {
 
   [Symbol.dispose](): void {
     for (const slot of this.#slots.keys()) attempt(() => this.release(slot));
-    attempt(() => this.#sweep());
+    attempt(() => this.#sweep(this.#config.agent));
     this.#subnet?.[Symbol.dispose]();
     if (this.#subnet !== undefined) attempt(() => this.#forwarding.restore());
     this.#filter[Symbol.dispose]();
@@ -340,13 +335,13 @@ export class KernelNetworks implements NetworkMaker {
     close(this.#home);
   }
 
-  /** Removes what bears the agent's name: links, and rules that nobody stands behind any more. */
-  #sweep(): void {
-    const left = listLinks(this.#route).filter(
-      ({ name }) => name === this.#bridge || name.startsWith(this.#portPrefix),
-    );
+  /** Removes what bears an agent's name: links, and rules that nobody stands behind any more. */
+  #sweep(agent: string): void {
+    const { bridge, portPrefix } = linkNames(agent);
+    const left = listLinks(this.#route).filter(({ name }) => name === bridge || name.startsWith(portPrefix));
     for (const { name } of left) this.#route.request(deleteLink(name));
-    for (const table of [this.#inet, this.#bridgeTable]) {
+    for (const family of [NFPROTO_INET, NFPROTO_BRIDGE]) {
+      const table = { family, name: agent };
       if (hasTable(this.#filter, table)) commit(this.#filter, [deleteTable(table)]);
     }
   }
@@ -498,6 +493,12 @@ export class KernelNetworks implements NetworkMaker {
         .map((element) => ({ ...element, set, words: bytes.length / 4 }));
     });
   }
+}
+
+/** What an agent's links are called; they have 15 characters at the most. */
+function linkNames(agent: string): { readonly bridge: string; readonly portPrefix: string } {
+  const hash = createHash("sha256").update(agent).digest().readUIntBE(0, 6).toString(36).padStart(7, "0").slice(-7);
+  return { bridge: `${bridgePrefix}${hash}`, portPrefix: `slp-${hash}-` };
 }
 
 /** An element of a set that is written about one job. */

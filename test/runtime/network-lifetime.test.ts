@@ -90,6 +90,27 @@ test("the leftovers of a killed agent are swept by the next one", async () => {
   expect(world.traces()).toEqual(before);
 });
 
+test("the leftovers of a killed agent that never comes back are swept by any other, those of living ones are not", async () => {
+  const before = world.traces();
+  const [killed, alive] = [await world.agent(), await world.agent({ agent: "slipway-test-2" })];
+  const job = await alive.claim();
+  await killed.claim();
+  await killed.kill();
+  const next = await world.agent({ agent: "slipway-test-3" });
+  const rules = world.host.sh("nft list tables");
+  expect(rules).not.toContain("slipway-test-1");
+  expect(rules).toContain("slipway-test-2");
+  expect(job.connect(outsideAddress[4])).toBe(hostAddress[4]);
+  // Started again with another subnet, for its own is taken: what it has now is not what it left.
+  await alive.kill();
+  const taker = await world.agent({ agent: "slipway-test-4" });
+  const again = await world.agent({ agent: "slipway-test-2" });
+  const [other, fresh] = [await world.agent({ agent: "slipway-test-5" }), await again.claim()];
+  expect(fresh.connect(outsideAddress[4])).toBe(hostAddress[4]);
+  for (const agent of [next, taker, again, other]) await agent.close();
+  expect(world.traces()).toEqual(before);
+});
+
 describe("two agents", () => {
   test("have their own subnets and do not reach each other's jobs", async () => {
     const [first, second] = [await world.agent(), await world.agent({ agent: "slipway-test-2" })];
