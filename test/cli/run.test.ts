@@ -74,6 +74,36 @@ describe("slipway run", () => {
     expect(stdout).toContain("exit code 1 (allowed to fail)");
   });
 
+  test("shows services beside the steps, and why one has failed", async () => {
+    const { code, stdout } = await runPipeline(
+      jobs(`
+good:
+  services:
+    cache: { run: exec redis-server --save '' --dir /tmp, ready: { port: 6379 } }
+  steps: [redis-cli -h cache ping]
+bad:
+  services:
+    db: { run: "echo no disk; exit 3", ready: { port: 5432 } }
+  steps: ["true"]
+`),
+      ["--network", "none"],
+    );
+    expect(code).toBe(1);
+    expect(stdout).toMatch(/^good cache │ .*Ready to accept connections/m);
+    expect(stdout).toContain("good │ PONG\n");
+    expect(stdout).toMatch(
+      /^bad {2}✗ service db .*it ended before it was ready: exit code 3; its last output: no disk$/m,
+    );
+    expect(stdout).toMatch(/^✗ bad .* ✗ service db/m);
+  });
+
+  test("steps reach only what --network gives them", async () => {
+    const { code, stdout } = await runPipeline(jobs(`a:\n  ${step("ls /sys/class/net")}`), ["--network", "none"]);
+    expect({ code, stdout }).toMatchObject({ code: 0, stdout: expect.stringContaining("a │ lo\na ✓") });
+    const wrong = await runPipeline(jobs(`a:\n  ${step("true")}`), ["--network", "nope"]);
+    expect(wrong).toMatchObject({ code: 2, stderr: expect.stringContaining("--network must be one of job, none") });
+  });
+
   test("shows the working tree as it is, uncommitted files too, and never changes it", async () => {
     await using checkout = await createCheckout(
       jobs(

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { createRepository, type DemoRepository, git, installHook } from "../../cli/demo-repository.ts";
 import { bin, environment, type Outcome, slipway, TemporaryDirectory } from "./command.ts";
+import type { BuildView } from "../../server/index.ts";
 import { Traces } from "./traces.ts";
 
 let directory: TemporaryDirectory;
@@ -138,27 +139,59 @@ describe("slipway up, repo, build", () => {
     });
   });
 
+  test("a service is used by a step by its name; its log is followed, printed and fetched", async () => {
+    await push(`jobs:
+  a:
+    services:
+      cache: { run: exec redis-server --save '' --dir /tmp, ready: { port: 6379 } }
+    steps:
+      - { name: ask, run: redis-cli -h cache ping }
+      - { name: blocked, run: "timeout 2 bash -c '</dev/tcp/169.254.169.254/80' || true" }
+`);
+    const { code, stdout } = await follow(3);
+    expect(code, stdout).toBe(0);
+    expect(stdout).toMatch(/^a ▶ service cache\n/m);
+    expect(stdout).toMatch(/^a cache │ .*Ready to accept connections/m);
+    expect(stdout).toContain("a │ PONG\n");
+    expect(stdout).toMatch(/a ✓ service cache /);
+    const printed = (await talk("build", "log", "team/app#3")).stdout;
+    expect(printed).toMatch(/a ✓ blocked .*\na ▶ service cache\n(a cache │ .*\n)+a ✓ service cache/);
+    const shown = (await talk("build", "show", "team/app#3")).stdout;
+    expect(shown).toMatch(/✓ a {2}success .* ✓ ask [^,]*, ✓ blocked [^,]*, ✓ service cache/);
+    const view = JSON.parse((await talk("build", "show", "--json", "team/app#3")).stdout) as BuildView;
+    expect(view.jobs[0]).toMatchObject({
+      serviceNames: ["cache"],
+      attempts: [{ services: [{ position: 2, name: "cache", status: "success" }] }],
+    });
+    // Where this host can make networks.
+    if (view.jobs[0]?.attempts[0]?.steps[1]?.refused !== undefined) {
+      expect(shown).toContain("blocked: network refused 169.254.169.254:80/tcp");
+    }
+    const raw = await fetch(`${url}/api/builds/${view.id}/log?job=a&step=cache`);
+    expect(await raw.text()).toContain("Ready to accept connections");
+  });
+
   test("a pipeline with mistakes fails with its problems", async () => {
     await push("jobs:\n  a:\n    stepz: []\n");
-    const { code, stdout } = await follow(3);
+    const { code, stdout } = await follow(4);
     expect(code).toBe(1);
     expect(stdout).toContain(".slipway.yml:3:5: error:");
   });
 
   test("build cancel stops a running build, rerun builds it again", async () => {
     await push(oneStep("echo begun; test -e /workspace/README.md && sleep 100"));
-    await vi.waitFor(async () => expect((await talk("build", "log", "team/app#4")).stdout).toContain("begun"), {
+    await vi.waitFor(async () => expect((await talk("build", "log", "team/app#5")).stdout).toContain("begun"), {
       timeout: 20_000,
       interval: 200,
     });
-    expect(await talk("build", "cancel", "team/app#4", "--reason", "enough")).toMatchObject({ code: 0 });
-    expect(await follow(4)).toMatchObject({ code: 1, stdout: expect.stringMatching(/canceled.*enough/) });
-    expect(await talk("build", "cancel", "team/app#4")).toMatchObject({
+    expect(await talk("build", "cancel", "team/app#5", "--reason", "enough")).toMatchObject({ code: 0 });
+    expect(await follow(5)).toMatchObject({ code: 1, stdout: expect.stringMatching(/canceled.*enough/) });
+    expect(await talk("build", "cancel", "team/app#5")).toMatchObject({
       code: 125,
       stderr: expect.stringContaining("is over"),
     });
     const rerun = await talk("build", "rerun", "team/app#2", "--follow");
-    expect(rerun).toMatchObject({ code: 0, stdout: expect.stringContaining("team/app#5: success") });
+    expect(rerun).toMatchObject({ code: 0, stdout: expect.stringContaining("team/app#6: success") });
   });
 
   test("a server that is killed is started again and builds go on", async () => {
@@ -170,14 +203,14 @@ describe("slipway up, repo, build", () => {
     });
     expect(log).toContain("server ended unexpectedly: starting it again");
     await push(oneStep("echo again"));
-    expect(await follow(6)).toMatchObject({ code: 0, stdout: expect.stringContaining("a │ again\n") });
+    expect(await follow(7)).toMatchObject({ code: 0, stdout: expect.stringContaining("a │ again\n") });
   });
 
   test("the first SIGTERM drains: what runs finishes; what waits runs after the next start", async () => {
     await push(
       `jobs:\n  a:\n    steps:\n      - run: |\n          echo begun; sleep 2; echo done\n  b:\n    needs: [a]\n    steps:\n      - run: echo later\n`,
     );
-    await vi.waitFor(async () => expect((await talk("build", "log", "team/app#7")).stdout).toContain("│ begun"), {
+    await vi.waitFor(async () => expect((await talk("build", "log", "team/app#8")).stdout).toContain("│ begun"), {
       timeout: 20_000,
       interval: 200,
     });
@@ -187,7 +220,7 @@ describe("slipway up, repo, build", () => {
     expect(log).toContain("draining");
     expect(traces.processes()).toEqual([]);
     await start();
-    const { code: exit, stdout } = await follow(7);
+    const { code: exit, stdout } = await follow(8);
     expect(exit).toBe(0);
     expect(stdout).toContain("a │ done\n");
     expect(stdout).toContain("b │ later\n");
