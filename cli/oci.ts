@@ -4,7 +4,7 @@
  * Options and output are runc's where the specification leaves them open, because that is what callers expect.
  */
 import { appendFileSync, readFileSync } from "node:fs";
-import { join, resolve } from "node:path";
+import { resolve } from "node:path";
 import type { OciConfig, OciProcess } from "../runtime/oci.ts";
 import { helpText, parseArguments, parseCount, table, UsageError, type Options, type Usage } from "./arguments.ts";
 import { didYouMean } from "./did-you-mean.ts";
@@ -195,7 +195,7 @@ async function run(argv: readonly string[], context: Context, global: OciGlobal)
   const { values, operands } = parseArguments(usages.run, argv);
   const options = createOptions(values, operands[0] ?? "", context, global);
   const oci = await import("../runtime/oci.ts");
-  const config = oci.parseOciConfig(readFileSync(join(options.bundle, "config.json"), "utf8"));
+  const config = oci.readBundleConfig(options.bundle);
   const terminal = terminalSocket(oci.socketPair, config.process?.terminal, options.consoleSocket, values.detach);
   const record = oci.createContainer({ ...options, ...(terminal === undefined ? {} : { consoleFd: terminal.theirs }) });
   const remove = () => oci.deleteContainer(global.root, record.id, { force: true, warn: global.warn });

@@ -17,6 +17,8 @@ import { OciConfigError } from "./oci-parser.ts";
 
 /** Where containers go whose configuration names no absolute cgroup. */
 const defaultParent = "slipway-oci";
+/** Of directories below one another; each takes every hierarchy a moment. */
+const deepestCgroup = 64;
 
 /** One mounted hierarchy. */
 export interface CgroupMount {
@@ -63,6 +65,11 @@ export function cgroupPath(id: string, cgroupsPath: string | undefined, systemd:
   const path = posix
     .normalize(`/${cgroupsPath.startsWith("/") ? "" : `${defaultParent}/`}${cgroupsPath}`)
     .replace(/\/+$/, "");
+  if (path.split("/").length > deepestCgroup + 1) {
+    throw new OciConfigError(
+      `linux.cgroupsPath is ${path.split("/").length - 1} cgroups deep: ${deepestCgroup} are the most`,
+    );
+  }
   if (path === "") throw new OciConfigError('linux.cgroupsPath "/" is not supported: it is the cgroup of everybody');
   return path;
 }

@@ -1,6 +1,16 @@
 /** The operations of the OCI runtime specification on containers: create, start, state, kill, delete. */
-import { existsSync, fstatSync, readFileSync, renameSync, rmSync, unlinkSync, writeFileSync } from "node:fs";
-import { constants } from "node:os";
+import {
+  constants,
+  existsSync,
+  fstatSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  unlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { constants as osConstants } from "node:os";
 import { resolve } from "node:path";
 import { OwnedDescriptors, PlacedDescriptors } from "./descriptors.ts";
 import { limitProcess } from "./join-target.ts";
@@ -56,7 +66,8 @@ import { type OciRecord, OciStore, type OciState, startTime, stateOf } from "./o
 import { innermostPid, writeIdMaps } from "./oci-user-namespace.ts";
 import { compileProgram, failMessage, messageBytes, type Operation, recordIndex } from "./program.ts";
 import { kill } from "./reaper.ts";
-import { ociSeccomp } from "./seccomp-oci.ts";
+import type { SeccompFilter } from "./seccomp.ts";
+import { type OciSeccomp, ociSeccomp } from "./seccomp-oci.ts";
 import { startProgram } from "./start-program.ts";
 import {
   architecture,
@@ -142,12 +153,32 @@ export function createContainer(options: CreateOptions): OciRecord {
   }
 }
 
+/** More than any real configuration has; parsing takes a multiple of it in memory. */
+const largestConfigBytes = 16 << 20;
+
+/** Reads the configuration of a bundle. @throws {Error} Also if it is no file, or larger than 16 MiB. */
+export function readBundleConfig(bundle: string): OciConfig {
+  return parseOciConfig(readConfigFile(bundle));
+}
+
 function readConfigFile(bundle: string): string {
+  const where = `Cannot read the bundle "${bundle}": config.json`;
+  let fd: number;
   try {
-    return readFileSync(`${bundle}/config.json`, "utf8");
+    // A FIFO would let us wait for ever.
+    fd = openSync(`${bundle}/config.json`, constants.O_RDONLY | constants.O_NONBLOCK);
   } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
-    throw new Error(`Cannot read the bundle "${bundle}": config.json: ${code}`, { cause: error });
+    throw new Error(`${where}: ${(error as NodeJS.ErrnoException).code}`, { cause: error });
+  }
+  try {
+    const stat = fstatSync(fd);
+    if (!stat.isFile()) throw new Error(`${where} is no file`);
+    if (stat.size > largestConfigBytes) {
+      throw new Error(`${where} has ${stat.size} bytes: ${largestConfigBytes} are the most`);
+    }
+    return readFileSync(fd, "utf8");
+  } finally {
+    close(fd);
   }
 }
 
@@ -507,7 +538,7 @@ export function planProcess(
     ownPermitted: hasUsers ? all : ownCapabilities("CapPrm"),
   });
   for (const warning of capabilities.warnings) context.options.warn(warning);
-  const seccomp = config.linux?.seccomp === undefined ? undefined : ociSeccomp(config.linux.seccomp, architecture);
+  const seccomp = config.linux?.seccomp === undefined ? undefined : compileSeccomp(config.linux.seccomp);
   const { env: given = [] } = process;
   const env = [...given];
   if (!env.some((entry) => entry.startsWith("HOME="))) {
@@ -525,6 +556,15 @@ export function planProcess(
     preserveFds: context.options.preserveFds,
     pipes: process.terminal || !process.user?.uid ? [] : [0, 1, 2].filter(isPipe),
   };
+}
+
+function compileSeccomp(seccomp: OciSeccomp): SeccompFilter {
+  try {
+    return ociSeccomp(seccomp, architecture);
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    throw new OciConfigError(`linux.seccomp has too many rules: ${error.message}`, { cause: error });
+  }
 }
 
 /** Of the standard descriptors only pipes are the container's own: files, terminals and /dev/null belong to the host. */
@@ -679,7 +719,7 @@ export function containerState(root: string, id: string): OciState {
 export function signalNumber(signal: string): number {
   if (/^\d{1,2}$/.test(signal) && Number(signal) <= 64) return Number(signal);
   const name = signal.toUpperCase().replace(/^(?:SIG)?/, "SIG");
-  const number = Object.entries(constants.signals).find(([known]) => known === name)?.[1];
+  const number = Object.entries(osConstants.signals).find(([known]) => known === name)?.[1];
   const realtime = /^SIGRTM(IN\+|AX-)(\d{1,2})$/.exec(name);
   if (realtime !== null) return realtime[1] === "IN+" ? 34 + Number(realtime[2]) : 64 - Number(realtime[2]);
   if (number === undefined) throw new Error(`There is no signal ${JSON.stringify(signal)}`);

@@ -34,6 +34,11 @@ export function runHook(kind: string, hook: OciHook, state: OciState): void {
         : signal === null
           ? `ended with exit code ${status}`
           : `was ended by ${signal}`;
-  const said = `${result.stderr}${result.stdout}`.trim().slice(-1000);
+  // Both are null if it has not been started.
+  const said = [result.stderr, result.stdout]
+    .map((text) => (text as string | null) ?? "")
+    .join("")
+    .trim()
+    .slice(-1000);
   throw new Error(`The ${kind} hook "${hook.path}" ${how}${said === "" ? "" : `: ${said}`}`);
 }

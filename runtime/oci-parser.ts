@@ -10,7 +10,7 @@ export type Parsed<P> = P extends Parser<infer T> ? T : never;
 
 function wrong(where: string, expected: string, value: unknown): OciConfigError {
   const shown = JSON.stringify(value, (_, inner) => (typeof inner === "bigint" ? `${inner}` : inner)) ?? "nothing";
-  return new OciConfigError(`${where} must be ${expected}, not ${shown.slice(0, 80)}`);
+  return new OciConfigError(`${where === "" ? "config.json" : where} must be ${expected}, not ${shown.slice(0, 80)}`);
 }
 
 export const string: Parser<string> = (value, where) => {

@@ -196,11 +196,11 @@ const memoryFlags: Readonly<Record<string, number>> = {
 };
 
 function memoryPolicy(policy: NonNullable<NonNullable<OciConfig["linux"]>["memoryPolicy"]>): Operation {
-  const mode = memoryModes[policy.mode];
+  const mode = Object.hasOwn(memoryModes, policy.mode) ? memoryModes[policy.mode] : undefined;
   if (mode === undefined) throw new OciConfigError(`linux.memoryPolicy.mode "${policy.mode}" is unknown`);
   let flags = 0;
   for (const flag of policy.flags ?? []) {
-    const value = memoryFlags[flag];
+    const value = Object.hasOwn(memoryFlags, flag) ? memoryFlags[flag] : undefined;
     if (value === undefined) throw new OciConfigError(`linux.memoryPolicy.flags "${flag}" is unknown`);
     flags |= value;
   }

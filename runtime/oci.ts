@@ -7,6 +7,7 @@ export {
   createContainer,
   deleteContainer,
   killContainer,
+  readBundleConfig,
   signalNumber,
   startContainer,
   containerState,
@@ -20,7 +21,6 @@ export {
   type OciConfig,
   type OciProcess,
   type OciResources,
-  parseOciConfig,
   parseOciProcess,
   parseOciResources,
 } from "./oci-config.ts";
