@@ -29,6 +29,7 @@ const testNeeds: readonly Need[] = [
   { what: "names of services", programs: ["/etc/services"], packages: ["netbase"] },
   { what: "certificates", programs: ["/usr/sbin/update-ca-certificates"], packages: ["ca-certificates"] },
   { what: "subordinate ids", programs: ["newuidmap"], packages: ["uidmap"] },
+  { what: "pasta", programs: ["pasta"], packages: ["passt"] },
   { what: "setcap", programs: ["setcap"], packages: ["libcap2-bin"] },
   { what: "an image registry", programs: ["docker-registry"], packages: ["docker-registry"] },
   { what: "skopeo", programs: ["skopeo"], packages: ["skopeo"] },

@@ -8,6 +8,7 @@ export const EINTR = 4;
 export const EIO = 5;
 export const E2BIG = 7;
 export const ENOEXEC = 8;
+export const EBADF = 9;
 export const ECHILD = 10;
 export const EAGAIN = 11;
 export const ENOMEM = 12;
@@ -23,6 +24,7 @@ export const ENOSYS = 38;
 export const ENOTEMPTY = 39;
 export const ELOOP = 40;
 export const EOPNOTSUPP = 95;
+export const ETIMEDOUT = 110;
 
 // open, openat2
 export const AT_FDCWD = -100;

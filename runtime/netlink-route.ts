@@ -13,7 +13,7 @@ import {
   u32,
   u8,
 } from "./netlink.ts";
-import { addressBytes, type AddressRange, isIPv6, parsePrefix } from "./network-address.ts";
+import { addressBytes, type AddressRange, addressText, isIPv6, parsePrefix } from "./network-address.ts";
 
 const AF_BRIDGE = 7;
 const AF_INET6 = 10;
@@ -22,6 +22,8 @@ const RTM_NEWLINK = 16;
 const RTM_DELLINK = 17;
 const RTM_GETLINK = 18;
 const RTM_NEWADDR = 20;
+const RTM_DELADDR = 21;
+const RTM_GETADDR = 22;
 const RTM_NEWROUTE = 24;
 const RTM_GETROUTE = 26;
 const RTM_NEWNEIGH = 28;
@@ -66,6 +68,7 @@ const RTA_TABLE = 15;
 const RT_TABLE_MAIN = 254;
 const RTPROT_STATIC = 4;
 const RTN_UNICAST = 1;
+const RT_SCOPE_UNIVERSE = 0;
 const RTNH_F_ONLINK = 4;
 
 const NDA_DST = 1;
@@ -272,6 +275,52 @@ export function addAddress(link: number, address: string, prefixLength: number):
 }
 
 /** Sends everything by way of a gateway, which need not be on a network that the link knows. */
+/** An address of a link. */
+export interface LinkAddress {
+  /** Its index. */
+  readonly link: number;
+  readonly address: string;
+  readonly prefixLength: number;
+  /** Not of this link or this machine only. */
+  readonly isGlobal: boolean;
+}
+
+export function listAddresses(netlink: Netlink, family: 4 | 6): LinkAddress[] {
+  const header = Buffer.alloc(8); // struct ifaddrmsg
+  header[0] = family === 6 ? AF_INET6 : AF_INET;
+  const replies = netlink.dump({
+    action: `list IPv${family} addresses`,
+    type: RTM_GETADDR,
+    payload: header,
+    tolerate: [97, 95],
+  });
+  return replies
+    .filter(({ type, payload }) => type === RTM_NEWADDR && payload[0] === header[0])
+    .map(({ payload }) => {
+      const attributes = parseAttributes(payload.subarray(8));
+      const bytes = attributes.get(IFA_LOCAL) ?? attributes.get(IFA_ADDRESS) ?? Buffer.alloc(family === 6 ? 16 : 4);
+      return {
+        link: payload.readUInt32LE(4),
+        address: addressText(bytes),
+        prefixLength: payload[1] ?? 0,
+        isGlobal: payload[3] === RT_SCOPE_UNIVERSE,
+      };
+    });
+}
+
+export function deleteAddress({ link, address, prefixLength }: LinkAddress): NetlinkMessage {
+  const bytes = addressBytes(address);
+  const header = Buffer.alloc(8);
+  header[0] = isIPv6(address) ? AF_INET6 : AF_INET;
+  header[1] = prefixLength;
+  header.writeUInt32LE(link, 4);
+  return {
+    action: `delete address ${address}`,
+    type: RTM_DELADDR,
+    payload: Buffer.concat([header, attribute(IFA_LOCAL, bytes), attribute(IFA_ADDRESS, bytes)]),
+  };
+}
+
 export function addDefaultRoute(link: number, gateway: string): NetlinkMessage {
   const header = Buffer.alloc(12); // struct rtmsg
   header[0] = isIPv6(gateway) ? AF_INET6 : AF_INET;

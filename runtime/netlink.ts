@@ -4,8 +4,8 @@ import { EAGAIN, EINTR, SOCK_CLOEXEC } from "./linux.ts";
 
 export const NETLINK_ROUTE = 0;
 export const NETLINK_NETFILTER = 12;
-const AF_NETLINK = 16;
-const SOCK_RAW = 3;
+export const AF_NETLINK = 16;
+export const SOCK_RAW = 3;
 const SOL_NETLINK = 270;
 const NETLINK_CAP_ACK = 10;
 const NETLINK_EXT_ACK = 11;

@@ -5,16 +5,19 @@ import { join } from "node:path";
 import type { HostCheck } from "./check.ts";
 import { Netlink, NETLINK_NETFILTER } from "./netlink.ts";
 import { mendNetwork } from "./network-mend.ts";
+import { canVisitNamespaces } from "./network-namespace.ts";
 import { Networks } from "./network.ts";
 import { hooks, listBaseChains, NF_DROP, NFPROTO_INET, NFPROTO_IPV4 } from "./nftables.ts";
 import { jobResolvConf } from "./resolv-conf.ts";
 
 /** Tries bridge, links and rules in a network namespace that leads nowhere, and looks at what stands in the way here. */
 export async function checkNetworks(): Promise<HostCheck[]> {
-  return [await checkNetwork(), checkForwardPolicy(), checkResolvers()];
+  const byBridge = canVisitNamespaces();
+  // pasta's packets are the user's own: nothing is forwarded.
+  return [await checkNetwork(byBridge), ...(byBridge ? [checkForwardPolicy()] : []), checkResolvers()];
 }
 
-async function checkNetwork(): Promise<HostCheck> {
+async function checkNetwork(byBridge: boolean): Promise<HostCheck> {
   const name = "job networks";
   const runDir = mkdtempSync(join(tmpdir(), "slipway-network-"));
   try {
@@ -22,13 +25,14 @@ async function checkNetwork(): Promise<HostCheck> {
     try {
       const network = await networks.claim();
       network[Symbol.dispose]();
-      return { name, ok: true, required: false, found: "bridge, veth and nf_tables work" };
+      return { name, ok: true, required: false, found: `${byBridge ? "bridge, veth" : "pasta"} and nf_tables work` };
     } finally {
       await networks[Symbol.asyncDispose]();
     }
   } catch (error) {
     const { message } = error as Error;
-    const mend = mendNetwork((error as { code?: string }).code) ?? "start agents with --network none until it is";
+    const { code } = error as { code?: string };
+    const mend = mendNetwork(code) ?? "start agents and local runs with --network none until it is";
     return { name, ok: false, required: false, found: message, mend };
   } finally {
     rmSync(runDir, { recursive: true, force: true });

@@ -12,6 +12,8 @@ export interface KernelNetwork {
   readonly namespaceFd: number;
   readonly ipv4: string;
   readonly ipv6?: string;
+  /** Where the rules are in the namespace itself: a netlink socket for `RefusalProbe`. */
+  readonly probeFd?: number;
 }
 
 /** An address and some of its ports, by TCP and UDP. */

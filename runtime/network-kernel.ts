@@ -22,7 +22,7 @@ import {
   type Route,
   withoutLinkLocal,
 } from "./netlink-route.ts";
-import { addressBytes, addressText, isIPv6 } from "./network-address.ts";
+import { isIPv6 } from "./network-address.ts";
 import { forgetConnections } from "./network-connections.ts";
 import {
   addressesOf,
@@ -37,6 +37,7 @@ import {
   type Slot,
   sourceElements,
 } from "./network-elements.ts";
+import { elementsOf, type Refusals, takeRefusals, writtenByRules } from "./network-refusals.ts";
 import { Forwarding, type Guarded } from "./network-forwarding.ts";
 import { configureNamespace, makeNamespace, openCurrentNamespace } from "./network-namespace.ts";
 import {
@@ -46,7 +47,6 @@ import {
   bridgeSets,
   inetChains,
   inetSets,
-  listedRefusals,
   privateElements,
 } from "./network-rules.ts";
 import { claimSubnet, firstSlot, forgetDeadAgents, lastSlot, type Subnet } from "./network-subnet.ts";
@@ -57,7 +57,6 @@ import {
   deleteTable,
   flushSet,
   hasTable,
-  listElements,
   newChain,
   newRules,
   newSet,
@@ -70,6 +69,8 @@ import {
 } from "./nftables.ts";
 import { jobResolvConf } from "./resolv-conf.ts";
 import { close, SyscallError } from "./syscall.ts";
+
+export type { Refusals, Refused } from "./network-refusals.ts";
 
 export interface NetworksConfig {
   /** Names the agent, on this host and for good: leftovers are found by it. [A-Za-z0-9-] */
@@ -84,24 +85,6 @@ export interface NetworksConfig {
   readonly globalIPv6Forwarding?: boolean;
   /** Do it all in a network namespace of its own that leads nowhere, to see whether it can be done. @default false */
   readonly scratch?: boolean;
-}
-
-/** What a job tried to reach and was not let. */
-export interface Refused {
-  readonly address: string;
-  /** `tcp`, `udp`, `icmp`, or a number. */
-  readonly protocol: string;
-  /** 0 where the protocol has none. */
-  readonly port: number;
-  /** Packets: connection attempts, as a rule. */
-  readonly count: number;
-}
-
-export interface Refusals {
-  /** The most frequent first; those of a job that come after the first hundred are not listed. */
-  readonly destinations: readonly Refused[];
-  /** Packets to destinations that are not listed. */
-  readonly unlistedCount: number;
 }
 
 /** What the thread that works with the kernel can be asked for. */
@@ -265,32 +248,7 @@ export class KernelNetworks implements NetworkMaker {
   takeRefused(slot: number): Refusals {
     const known = this.#slots.get(slot);
     if (known === undefined) return { destinations: [], unlistedCount: 0 };
-    // Whatever was refused has an element here.
-    const listing = this.#ownElements("listing", known.network);
-    if (listing.length === 0) return { destinations: [], unlistedCount: 0 };
-    const refused = this.#ownElements("refused", known.network);
-    const unlisted = this.#ownElements("unlisted", known.network);
-    commit(
-      this.#filter,
-      [...refused, ...unlisted, ...listing].flatMap(({ set, key }) => deleteElements(this.#inet, set, [{ key }])),
-    );
-    const destinations = refused
-      .map(({ key, words, packets }) => ({
-        address: addressText(key.subarray(4 * words, 8 * words)),
-        protocol: protocolNames.get(key[8 * words] ?? 0) ?? `${key[8 * words]}`,
-        port: key.readUInt16BE(8 * words + 4),
-        count: packets,
-      }))
-      .sort((a, b) => b.count - a.count);
-    // The kernel's limit is for each family.
-    const rest = [
-      ...destinations.slice(listedRefusals).map(({ count }) => count),
-      ...unlisted.map(({ packets }) => packets),
-    ];
-    return {
-      destinations: destinations.slice(0, listedRefusals),
-      unlistedCount: rest.reduce((sum, count) => sum + count, 0),
-    };
+    return takeRefusals(this.#filter, this.#inet, addressesOf(known.network));
   }
 
   /** Removes a job's network and every trace of it; its descriptor is closed. @throws {Error} If something is left. */
@@ -308,7 +266,7 @@ export class KernelNetworks implements NetworkMaker {
       },
       () => {
         if (!hasTable(this.#filter, this.#inet)) return;
-        const written = writtenByRules.flatMap((kind) => this.#ownElements(kind, network));
+        const written = writtenByRules.flatMap((kind) => elementsOf(this.#filter, this.#inet, kind, addresses));
         commit(this.#filter, [
           ...restrictionElements(deleteElements, this.#inet, known),
           ...publicElements(deleteElements, this.#inet, known),
@@ -482,17 +440,6 @@ export class KernelNetworks implements NetworkMaker {
   #forgetConnections(network: KernelNetwork): void {
     this.#filter.request(...addressesOf(network).map(forgetConnections));
   }
-
-  /** What the rules have written down about a job. */
-  #ownElements(kind: (typeof writtenByRules)[number], network: KernelNetwork): OwnElement[] {
-    return addressesOf(network).flatMap((source) => {
-      const bytes = addressBytes(source);
-      const set = `${kind}${isIPv6(source) ? 6 : 4}`;
-      return listElements(this.#filter, this.#inet, set)
-        .filter(({ key }) => key.subarray(0, bytes.length).equals(bytes))
-        .map((element) => ({ ...element, set, words: bytes.length / 4 }));
-    });
-  }
 }
 
 /** What an agent's links are called; they have 15 characters at the most. */
@@ -500,25 +447,6 @@ function linkNames(agent: string): { readonly bridge: string; readonly portPrefi
   const hash = createHash("sha256").update(agent).digest().readUIntBE(0, 6).toString(36).padStart(7, "0").slice(-7);
   return { bridge: `${bridgePrefix}${hash}`, portPrefix: `slp-${hash}-` };
 }
-
-/** An element of a set that is written about one job. */
-interface OwnElement {
-  readonly set: string;
-  readonly key: Buffer;
-  readonly packets: number;
-  /** Registers that an address takes. */
-  readonly words: number;
-}
-
-/** Sets that rules add to, by the job's address. */
-const writtenByRules = ["refused", "listing", "unlisted", "connections"] as const;
-
-const protocolNames = new Map([
-  [1, "icmp"],
-  [6, "tcp"],
-  [17, "udp"],
-  [58, "icmp"],
-]);
 
 function same(a: unknown, b: unknown): boolean {
   return JSON.stringify(a) === JSON.stringify(b);

@@ -1,25 +1,22 @@
 /** Networks that lead nowhere: the steps and services of a job meet on localhost, and there is nothing else. */
-import { Netlink, NETLINK_ROUTE } from "./netlink.ts";
+import { Netlink } from "./netlink.ts";
 import { bringUp } from "./netlink-route.ts";
 import type { KernelNetwork } from "./network-elements.ts";
 import type { NetworkMaker, Refusals } from "./network-kernel.ts";
-import { configureNamespace, makeNamespace, openCurrentNamespace } from "./network-namespace.ts";
+import { makeNamespaceWithSockets } from "./network-socket.ts";
 import { close } from "./syscall.ts";
 
 /** For a worker thread, as `KernelNetworks` is. */
 export class LoopbackNetworks implements NetworkMaker {
   readonly probe = undefined;
-  readonly #home = openCurrentNamespace();
   readonly #namespaces = new Map<number, number>();
   #slot = 0;
 
-  /** @throws {SyscallError} `EPERM` without CAP_SYS_ADMIN and CAP_NET_ADMIN. */
+  /** @throws {SyscallError} `EPERM` without CAP_SYS_ADMIN. */
   create(): KernelNetwork {
-    const { fd } = makeNamespace(this.#home, () => {
-      configureNamespace();
-      using netlink = new Netlink(NETLINK_ROUTE);
-      netlink.request(bringUp("lo"));
-    });
+    const { namespaceFd: fd, ...sockets } = makeNamespaceWithSockets();
+    new Netlink({ fd: sockets.routeFd }).request(bringUp("lo"));
+    for (const socket of Object.values(sockets)) close(socket as number);
     const slot = ++this.#slot;
     this.#namespaces.set(slot, fd);
     return { slot, namespaceFd: fd, ipv4: "127.0.0.1" };
@@ -42,6 +39,5 @@ export class LoopbackNetworks implements NetworkMaker {
 
   [Symbol.dispose](): void {
     for (const slot of this.#namespaces.keys()) this.release(slot);
-    close(this.#home);
   }
 }

@@ -1,7 +1,8 @@
 /** Network namespaces made by a thread that visits them. For worker threads only: whatever else runs on the thread goes along. */
 import { writeFileSync } from "node:fs";
+import { jobIds } from "./file-owners.ts";
 import { CLONE_NEWNET, O_RDONLY } from "./linux.ts";
-import { close, open, syscall } from "./syscall.ts";
+import { close, open, syscall, trySyscall } from "./syscall.ts";
 
 const currentNamespace = "/proc/thread-self/ns/net";
 
@@ -34,23 +35,52 @@ export function makeNamespace<T>(home: number, prepare: () => T): { readonly fd:
   }
 }
 
-/** Settings of a job's namespace; called inside it. */
+/**
+ * Settings of a job's namespace, below /proc/sys/net.
+ *
+ * Steps have no capability here, CAP_NET_BIND_SERVICE and CAP_NET_RAW included; what those are commonly needed for (a server
+ * on port 80, ping) is allowed to everybody instead.
+ */
+export function namespaceSettings(): (readonly [path: string, value: string])[] {
+  return [
+    ["ipv4/ip_unprivileged_port_start", "0"],
+    ["ipv4/ping_group_range", jobGroups()],
+    ...["all", "default"].flatMap((link) => [
+      [`ipv6/conf/${link}/accept_ra`, "0"] as const,
+      [`ipv4/conf/${link}/accept_redirects`, "0"] as const,
+      [`ipv6/conf/${link}/accept_redirects`, "0"] as const,
+    ]),
+  ];
+}
+
+/** The group ids of all ranges; of the agent's user namespace, which must have both ends. */
+function jobGroups(): string {
+  const { ids } = jobIds();
+  if (ids.all) return "0 2147483647";
+  const [most] = ids.spare.toSorted((a, b) => b.count - a.count);
+  return most === undefined ? `${ids.own} ${ids.own}` : `${most.first} ${most.first + most.count - 1}`;
+}
+
+/** Called inside the namespace. */
 export function configureNamespace(): void {
-  // Steps have no capability here, CAP_NET_BIND_SERVICE and CAP_NET_RAW included; what those are commonly needed for
-  // (a server on port 80, ping) is allowed to everybody instead. Group ids are the host's: those of all uid ranges.
-  write("ipv4/ip_unprivileged_port_start", "0");
-  write("ipv4/ping_group_range", "0 2147483647");
-  for (const link of ["all", "default"]) {
-    write(`ipv6/conf/${link}/accept_ra`, "0");
-    write(`ipv4/conf/${link}/accept_redirects`, "0");
-    write(`ipv6/conf/${link}/accept_redirects`, "0");
+  for (const [path, value] of namespaceSettings()) {
+    try {
+      writeFileSync(`/proc/sys/net/${path}`, value);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error; // a kernel without IPv6
+    }
   }
 }
 
-function write(path: string, value: string): void {
+/**
+ * Whether this thread could come back to its network namespace after having been in another one: it belongs to the agent's
+ * user namespace or one below.
+ */
+export function canVisitNamespaces(): boolean {
+  const home = openCurrentNamespace();
   try {
-    writeFileSync(`/proc/sys/net/${path}`, value);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error; // a kernel without IPv6
+    return trySyscall("setns", home, CLONE_NEWNET) === 0;
+  } finally {
+    close(home);
   }
 }

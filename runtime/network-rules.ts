@@ -251,6 +251,55 @@ export function inetChains(bridge: string, subnets: readonly string[]): Chain[] 
   ];
 }
 
+const IPPROTO_ICMPV6 = 58;
+/** Router solicitation, neighbor solicitation and advertisement: the kernel's own, no job can send them. */
+const neighborDiscovery = [133, 135, 136];
+
+/**
+ * The rules of a network whose only job is inside, at its own way out, where nothing is forwarded: no bridge, no connection
+ * tracking, for nothing comes in that was not asked for.
+ *
+ * @param sources The job's addresses: what has another does not leave.
+ */
+export function ownNamespaceChains(sources: readonly string[]): Chain[] {
+  const shared = new Set(["restricted", "refuse", "refuse-port", "answer"]);
+  return [
+    {
+      name: "output",
+      hook: { type: "filter", at: "output", priority: 0 },
+      rules: [
+        [meta("oifname"), equals(nameBytes("lo")), accept],
+        ...neighborDiscovery.map((type) => [
+          ...isProtocol(IPPROTO_ICMPV6),
+          packetBytes("transport", 0, 1),
+          equals(Buffer.from([type])),
+          accept,
+        ]),
+        ...sources.map((address) => [
+          ...comesFrom(`${address}/${address.includes(":") ? 128 : 32}`),
+          jump("from-jobs"),
+        ]),
+        [counter(), drop],
+      ],
+    },
+    {
+      name: "from-jobs",
+      rules: [
+        ...families.map((fields) => [
+          ...fromFamily(fields),
+          packetBytes("network", ...fields.source),
+          inSet(`restricted${fields.family}`),
+          jump("restricted"),
+        ]),
+        ...families.map((fields) => [...toResolver(fields), accept]),
+        ...refuseBlocked(),
+        [accept],
+      ],
+    },
+    ...inetChains("", []).filter(({ name }) => shared.has(name)),
+  ];
+}
+
 function notTo(bridge: string): Expression[] {
   return [meta("oifname"), equals(nameBytes(bridge), { not: true })];
 }

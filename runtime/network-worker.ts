@@ -4,6 +4,9 @@ import { CLONE_NEWNET } from "./linux.ts";
 import type { Destination } from "./network-elements.ts";
 import { KernelNetworks, type NetworkMaker, type NetworksConfig } from "./network-kernel.ts";
 import { LoopbackNetworks } from "./network-loopback.ts";
+import { canVisitNamespaces } from "./network-namespace.ts";
+import { PastaNetworks } from "./pasta-networks.ts";
+import { findProgram } from "./programs.ts";
 import { syscall } from "./syscall.ts";
 
 /** What the thread can be asked for, one at a time. */
@@ -63,11 +66,22 @@ function reply(id: number, action: () => unknown): boolean {
   }
 }
 
+/** By a bridge where the network is the agent's to arrange, else by pasta. */
+function makeNetworks(config: NetworksConfig): NetworkMaker {
+  if (config.loopbackOnly) return new LoopbackNetworks();
+  if (!canVisitNamespaces()) {
+    const pasta = findProgram("pasta", undefined);
+    if (pasta === undefined)
+      throw new Error("pasta is not installed: apt-get install passt (Fedora: dnf install passt)");
+    return new PastaNetworks(config, pasta);
+  }
+  if (config.scratch) syscall("unshare", CLONE_NEWNET);
+  return new KernelNetworks(config);
+}
+
 let networks: NetworkMaker | undefined;
 reply(0, (): NetworksOpened => {
-  const config = workerData as NetworksConfig;
-  if (config.scratch) syscall("unshare", CLONE_NEWNET);
-  networks = config.loopbackOnly ? new LoopbackNetworks() : new KernelNetworks(config);
+  networks = makeNetworks(workerData as NetworksConfig);
   return { probe: networks.probe };
 });
 if (networks === undefined) port.close();

@@ -64,6 +64,7 @@ const defaultPoolSize = 2;
  */
 export class Networks implements AsyncDisposable {
   readonly #worker: Worker;
+  readonly #agent: string;
   readonly #poolSize: number;
   readonly #loopbackOnly: boolean;
   readonly #onError: ((error: Error) => void) | undefined;
@@ -77,6 +78,7 @@ export class Networks implements AsyncDisposable {
 
   private constructor(options: NetworksOptions) {
     const { poolSize = defaultPoolSize, onError, ...config } = options;
+    this.#agent = config.agent;
     this.#poolSize = poolSize;
     this.#loopbackOnly = config.loopbackOnly ?? false;
     this.#onError = onError;
@@ -116,6 +118,7 @@ export class Networks implements AsyncDisposable {
   #jobNetwork(network: KernelNetwork): JobNetwork {
     const { slot, namespaceFd, ipv4, ipv6 } = network;
     const resolvConf = this.#loopbackOnly ? "" : jobResolvConf({ ipv6: ipv6 !== undefined }).text;
+    const probe = network.probeFd === undefined ? this.#probe : new RefusalProbe({ fd: network.probeFd }, this.#agent);
     let disposed = false;
     return {
       namespaceFd,
@@ -129,7 +132,7 @@ export class Networks implements AsyncDisposable {
       }),
       restrict: (allowed) => this.#ask<void>({ kind: "restrict", slot, allowed: allowed?.destinations }),
       keepPublic: () => this.#ask<void>({ kind: "keep-public", slot }),
-      hasRefused: () => !disposed && this.#probe?.hasRefused(network) === true,
+      hasRefused: () => !disposed && this.#failure === undefined && probe?.hasRefused(network) === true,
       takeRefused: () => this.#ask<Refusals>({ kind: "take-refused", slot }),
       [Symbol.dispose]: () => {
         if (disposed) return;

@@ -151,20 +151,25 @@ export function sendDescriptors(socket: number, descriptors: readonly number[]):
 
 /** Receives one descriptor, O_CLOEXEC; waits for it. @throws {SyscallError} `ENOMSG` if a message came without one. */
 export function receiveDescriptor(socket: number): number {
+  return receiveDescriptors(socket, 1)[0] as number;
+}
+
+/** Receives as many descriptors as it is told, O_CLOEXEC, in one message. @throws {SyscallError} `ENOMSG` if they did not come. */
+export function receiveDescriptors(socket: number, count: number): number[] {
   const data = Buffer.alloc(64);
   const iovec = Buffer.alloc(16);
   iovec.writeBigUInt64LE(BigInt(koffi.address(data)), 0);
   iovec.writeBigUInt64LE(BigInt(data.length), 8);
-  const control = Buffer.alloc(24);
+  const control = Buffer.alloc(Math.ceil((16 + 4 * count) / 8) * 8);
   const message = Buffer.alloc(56);
   message.writeBigUInt64LE(BigInt(koffi.address(iovec)), 16);
   message.writeBigUInt64LE(1n, 24);
   message.writeBigUInt64LE(BigInt(koffi.address(control)), 32);
   message.writeBigUInt64LE(BigInt(control.length), 40);
   const result = trySyscall("recvmsg", socket, message, MSG_CMSG_CLOEXEC);
-  const came = data.length + iovec.length > 0 && control.readBigUInt64LE(0) === 20n;
+  const came = data.length + iovec.length > 0 && control.readBigUInt64LE(0) === BigInt(16 + 4 * count);
   if (result < 0 || !came) throw new SyscallError("recvmsg", result < 0 ? -result : ENOMSG, "receive a descriptor");
-  return control.readInt32LE(16);
+  return Array.from({ length: count }, (_, i) => control.readInt32LE(16 + 4 * i));
 }
 
 const MSG_CMSG_CLOEXEC = 0x40000000;

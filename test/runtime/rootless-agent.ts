@@ -3,6 +3,7 @@
  * of JSON. The argument is a JSON array of steps: `{ script, range?, user? }`.
  */
 import { readFileSync } from "node:fs";
+import type { Refusals } from "../../runtime/index.ts";
 import { enterUserNamespace, rootlessProblem } from "../../runtime/rootless.ts";
 
 const obstacle = await enterUserNamespace({
@@ -17,7 +18,13 @@ export interface AskedStep {
   readonly range?: number;
   readonly uid?: number;
   readonly workspace?: string;
-  readonly network?: "job";
+  /** In a network of its own. */
+  readonly network?: {
+    readonly allowed?: readonly { readonly address: string; readonly firstPort: number; readonly lastPort: number }[];
+    readonly publicOnly?: boolean;
+  };
+  /** Runs at the same time, in a network of its own. */
+  readonly beside?: string;
   readonly memoryBytes?: number;
   readonly pids?: number;
 }
@@ -36,6 +43,7 @@ export interface AgentAnswer {
     readonly exitCode?: number;
     readonly reason?: string;
     readonly error?: string;
+    readonly refused?: Refusals;
   }[];
   readonly leftovers: { readonly mounts: number; readonly containers: readonly string[] };
 }
@@ -60,6 +68,10 @@ for (const step of asked) {
       await host.host.giveWorkspace(workspace, range);
     }
     const network = step.network === undefined ? undefined : await host.host.claimNetwork();
+    if (step.network?.allowed !== undefined) await network?.restrict({ destinations: step.network.allowed, names: [] });
+    if (step.network?.publicOnly) await network?.keepPublic();
+    const other = step.beside === undefined ? undefined : await host.host.claimNetwork();
+    const beside = other && host.run(step.beside ?? "", { network: other, uidRange: range });
     const ended = await host.run(step.script, {
       uidRange: range,
       ...(workspace === undefined ? {} : { workspace }),
@@ -67,9 +79,18 @@ for (const step of asked) {
       ...(step.uid === undefined ? {} : { user: { uid: step.uid, gid: step.uid } }),
       resources: { memoryBytes: step.memoryBytes ?? 256 << 20, cpu: 2, pids: step.pids ?? 128 },
     });
+    await beside;
+    other?.[Symbol.dispose]();
+    const refused = network?.hasRefused() ? await network.takeRefused() : undefined;
     network?.[Symbol.dispose]();
     const { stdout, stderr, exitCode, reason } = ended;
-    steps.push({ stdout, stderr, ...(exitCode === undefined ? {} : { exitCode }), reason: JSON.stringify(reason) });
+    steps.push({
+      stdout,
+      stderr,
+      ...(exitCode === undefined ? {} : { exitCode }),
+      reason,
+      ...(refused && { refused }),
+    });
   } catch (error) {
     steps.push({ stdout: "", stderr: "", error: (error as Error).message });
   }

@@ -16,6 +16,10 @@ export interface RootlessUserOptions {
   readonly ids?: number;
   /** Whether /dev/net/tun is there and open to everybody, as udev makes it. @default true */
   readonly tun?: boolean;
+  /** nsenter(1)'s option for the network namespace that is the host's. */
+  readonly network?: string;
+  /** A file in place of /etc/resolv.conf. */
+  readonly resolvConf?: string;
 }
 
 export interface Outcome {
@@ -26,10 +30,10 @@ export interface Outcome {
 }
 
 export class RootlessUser implements Disposable {
-  /** Fixed and far from everything; the host does not know them. */
-  readonly uid = 61_234;
-  readonly gid = 61_235;
-  readonly firstSubordinate = 700_000_000;
+  /** Far from everything, the host does not know them; another test's user, which runs beside this one, has others. */
+  readonly uid = 61_000 + (process.pid % 4000);
+  readonly gid = this.uid + 4000;
+  readonly firstSubordinate = 700_000_000 + (process.pid % 4000) * 65_536;
   readonly directory = mkdtempSync(join(tmpdir(), "slipway-rootless-"));
   /** Writable for the user. */
   readonly home = join(this.directory, "home");
@@ -72,20 +76,24 @@ export class RootlessUser implements Disposable {
     command: readonly string[],
     options: { readonly directory?: string; readonly environment?: NodeJS.ProcessEnv } = {},
   ): ChildProcess {
-    const { tun = true } = this.#options;
+    const { tun = true, network, resolvConf } = this.#options;
     const script = [
       'mount --bind "$1" "$2/project"',
       'for f in passwd group; do mount --bind "$2/$f" "/etc/$f"; done',
       "touch /etc/subuid /etc/subgid",
       'for f in subuid subgid; do mount --bind "$2/subid" "/etc/$f"; done',
       "mkdir -p /dev/net && mount -t tmpfs none /dev/net",
+      resolvConf === undefined ? "" : `mount --bind ${resolvConf} /etc/resolv.conf`,
       tun ? "mknod -m 666 /dev/net/tun c 10 200" : "",
       'cd "$3"',
       "shift 3",
       `exec setpriv --reuid ${this.uid} --regid ${this.gid} --clear-groups -- "$@"`,
     ];
     const args = ["--mount", "--propagation", "private", "sh", "-e", "-c", script.filter(Boolean).join("\n"), "sh"];
-    return spawn("unshare", [...args, root, this.directory, options.directory ?? this.home, ...command], {
+    const enter = network === undefined ? [] : ["nsenter", network, "--"];
+    const place = [root, this.directory, options.directory ?? this.home];
+    const [program, ...rest] = [...enter, "unshare", ...args, ...place, ...command];
+    return spawn(program as string, rest, {
       env: {
         HOME: this.home,
         PATH: process.env["PATH"],
@@ -113,6 +121,6 @@ export class RootlessUser implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    rmSync(this.directory, { recursive: true, force: true });
+    for (const path of [this.directory, `/tmp/slipway-${this.uid}`]) rmSync(path, { recursive: true, force: true });
   }
 }
