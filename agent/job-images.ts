@@ -46,8 +46,8 @@ export class JobImages implements AsyncDisposable {
   }
 
   /**
-   * @param when "now": a path where there was no image at the job's beginning may be what an earlier step has made, and is looked up
-   *   once more. "ahead": an earlier step may still be making it.
+   * @param when "now": where there was no image at the job's beginning, an earlier step may have made one, or pulled what this one
+   *   must not, and it is looked up once more. "ahead": an earlier step may still be at it.
    */
   async get(step: NamedImage, when: "ahead" | "now"): Promise<Image> {
     const key = keyOf(step);
@@ -55,7 +55,8 @@ export class JobImages implements AsyncDisposable {
     try {
       return await entry.image;
     } catch (error) {
-      if (when === "ahead" || !(error instanceof ImageError) || !step.image.startsWith("./")) throw error;
+      const mayCome = step.image.startsWith("./") || step.pull === "never";
+      if (when === "ahead" || !(error instanceof ImageError) || !mayCome) throw error;
       const again = this.#resolve(step);
       this.#entries.set(key, again);
       return await again.image;

@@ -45,6 +45,12 @@ export const entries: Readonly<Record<string, Entry>> = {
   },
   repo: { summary: "Add, list or remove repositories", load: () => import("./repo.ts"), isGroup: true },
   build: { summary: "List, show, follow, cancel or rerun builds", load: () => import("./build.ts"), isGroup: true },
+  image: {
+    summary: "List, pull, push, import, export or remove images",
+    load: () => import("./image.ts"),
+    isGroup: true,
+    containers: "needed",
+  },
   oci: { summary: "Run OCI bundles: an OCI runtime for Podman and others", load: () => import("./oci.ts") },
   demo: {
     summary: "Show all of it in a few seconds, in a temporary directory",
@@ -213,6 +219,8 @@ function createContext(obstacle: RootlessObstacle | undefined): Context {
     paint: painter(colours),
     print: (text) => void (closed.signal.aborted || process.stdout.write(text)),
     warn: (line) => void process.stderr.write(`${line}\n`),
+    writeError: (text) => void process.stderr.write(text),
+    errorIsTerminal: process.stderr.isTTY === true,
     outputClosed: closed.signal,
   };
 }

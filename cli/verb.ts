@@ -21,6 +21,9 @@ export interface Context {
   readonly print: (text: string) => void;
   /** Writes one line to standard error. */
   readonly warn: (line: string) => void;
+  /** Writes to standard error as it is. */
+  readonly writeError: (text: string) => void;
+  readonly errorIsTerminal: boolean;
   /** Aborted once nobody reads standard output any more (`| head`). */
   readonly outputClosed: AbortSignal;
 }

@@ -5,7 +5,7 @@ import { readdir, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { createTemporary, moveDurably, writeAll } from "./durable-file.ts";
-import { isNamed, lockDescriptor, tryLock } from "./file-lock.ts";
+import { isLocked, isNamed, lockDescriptor, lockShared, tryLock } from "./file-lock.ts";
 import { digestPattern, MAX_JSON_BYTES } from "./image-config.ts";
 import { ImageError } from "./image-error.ts";
 import { readSmallFile } from "./image-files.ts";
@@ -49,12 +49,14 @@ export class BlobStore {
    * @param options.lease Holds the blob in the store for as long as it lasts.
    * @returns undefined if it is not there.
    */
-  open(digest: string, options: { readonly lease?: ImageLease | undefined } = {}): ByteRange | undefined {
+  async open(
+    digest: string,
+    options: { readonly lease?: ImageLease | undefined } = {},
+  ): Promise<ByteRange | undefined> {
     const path = this.path(digest);
     if (options.lease !== undefined && !options.lease.holds(path)) {
-      const lock = tryLock(path, "shared");
-      // Whoever has it locked alone is about to remove it.
-      if (typeof lock !== "number") return undefined;
+      const lock = await lockShared(path);
+      if (lock === undefined) return undefined;
       options.lease.add(path, lock);
     }
     let fd: number;
@@ -86,7 +88,7 @@ export class BlobStore {
     digest: string,
     options: { readonly lease?: ImageLease | undefined; readonly maxBytes?: number } = {},
   ): Promise<Buffer | undefined> {
-    const range = this.open(digest, options);
+    const range = await this.open(digest, options);
     if (range === undefined) return undefined;
     try {
       const content = await readSmallFile(range, digest, options.maxBytes ?? MAX_JSON_BYTES);
@@ -102,17 +104,18 @@ export class BlobStore {
    * Puts content that is in memory.
    *
    * @param options.digest What it must have; @default its sha256
+   * @param options.wait `false` does not wait for the disk; what a power cut then leaves is noticed by `read`. @default true
    * @throws {ImageError} If it has another one.
    */
   async put(
     content: Uint8Array,
-    options: { readonly digest?: string; readonly lease?: ImageLease | undefined } = {},
+    options: { readonly digest?: string; readonly lease?: ImageLease | undefined; readonly wait?: boolean } = {},
   ): Promise<BlobIdentity> {
     const digest = digestOf(content, options.digest);
     if (options.digest !== undefined && digest !== options.digest) {
       throw new ImageError(`it has the digest ${digest}, expected is ${options.digest}`);
     }
-    const known = this.open(digest, options);
+    const known = await this.open(digest, options);
     if (known !== undefined) {
       close(known.fd);
       if (known.length === content.length) return { digest, size: content.length };
@@ -129,6 +132,11 @@ export class BlobStore {
    */
   create(options: { readonly digest?: string; readonly size?: number } = {}): BlobWriter {
     return new BlobWriter(this, this.#temporaryDir, options);
+  }
+
+  /** Whether a lease of whatever process holds the blob. */
+  isHeld(digest: string): boolean {
+    return isLocked(this.path(digest));
   }
 
   /** Removes a blob unless a lease holds it. @returns Whether it is gone. */
@@ -196,9 +204,12 @@ export class BlobWriter implements AsyncDisposable {
    * Verifies what was written, waits until it is on disk and gives it its name.
    *
    * @param options.lease Holds the blob from then on.
+   * @param options.wait `false` does not wait for the disk. @default true
    * @throws {ImageError} If digest or size are not what was expected.
    */
-  async commit(options: { readonly lease?: ImageLease | undefined } = {}): Promise<BlobIdentity> {
+  async commit(
+    options: { readonly lease?: ImageLease | undefined; readonly wait?: boolean } = {},
+  ): Promise<BlobIdentity> {
     const expected = this.#expected;
     const digest = `${algorithmOf(expected.digest)}:${this.#hash.digest("hex")}`;
     if (expected.size !== undefined && expected.size !== this.#size) {
@@ -207,12 +218,12 @@ export class BlobWriter implements AsyncDisposable {
     if (expected.digest !== undefined && expected.digest !== digest) {
       throw new ImageError(`it has the digest ${digest}, expected is ${expected.digest}`);
     }
-    await datasync(this.#fd);
+    if (options.wait !== false) await datasync(this.#fd);
     // Before it has its name, so that nobody can remove it in between.
     const held = lockDescriptor(this.#fd, "shared") && isNamed(this.#fd, this.#path);
     if (!held) throw new Error(`Cannot keep the blob ${digest}: its file in the image store has been deleted`);
     const path = this.#store.path(digest);
-    await moveDurably(this.#path, path);
+    await moveDurably(this.#path, path, options);
     if (options.lease === undefined) {
       await this.#close();
     } else {

@@ -70,7 +70,13 @@ export async function readDockerArchive(files: ImageFiles): Promise<FoundImage> 
       ...(digest === undefined ? {} : { digest }),
     });
   }
-  return { digest: configuration.digest, config: configuration.config, layers };
+  return {
+    digest: configuration.digest,
+    config: configuration.config,
+    configContent: content,
+    names: manifest.RepoTags ?? [],
+    layers,
+  };
 }
 
 /** `HEX.json`, `sha256:HEX` and `blobs/sha256/HEX` carry their own digest. */

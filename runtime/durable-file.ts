@@ -38,17 +38,19 @@ export async function writeAll(fd: number, content: Uint8Array): Promise<void> {
  * A reader, of any process, sees the old content or the new; so does whoever looks after a power cut.
  *
  * @param options.temporaryDir On the same file system; must exist.
+ * @param options.wait `false` does not wait for the disk: after a power cut the file may be missing, empty or cut off, which its
+ *   reader must notice. @default true
  */
 export async function writeDurably(
   path: string,
   content: string | Uint8Array,
-  options: { readonly temporaryDir: string },
+  options: { readonly temporaryDir: string; readonly wait?: boolean },
 ): Promise<void> {
   const { fd, path: beside } = createTemporary(options.temporaryDir);
   try {
     await writeAll(fd, typeof content === "string" ? Buffer.from(content) : content);
-    await datasync(fd);
-    await moveDurably(beside, path);
+    if (options.wait !== false) await datasync(fd);
+    await moveDurably(beside, path, options);
   } catch (error) {
     await rm(beside, { force: true });
     throw error;
@@ -59,8 +61,14 @@ export async function writeDurably(
 
 /**
  * Renames a file whose content is on disk already and waits until the name is; makes the directory if it is missing.
+ *
+ * @param options.wait `false` does not wait. @default true
  */
-export async function moveDurably(from: string, to: string): Promise<void> {
+export async function moveDurably(
+  from: string,
+  to: string,
+  options: { readonly wait?: boolean | undefined } = {},
+): Promise<void> {
   const directory = dirname(to);
   try {
     await rename(from, to);
@@ -69,7 +77,7 @@ export async function moveDurably(from: string, to: string): Promise<void> {
     await mkdir(directory, { recursive: true, mode: 0o700 });
     await rename(from, to);
   }
-  await syncDirectory(directory);
+  if (options.wait !== false) await syncDirectory(directory);
 }
 
 /** Waits until the names of a directory are on disk. */

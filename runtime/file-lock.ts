@@ -41,6 +41,13 @@ export function tryLock(path: string, mode: LockMode): number | "held" | "absent
   return "absent";
 }
 
+/** Whether somebody has locked it, in whatever mode. */
+export function isLocked(path: string): boolean {
+  const lock = tryLock(path, "exclusive");
+  if (typeof lock === "number") close(lock);
+  return lock === "held";
+}
+
 /** Takes or changes the lock of a descriptor; false if somebody else's forbids it, and then a lock it had may be gone. */
 export function lockDescriptor(fd: number, mode: LockMode): boolean {
   const locked = trySyscall("flock", fd, (mode === "shared" ? LOCK_SH : LOCK_EX) | LOCK_NB);
@@ -53,6 +60,20 @@ export function isNamed(fd: number, path: string): boolean {
   const named: Stats | undefined = statSync(path, { throwIfNoEntry: false });
   const opened = fstatSync(fd);
   return named !== undefined && opened.ino === named.ino && opened.dev === named.dev;
+}
+
+/**
+ * Takes a shared lock; undefined if there is no such file (any more).
+ *
+ * Whoever has the exclusive lock of a part of the store has it for a moment only: to take the part out, or to see that
+ * nobody uses it.
+ */
+export async function lockShared(path: string): Promise<number | undefined> {
+  for (;;) {
+    const lock = tryLock(path, "shared");
+    if (lock !== "held") return lock === "absent" ? undefined : lock;
+    await pause();
+  }
 }
 
 /**

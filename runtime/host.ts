@@ -22,7 +22,8 @@ import { removeCgroupsBelow, sweepDeadAgents } from "./cgroup-sweep.ts";
 import { Disk } from "./disk.ts";
 import { HostLimits } from "./host-limits.ts";
 import { OomReports } from "./kernel-log.ts";
-import { adoptTree, isRootless, ownersFingerprint } from "./file-owners.ts";
+import { adoptTree, isRootless } from "./file-owners.ts";
+import { imageStorePath } from "./image-store.ts";
 import { Launchers } from "./launcher.ts";
 import {
   EAGAIN,
@@ -120,9 +121,7 @@ export class Host implements AsyncDisposable {
     this.mountsDetachedOverlays = found.mountsDetachedOverlays;
     this.#networkOptions = options.networks ?? {};
     this.stateDir = stateDir;
-    // Layers have the owners that jobs see, if mounts do not map them: with other ids, another store.
-    const owners = ownersFingerprint();
-    this.imageStoreDir = `${options.imageStoreDir ?? `${stateDir}/images`}${owners === undefined ? "" : `-${owners}`}`;
+    this.imageStoreDir = imageStorePath(options.imageStoreDir ?? `${stateDir}/images`);
     this.layerMounts = new LayerMounts(`${this.imageStoreDir}/shifted`);
     this.attachDir = `${stateDir}/attach`;
     this.skeletonDir = `${stateDir}/skeleton`;

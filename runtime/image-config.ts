@@ -19,6 +19,12 @@ export interface FoundImage {
   /** Digest of the configuration. */
   readonly digest: string;
   readonly config: ImageConfig;
+  /** The configuration, byte for byte. */
+  readonly configContent: Buffer;
+  /** As the layout has it; absent in archives that have another kind of manifest. */
+  readonly manifestContent?: Buffer;
+  /** What the archive calls it, not checked: `node:24`, `docker.io/library/node:24`. */
+  readonly names: readonly string[];
   /** Base layer first. */
   readonly layers: readonly FoundLayer[];
 }
@@ -27,6 +33,8 @@ export interface FoundLayer {
   readonly source: ByteRange;
   /** Digest of the bytes of `source`, if the image says it. */
   readonly digest?: string;
+  /** What the image says of `source`, if it does. */
+  readonly mediaType?: string;
   /** Digest of the layer decompressed: names its content. */
   readonly diffId: string;
 }
@@ -69,15 +77,29 @@ export interface ParsedConfiguration {
 /**
  * Parses an image configuration.
  *
+ * @param options.platform What it must be for. @default this machine's
  * @throws {ImageError} If it is not one, or is for another platform.
  * @see {@link https://github.com/opencontainers/image-spec/blob/main/config.md}
  */
-export function parseConfiguration(content: Buffer, name: string): ParsedConfiguration {
+export function parseConfiguration(
+  content: Buffer,
+  name: string,
+  options: { readonly platform?: HostPlatform | "any" | undefined } = {},
+): ParsedConfiguration {
   const parsed = parseJson(content, name, imageConfiguration);
-  const platform = hostPlatform();
+  const { platform = hostPlatform() } = options;
   const { architecture, os } = parsed;
-  if ((os ?? "linux") !== "linux" || (architecture ?? platform.architecture) !== platform.architecture) {
-    throw new ImageError(`it is for ${os ?? "linux"}/${architecture}; this agent runs linux/${platform.architecture}`);
+  if (platform !== "any") {
+    const fits =
+      (os ?? platform.os) === platform.os && (architecture ?? platform.architecture) === platform.architecture;
+    const wanted =
+      platform.os === "linux" && platform.architecture === hostPlatform().architecture
+        ? "this agent runs"
+        : "wanted is";
+    if (!fits)
+      throw new ImageError(
+        `it is for ${os ?? "linux"}/${architecture}; ${wanted} ${platform.os}/${platform.architecture}`,
+      );
   }
   const workingDir = parsed.config?.WorkingDir;
   const user = parsed.config?.User;

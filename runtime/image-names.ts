@@ -59,13 +59,22 @@ export class ImageNames {
    * Gives a name to a manifest, taking it from another one. On disk when this resolves.
    *
    * The caller holds manifest, configuration and layers by a lease until then.
+   *
+   * @param options.wait `false` does not wait for the disk: what can be had again. @default true
    */
-  async set(name: string, record: Omit<NameRecord, "name" | "createdAtMs">, signal?: AbortSignal): Promise<void> {
-    const lock = await waitForLock(this.#lockFile, "shared", signal);
+  async set(
+    name: string,
+    record: Omit<NameRecord, "name" | "createdAtMs">,
+    options: { readonly signal?: AbortSignal | undefined; readonly wait?: boolean } = {},
+  ): Promise<void> {
+    const lock = await waitForLock(this.#lockFile, "shared", options.signal);
     try {
       const { mediaType, digest, size } = record.manifest;
       const content: NameRecord = { ...record, name, manifest: { mediaType, digest, size }, createdAtMs: Date.now() };
-      await writeDurably(this.#path(name), JSON.stringify(content), { temporaryDir: this.#temporaryDir });
+      await writeDurably(this.#path(name), JSON.stringify(content), {
+        temporaryDir: this.#temporaryDir,
+        ...(options.wait === undefined ? {} : { wait: options.wait }),
+      });
     } finally {
       close(lock);
     }
@@ -100,7 +109,7 @@ export class ImageNames {
     try {
       const [content, { mtimeMs }] = await Promise.all([readFile(path, "utf8"), stat(path)]);
       const parsed = recordSchema.safeParse(JSON.parse(content));
-      return parsed.success ? { ...parsed.data, usedAtMs: mtimeMs } : undefined;
+      return parsed.success ? { ...parsed.data, usedAtMs: Math.round(mtimeMs) } : undefined;
     } catch (error) {
       if (error instanceof SyntaxError || (error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
       throw error;

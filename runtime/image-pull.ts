@@ -50,7 +50,7 @@ export interface PullOptions {
   readonly policy?: PullPolicy | undefined;
   readonly pins?: ImagePins | undefined;
   /** @default this machine's */
-  readonly platform?: HostPlatform;
+  readonly platform?: HostPlatform | undefined;
   /** Keeps the layers' archives too, which pushing and exporting without a network need. @default false */
   readonly keepArchives?: boolean;
   readonly signal?: AbortSignal | undefined;
@@ -153,8 +153,8 @@ class Pull {
   }
 
   async #complete(manifestDigest: string, resolved: string): Promise<PulledImage | undefined> {
-    const { store, lease } = this.#options;
-    const image = await readStoredImage(store, manifestDigest, lease).catch((error: unknown) => {
+    const { store, lease, platform } = this.#options;
+    const image = await readStoredImage(store, manifestDigest, lease, { platform }).catch((error: unknown) => {
       // An index, which is no manifest, or another platform's.
       if (error instanceof ImageError) return undefined;
       throw error;
@@ -176,7 +176,7 @@ class Pull {
     for (const name of new Set([this.#name, formatReference(pinReference(this.#reference, resolved))])) {
       const known = await names.get(name);
       if (known?.manifest.digest === manifest.digest && known.resolved === resolved) continue;
-      await names.set(name, { manifest, resolved }, signal);
+      await names.set(name, { manifest, resolved }, { signal, wait: false });
     }
   }
 
@@ -185,10 +185,12 @@ class Pull {
     const { resolved, manifestContent, manifestDigest } = await this.#fetchManifest(pinned);
     const manifest = parseManifest(manifestContent, manifestDigest);
     const configContent = await this.#fetchConfig(pinned, manifest.config);
-    const image = joinImage({ manifest, manifestDigest, manifestContent, configContent });
+    const { platform } = this.#options;
+    const image = joinImage({ manifest, manifestDigest, manifestContent, configContent }, { platform });
     const layers = await this.#fetchLayers(pinned, image);
-    await store.blobs.put(configContent, { digest: manifest.config.digest, lease });
-    await store.blobs.put(manifestContent, { digest: manifestDigest, lease });
+    // Layers are brought to disk in the background, and all else with them; what a power cut takes is pulled again.
+    await store.blobs.put(configContent, { digest: manifest.config.digest, lease, wait: false });
+    await store.blobs.put(manifestContent, { digest: manifestDigest, lease, wait: false });
     return { resolved, image, layers };
   }
 

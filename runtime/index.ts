@@ -43,4 +43,14 @@ export { type LayerArchiveOptions, writeLayerArchive } from "./layer-archive.ts"
 export type { LayerSummary } from "./layer.ts";
 export { type LayerViewOptions, openLayerView } from "./layer-view.ts";
 export { adoptUpper } from "./upper-layer.ts";
-export { ImageStore } from "./image-store.ts";
+export { ImageStore, imageStorePath } from "./image-store.ts";
+export { type Collected, collectImages, type CollectOptions } from "./image-collect.ts";
+export { exportArchive, exportDirectory } from "./image-export.ts";
+export { importImage } from "./image-import.ts";
+export type { NamedImage } from "./image-names.ts";
+export { pullImage, type PullProgress } from "./image-pull.ts";
+export { pushImage, type PushProgress } from "./image-push.ts";
+export { defaultLayerLimits } from "./layer.ts";
+export { layerKey } from "./layer-store.ts";
+export { familiarName, formatReference, type ImageReference, parseReference } from "./registry-reference.ts";
+export { readStoredImage, type StoredImage } from "./stored-image.ts";

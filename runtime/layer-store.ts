@@ -10,7 +10,7 @@ import { spawn } from "node:child_process";
 import { mkdir, open, readdir, readFile, rename, rm, rmdir, stat, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { writeDurably } from "./durable-file.ts";
-import { isNamed, lockDescriptor, pause, tryLock } from "./file-lock.ts";
+import { isNamed, lockDescriptor, lockShared, pause, tryLock } from "./file-lock.ts";
 import type { ImageLease } from "./image-lease.ts";
 import type { Descriptor } from "./image-manifest.ts";
 import type { LayerSummary } from "./layer.ts";
@@ -70,10 +70,9 @@ export class LayerStore {
    */
   async find(key: string, lease?: ImageLease): Promise<string | undefined> {
     const directory = join(this.directory, key);
-    const held = lease?.holds(directory) === true;
-    const lock = lease === undefined || held ? undefined : tryLock(directory, "shared");
-    // Whoever has it locked alone is about to remove it.
-    if (typeof lock === "string") return undefined;
+    const locked = lease === undefined || lease.holds(directory);
+    const lock = locked ? undefined : await lockShared(directory);
+    if (!locked && lock === undefined) return undefined;
     const record = await this.#readRecord(directory);
     if (record === undefined || !(record.durable || record.bootId === this.#bootId)) {
       if (lock !== undefined) close(lock);
@@ -254,6 +253,7 @@ export class LayerStore {
     const blobs: LayerBlob[] = [{ ...blob, repositories }, ...others].slice(0, MAX_BLOBS);
     await writeDurably(join(this.directory, key, "blobs.json"), JSON.stringify(blobs), {
       temporaryDir: this.#temporaryDir,
+      wait: false,
     });
   }
 

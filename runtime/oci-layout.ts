@@ -30,8 +30,10 @@ export async function readOciLayout(files: ImageFiles): Promise<FoundImage> {
 }
 
 async function readImage(files: ImageFiles, descriptor: Descriptor): Promise<FoundImage> {
-  const manifest = parseManifest(await readBlob(files, descriptor), descriptor.digest);
-  const configuration = parseConfiguration(await readBlob(files, manifest.config), manifest.config.digest);
+  const manifestContent = await readBlob(files, descriptor);
+  const manifest = parseManifest(manifestContent, descriptor.digest);
+  const configContent = await readBlob(files, manifest.config);
+  const configuration = parseConfiguration(configContent, manifest.config.digest);
   if (configuration.diffIds.length !== manifest.layers.length) {
     throw new ImageError(
       `its manifest has ${manifest.layers.length} layers but its configuration ${configuration.diffIds.length}`,
@@ -42,10 +44,19 @@ async function readImage(files: ImageFiles, descriptor: Descriptor): Promise<Fou
     layers.push({
       source: await findBlob(files, layer),
       digest: layer.digest,
+      mediaType: layer.mediaType,
       diffId: configuration.diffIds[index] as string,
     });
   }
-  return { digest: manifest.config.digest, config: configuration.config, layers };
+  const name = descriptor.annotations?.["io.containerd.image.name"];
+  return {
+    digest: manifest.config.digest,
+    config: configuration.config,
+    configContent,
+    manifestContent,
+    names: name === undefined ? [] : [name],
+    layers,
+  };
 }
 
 async function findBlob(files: ImageFiles, { digest, size }: Descriptor): Promise<ByteRange> {

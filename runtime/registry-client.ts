@@ -92,6 +92,11 @@ export class RegistryClient implements Disposable {
     return { registry, host: hostOf(registry), repository, isMirror: false };
   }
 
+  /** Where a registry's own paths begin. */
+  baseUrl({ host }: Endpoint, signal?: AbortSignal): Promise<URL> {
+    return this.#transport.baseUrl(host, signal);
+  }
+
   /**
    * Sends a request, again if it fails in a way that passes, and returns the answer's head.
    *

@@ -129,18 +129,19 @@ export async function fetchSmallBlob(
  * Where a connection breaks, the next one goes on from there, on the next mirror if need be.
  *
  * @param options.direct Leaves out the mirrors.
+ * @param options.offset Where to begin. @default 0
  * @throws {ImageError} If there is no such blob, or it has another size. @throws {RegistryError}
  */
 export async function* fetchBlob(
   client: RegistryClient,
   reference: Pick<ImageReference, "registry" | "repository">,
   blob: Pick<Descriptor, "digest" | "size">,
-  options: { readonly signal?: AbortSignal | undefined; readonly direct?: boolean } = {},
+  options: { readonly signal?: AbortSignal | undefined; readonly direct?: boolean; readonly offset?: number } = {},
 ): AsyncGenerator<Buffer, void> {
   const { signal } = options;
   const endpoints = options.direct === true ? [client.origin(reference)] : client.endpoints(reference);
   let endpoint = endpoints.shift() as Endpoint;
-  let offset = 0;
+  let { offset = 0 } = options;
   let fruitless = 0;
   for (let tries = 1; offset < blob.size || tries === 1; tries++) {
     const before = offset;

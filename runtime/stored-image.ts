@@ -1,6 +1,6 @@
 /** Images of the store: manifest, configuration and layers under a name. */
 import { createHash } from "node:crypto";
-import { type ImageConfig, type ParsedConfiguration, parseConfiguration } from "./image-config.ts";
+import { type HostPlatform, type ImageConfig, type ParsedConfiguration, parseConfiguration } from "./image-config.ts";
 import { ImageError } from "./image-error.ts";
 import type { ImageLease } from "./image-lease.ts";
 import { type Descriptor, type ImageManifest, mediaTypes, parseManifest } from "./image-manifest.ts";
@@ -24,6 +24,7 @@ export interface StoredImage {
  * Reads an image's manifest and configuration, verified.
  *
  * @param lease Holds both in the store.
+ * @param options.platform What it must be for. @default this machine's
  * @returns undefined if one of them is not in the store (any more).
  * @throws {ImageError} If they do not fit together.
  */
@@ -31,21 +32,23 @@ export async function readStoredImage(
   store: ImageStore,
   manifestDigest: string,
   lease?: ImageLease,
+  options: { readonly platform?: HostPlatform | "any" | undefined } = {},
 ): Promise<StoredImage | undefined> {
   const manifestContent = await store.blobs.read(manifestDigest, { lease });
   if (manifestContent === undefined) return undefined;
   const manifest = parseManifest(manifestContent, manifestDigest);
   const configContent = await store.blobs.read(manifest.config.digest, { lease });
   if (configContent === undefined) return undefined;
-  return joinImage({ manifest, manifestDigest, manifestContent, configContent });
+  return joinImage({ manifest, manifestDigest, manifestContent, configContent }, options);
 }
 
 /** Puts what was read of an image together. @throws {ImageError} If manifest and configuration contradict each other. */
 export function joinImage(
   read: Pick<StoredImage, "manifest" | "manifestDigest" | "manifestContent" | "configContent">,
+  options: { readonly platform?: HostPlatform | "any" | undefined } = {},
 ): StoredImage {
   const { manifest, configContent } = read;
-  const configuration = parseConfiguration(configContent, manifest.config.digest);
+  const configuration = parseConfiguration(configContent, manifest.config.digest, options);
   const { diffIds } = configuration;
   if (diffIds.length !== manifest.layers.length) {
     throw new ImageError(`its manifest has ${manifest.layers.length} layers but its configuration ${diffIds.length}`);
@@ -55,7 +58,11 @@ export function joinImage(
 }
 
 /** The descriptor of an image's manifest. A manifest need not say its own type; its configuration's is of the same family. */
-export function describeManifest({ manifest, manifestDigest, manifestContent }: StoredImage): Descriptor {
+export function describeManifest({
+  manifest,
+  manifestDigest,
+  manifestContent,
+}: Pick<StoredImage, "manifest" | "manifestDigest" | "manifestContent">): Descriptor {
   const docker = manifest.config.mediaType === mediaTypes.dockerConfig;
   const mediaType = manifest.mediaType ?? (docker ? mediaTypes.dockerManifest : mediaTypes.manifest);
   return { mediaType, digest: manifestDigest, size: manifestContent.length };
@@ -119,9 +126,21 @@ export async function putImage(
       ...(annotations === undefined ? {} : { annotations }),
     }),
   );
-  await store.blobs.put(image.config, { digest: config.digest, lease });
-  const { digest, size } = await store.blobs.put(manifest, { lease });
-  const descriptor = { mediaType: mediaTypes.manifest, digest, size };
+  const { names } = image;
+  return await putManifest(store, { manifestContent: manifest, configContent: image.config, names }, lease);
+}
+
+/** As `putImage`, of a manifest that is there already. @throws {ImageError} If it is none of an image. */
+export async function putManifest(
+  store: ImageStore,
+  image: Pick<StoredImage, "manifestContent" | "configContent"> & { readonly names: readonly string[] },
+  lease: ImageLease,
+): Promise<Descriptor> {
+  const { manifestContent, configContent } = image;
+  const manifest = parseManifest(manifestContent, "manifest");
+  await store.blobs.put(configContent, { digest: manifest.config.digest, lease });
+  const { digest } = await store.blobs.put(manifestContent, { lease });
+  const descriptor = describeManifest({ manifest, manifestDigest: digest, manifestContent });
   for (const name of image.names) await store.names.set(name, { manifest: descriptor });
   return descriptor;
 }

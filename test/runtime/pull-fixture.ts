@@ -50,9 +50,10 @@ export class PullFixture implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#client?.[Symbol.dispose]();
     this.lease[Symbol.dispose]();
-    await (await this.store()).settled();
+    await this.store();
     const left = this.leftovers();
-    rmSync(this.directory, { recursive: true, force: true });
+    // Layers may still be on their way to the disk; nobody waits for that here.
+    rmSync(this.directory, { recursive: true, force: true, maxRetries: 5 });
     if (left.length > 0) throw new Error(`Left half-written: ${left.join(", ")}`);
   }
 }

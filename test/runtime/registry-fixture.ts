@@ -2,7 +2,13 @@
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import {
+  createServer,
+  type IncomingMessage,
+  request as httpRequest,
+  type Server,
+  type ServerResponse,
+} from "node:http";
 import { createServer as createTlsServer } from "node:https";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
@@ -109,6 +115,7 @@ export class ScriptedRegistry implements AsyncDisposable {
   /** By tag and by digest. */
   readonly manifests = new Map<string, { readonly type: string; readonly content: Buffer }>();
   readonly #server: Server;
+  readonly #uploads = new Map<string, Buffer>();
 
   private constructor(server: Server, host: string) {
     this.#server = server;
@@ -146,6 +153,8 @@ export class ScriptedRegistry implements AsyncDisposable {
     this.requests.push(`${request.method} ${request.url}`);
     this.headers.push(request.headers);
     for (const handler of this.handlers) if (handler(request, response) !== false) return;
+    if (request.method !== "GET" && request.method !== "HEAD") return this.#upload(request, response);
+    if (request.url?.includes("/blobs/uploads/")) return this.#uploadState(request, response);
     const [, kind, name] = /^\/v2\/.+\/(manifests|blobs)\/([^/?]+)/.exec(request.url ?? "") ?? [];
     const manifest = kind === "manifests" ? this.manifests.get(name ?? "") : undefined;
     const content = manifest?.content ?? (kind === "blobs" ? this.blobs.get(name ?? "") : undefined);
@@ -164,6 +173,117 @@ export class ScriptedRegistry implements AsyncDisposable {
       ...(range === null ? {} : { "content-range": `bytes ${from}-${content.length - 1}/${content.length}` }),
     });
     response.end(request.method === "HEAD" ? undefined : content.subarray(from));
+  }
+
+  /** What the specification says of uploads; what a broken connection has brought is kept. */
+  #upload(request: IncomingMessage, response: ServerResponse): void {
+    const url = new URL(request.url ?? "", "http://t");
+    const id = url.pathname.slice(url.pathname.lastIndexOf("/") + 1);
+    if (request.method === "POST") {
+      const session = crypto.randomUUID();
+      this.#uploads.set(session, Buffer.alloc(0));
+      response.writeHead(202, { location: `${url.pathname}${session}` }).end();
+      return;
+    }
+    const before = this.#uploads.get(id)?.length ?? 0;
+    const start = Number(/^(\d+)-/.exec(request.headers["content-range"] ?? "")?.[1] ?? before);
+    if (start !== before) {
+      response.writeHead(416).end();
+      return;
+    }
+    let content = url.pathname.includes("/uploads/") ? (this.#uploads.get(id) as Buffer) : Buffer.alloc(0);
+    request.on("data", (chunk: Buffer) => {
+      content = Buffer.concat([content, chunk]);
+      this.#uploads.set(id, content);
+    });
+    request.on("end", () => {
+      const digest = url.searchParams.get("digest");
+      if (digest !== null) this.blobs.set(digest, content);
+      else if (request.method === "PUT") this.addManifest(id, content, request.headers["content-type"] ?? "");
+      const created = request.method === "PUT" ? 201 : 202;
+      response
+        .writeHead(digest !== null && sha256(content) !== digest ? 400 : created, { location: url.pathname })
+        .end();
+    });
+    request.on("error", () => {});
+  }
+
+  #uploadState(request: IncomingMessage, response: ServerResponse): void {
+    const content = this.#uploads.get(request.url?.slice(request.url.lastIndexOf("/") + 1) ?? "");
+    if (content === undefined) response.writeHead(404).end();
+    else response.writeHead(204, { location: request.url, range: `0-${Math.max(0, content.length - 1)}` }).end();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#server.closeAllConnections();
+    this.#server.close();
+    await once(this.#server, "close");
+  }
+}
+
+/** Stands between a client and a real registry, counts what passes, and breaks connections where a test wants it. */
+export class FaultyProxy implements AsyncDisposable {
+  readonly host: string;
+  readonly requests: string[] = [];
+  /** Bytes of bodies that clients have sent. */
+  sentBytes = 0;
+  /** Called for each request: after how many bytes of its body the connection is to break. */
+  breakAfter: (line: string) => number | undefined = () => undefined;
+  readonly #server: Server;
+
+  private constructor(server: Server, target: string) {
+    this.#server = server;
+    this.host = `127.0.0.1:${(server.address() as AddressInfo).port}`;
+    server.on("request", (request: IncomingMessage, response: ServerResponse) => {
+      this.#forward(request, response, target);
+    });
+  }
+
+  static async start(target: string): Promise<FaultyProxy> {
+    const server = createServer();
+    server.listen(0, "127.0.0.1");
+    await once(server, "listening");
+    return new FaultyProxy(server, target);
+  }
+
+  #forward(request: IncomingMessage, response: ServerResponse, target: string): void {
+    const line = `${request.method} ${request.url}`;
+    this.requests.push(line);
+    const limit = this.breakAfter(line);
+    // The registry makes addresses of uploads out of the host it is asked by.
+    const headers = { ...request.headers, host: this.host };
+    const forwarded = httpRequest({
+      host: "127.0.0.1",
+      port: target.split(":")[1],
+      path: request.url,
+      method: request.method,
+      headers,
+    });
+    forwarded.on("response", (answer) => {
+      response.writeHead(answer.statusCode ?? 502, answer.headers);
+      answer.pipe(response);
+    });
+    forwarded.on("error", () => response.destroy());
+    let bytes = 0;
+    request.on("data", (chunk: Buffer) => {
+      bytes += chunk.length;
+      this.sentBytes += chunk.length;
+      if (limit !== undefined && bytes >= limit) {
+        // What has come so far reaches the registry.
+        forwarded.write(chunk, () => {
+          forwarded.destroy();
+          request.destroy();
+        });
+        request.pause();
+        return;
+      }
+      if (!forwarded.write(chunk)) {
+        request.pause();
+        forwarded.once("drain", () => request.resume());
+      }
+    });
+    request.on("end", () => forwarded.end());
+    request.on("error", () => forwarded.destroy());
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
