@@ -12,6 +12,7 @@ import {
 import type { Host, RegistryClient } from "../runtime/index.ts";
 import { containerName, runAttempt } from "./attempt.ts";
 import { asError } from "./cause.ts";
+import type { StepCeiling } from "./ceiling.ts";
 import { FencedError, ServerClient, UnansweredError } from "./server-client.ts";
 import { defaultUntrustedPolicy, type UntrustedPolicy } from "./untrusted.ts";
 
@@ -33,6 +34,8 @@ export interface AgentOptions {
   readonly name: string;
   /** What jobs of untrusted builds get. @default `defaultUntrustedPolicy` */
   readonly untrusted?: UntrustedPolicy;
+  /** The most that each step gets. What all get together is the host's ceiling. */
+  readonly ceiling?: StepCeiling;
   readonly logger: Logger;
 }
 
@@ -153,13 +156,14 @@ export class Agent implements AsyncDisposable {
       const dir = join(dataDir, "attempts", containerName(attemptId));
       const mirrorsDir = join(dataDir, "mirrors");
       const { signal: giveUp } = this.#giveUp;
-      const { untrusted = defaultUntrustedPolicy } = this.#options;
+      const { untrusted = defaultUntrustedPolicy, ceiling = {} } = this.#options;
       await runAttempt(claimed, {
         client: this.#client,
         host,
         registry,
         mirrorsDir,
         untrusted,
+        ceiling,
         dir,
         claimedAtMs,
         logger,

@@ -8,6 +8,7 @@ import type { Host, RegistryClient } from "../runtime/index.ts";
 import { abortReason } from "./abort.ts";
 import { AttemptReporter } from "./attempt-reporter.ts";
 import { asError } from "./cause.ts";
+import type { StepCeiling } from "./ceiling.ts";
 import { checkout } from "./checkout.ts";
 import { CheckoutError } from "./checkout-error.ts";
 import { parseCloneUrl } from "./clone-url.ts";
@@ -29,6 +30,8 @@ export interface AttemptOptions {
   readonly mirrorsDir: string;
   /** What jobs of untrusted builds get. */
   readonly untrusted: UntrustedPolicy;
+  /** The most that each step gets. */
+  readonly ceiling: StepCeiling;
   /** For this attempt's workspace and logs; made here, removed by the caller. */
   readonly dir: string;
   /** When the claim was sent, by `performance.now()`. */
@@ -106,6 +109,7 @@ async function execute(
       maskedValues,
       logDir,
       untrusted: isUntrusted ? options.untrusted : undefined,
+      ceiling: options.ceiling,
       reporter,
       registry: options.registry,
       pins: attemptPins(claimed, options.client, job.signal),

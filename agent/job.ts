@@ -107,12 +107,14 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
   for (const named of inImages) if (!named.image.startsWith("./")) images.prefetch(named);
 
   const prepareStep = (index: number): StepRun | undefined => {
-    const asked = job.steps[index];
-    if (asked === undefined || uidRange === undefined) return undefined;
-    const step = { ...asked, resources: lowerResources(asked.resources, options.ceiling) };
+    const planned = job.steps[index];
+    if (planned === undefined || uidRange === undefined) return undefined;
+    const step = { ...planned, resources: lowerResources(planned.resources, options.ceiling) };
     const log = openLog(step, index, { ...options, secrets });
     const image: StepContext["image"] = (when) => images.get(step, when);
-    return new StepRun(step, { ...context, uidRange, index, log, image, imageNotes: () => images.takeNotes(step) });
+    const imageNotes = () => images.takeNotes(step);
+    const wanted = asked.steps[index]?.resources ?? planned.resources;
+    return new StepRun(step, { ...context, uidRange, index, log, image, imageNotes, wanted });
   };
 
   const steps: StepResult[] = [];

@@ -1,5 +1,5 @@
 /** Runs one service: its container, its readiness, its output into its log. */
-import type { ServiceSpec } from "../pipelines/index.ts";
+import { formatBytes, type ServiceSpec } from "../pipelines/index.ts";
 import {
   type Container,
   type ContainerConfig,
@@ -61,6 +61,8 @@ export class ServiceRun {
     this.#spec = spec;
     this.#context = context;
     context.log.onDrain = () => this.#container?.resumeOutput();
+    context.log.onFull = () =>
+      this.#container?.kill("log", `printed more than ${formatBytes(spec.resources.logBytes)}`);
     this.ready = this.#ready.promise;
     this.ended = this.#run();
   }

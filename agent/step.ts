@@ -1,5 +1,5 @@
 /** Runs one step: its image, its container, its output into its log. */
-import { formatBytes, type StepSpec } from "../pipelines/index.ts";
+import { formatBytes, type Resources, type StepSpec } from "../pipelines/index.ts";
 import {
   type Container,
   type ContainerResult,
@@ -22,6 +22,8 @@ import type { StepLog } from "./step-log.ts";
 export interface StepContext extends JobContext {
   readonly index: number;
   readonly log: StepLog;
+  /** What the pipeline asks for; the step may be given less. */
+  readonly wanted: Resources;
   /** @throws {ImageError} If the pipeline names an image that cannot be used. */
   readonly image: (when: "ahead" | "now") => Promise<Image>;
   /** For the log of the first step that runs in the image; empty for the others. */
@@ -128,8 +130,9 @@ export class StepRun {
       }
       if (this.#container === undefined) throw new Error("Cannot run the step: it has no container");
       on.running();
+      this.#noteWeight();
       const result = await this.#container.result;
-      return { ...describe(result, this.log), ...(await this.#takeRefused()) };
+      return { ...describe(result, this.log, this.#lowered(result)), ...(await this.#takeRefused()) };
     } catch (error) {
       return { ...describeError(this.#step, asError(error), this.#context), startedAtMs, finishedAtMs: Date.now() };
     } finally {
@@ -151,6 +154,23 @@ export class StepRun {
 
   #noteImage(): void {
     for (const note of this.#context.imageNotes()) this.log.note(note);
+  }
+
+  /** A share of the disk is a wish: a host that cannot grant it runs the step all the same. */
+  #noteWeight(): void {
+    const problem = this.#context.host.limits.weightProblem(this.#step.resources);
+    if (problem !== undefined) this.log.note(`io weight ${this.#step.resources.io?.weight} has no effect: ${problem}`);
+  }
+
+  /** Says that the limit for which a step ended is not the pipeline's. */
+  #lowered({ reason }: ContainerResult): string | undefined {
+    const limits = { oom: "memoryBytes", disk: "diskBytes", log: "logBytes" } as const;
+    if (reason !== "oom" && reason !== "disk" && reason !== "log") return undefined;
+    const key = limits[reason];
+    const { wanted, host } = this.#context;
+    const granted = { ...this.#step.resources, ...host.limits.granted(this.#step.resources) }[key];
+    if (granted >= wanted[key]) return undefined;
+    return `the pipeline asks for ${formatBytes(wanted[key])}, this agent gives ${formatBytes(granted)}`;
   }
 
   #write(stream: 1 | 2, chunk: Uint8Array): boolean {
@@ -211,14 +231,16 @@ export function containerFacts(result: ContainerResult): Omit<StepResult, "statu
   };
 }
 
-function describe(result: ContainerResult, log: StepLog): StepResult {
+/** @param lowered Why it had less than the pipeline asks for, if it had. */
+function describe(result: ContainerResult, log: StepLog, lowered: string | undefined): StepResult {
   const { exitCode } = result;
   const facts = containerFacts(result);
   if (result.reason === "exited") {
     if (exitCode === 0) return { status: "success", ...facts };
     return { status: "failure", reason: result.message ?? `exit code ${exitCode}`, ...facts };
   }
-  const reason = result.message ?? (result.signal === undefined ? result.reason : `killed by ${result.signal}`);
+  const why = result.message ?? (result.signal === undefined ? result.reason : `killed by ${result.signal}`);
+  const reason = lowered === undefined ? why : `${why}; ${lowered}`;
   log.note(reason);
   return { status: result.reason === "canceled" ? "canceled" : "failure", reason, ...facts };
 }

@@ -4,6 +4,7 @@ import { hostname } from "node:os";
 import { availableParallelism } from "node:os";
 import { join, resolve } from "node:path";
 import { parseArguments, parseCount, UsageError, type Usage } from "./arguments.ts";
+import { limitOptions, parseLimits } from "./limits.ts";
 import { networkOptions, parseNetworks } from "./networks.ts";
 import { findRegistrySettings, imageStoreDir, registriesOption } from "./registries.ts";
 import { announce, logLevelOption, processLogger } from "./server.ts";
@@ -40,6 +41,7 @@ and the server gives them to another agent.`,
       help: "Start although this is missing: no-cgroups (no memory, cpu and pids limits)",
     },
     ...networkOptions,
+    ...limitOptions,
     registries: registriesOption,
     untrusted: untrustedOption,
     "data-dir": dataDirOption,
@@ -63,6 +65,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const jobs = parseCount("--jobs", values.jobs ?? String(availableParallelism()), { least: 1, most: 1000 });
   const allow = parseAllowed(values.allow);
   const networks = parseNetworks(values, context);
+  const limits = parseLimits(values, context);
   const pools = values.pool.length > 0 ? values.pool : ["default"];
   const serverUrl =
     values.server ?? environment["SLIPWAY_SERVER"] ?? recallServerUrl(dataDir) ?? "http://127.0.0.1:7433";
@@ -80,6 +83,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     imageStoreDir: imageStoreDir(values, context),
     allow,
     networks,
+    ceiling: limits.together,
   });
   const tested = await testHost(host);
   if (!tested.ok) {
@@ -100,6 +104,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     jobs,
     name,
     untrusted: parseUntrusted(values.untrusted, defaultUntrustedPolicy),
+    ceiling: limits.each,
     logger,
   });
   await agent.start();

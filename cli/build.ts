@@ -235,7 +235,7 @@ async function renderBuild(build: BuildView, api: Api, context: Context): Promis
   ];
   const states = new Map(build.jobs.map(({ name, status }) => [name, status]));
   if (build.diagnostics !== undefined) lines.push(build.diagnostics.formatted.split("\n").map(plain).join("\n"));
-  return `${lines.join("\n")}\n${quiet.transcript.summary({ reasons: true, states })}`;
+  return `${lines.join("\n")}\n${quiet.transcript.summary({ reasons: true, usage: true, states })}`;
 }
 
 export const verbs: Readonly<Record<string, Verb>> = {

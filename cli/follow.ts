@@ -241,9 +241,9 @@ class FollowedJob {
 /** A step's or job's end as the transcript shows it. */
 function outcome(
   status: Outcome["status"],
-  view: Pick<StepView, "startedAtMs" | "finishedAtMs" | "exitCode" | "reason" | "allowedFailure" | "refused">,
+  view: Pick<StepView, "startedAtMs" | "finishedAtMs" | "exitCode" | "reason" | "allowedFailure" | "refused" | "usage">,
 ): Outcome {
-  const { startedAtMs, finishedAtMs, exitCode, reason, allowedFailure, refused } = view;
+  const { startedAtMs, finishedAtMs, exitCode, reason, allowedFailure, refused, usage } = view;
   const durationMs = startedAtMs !== undefined && finishedAtMs !== undefined ? finishedAtMs - startedAtMs : undefined;
   return {
     status,
@@ -252,6 +252,7 @@ function outcome(
     ...(reason !== undefined && { reason }),
     ...(allowedFailure !== undefined && { allowedFailure }),
     ...(refused !== undefined && { refused: listRefused(refused) }),
+    ...(usage !== undefined && { usage }),
   };
 }
 

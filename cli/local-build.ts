@@ -1,6 +1,13 @@
 /** Runs one build in this process: no server, no Redis. */
 import { basename } from "node:path";
-import { buildVariables, executeJob, type JobResult, sharedPins, type StepResult } from "../agent/index.ts";
+import {
+  buildVariables,
+  executeJob,
+  type JobResult,
+  sharedPins,
+  type StepCeiling,
+  type StepResult,
+} from "../agent/index.ts";
 import { advance, type JobSpec, type PipelineEvent, type Status } from "../pipelines/index.ts";
 import type { Host, RegistryClient } from "../runtime/index.ts";
 import { duration, plain } from "./terminal.ts";
@@ -14,6 +21,8 @@ export interface LocalBuildOptions {
   readonly event: PipelineEvent;
   readonly jobs: readonly JobSpec[];
   readonly jobsAtOnce: number;
+  /** The most that each step gets. */
+  readonly ceiling: StepCeiling;
   readonly context: Context;
 }
 
@@ -72,6 +81,7 @@ export class LocalBuild {
       registry,
       pins: this.#pins,
       variables: buildVariables(job, { ...event, number: 0, event: event.kind }, repository),
+      ceiling: this.#options.ceiling,
       reporter: {
         stepStarted: (index) => this.#transcript.stepStarted(job.name, index),
         stepOutput: (index, stream, bytes) => this.#transcript.output(job.name, index, streams[stream], bytes),
@@ -107,7 +117,7 @@ export class LocalBuild {
 const streams = { 0: "slipway", 1: "stdout", 2: "stderr" } as const;
 
 /** A step's result as the transcript shows it. */
-function outcome({ status, exitCode, reason, allowedFailure, startedAtMs, finishedAtMs }: StepResult): Outcome {
+function outcome({ status, exitCode, reason, allowedFailure, startedAtMs, finishedAtMs, usage }: StepResult): Outcome {
   const durationMs = startedAtMs !== undefined && finishedAtMs !== undefined ? finishedAtMs - startedAtMs : undefined;
   return {
     status,
@@ -115,5 +125,6 @@ function outcome({ status, exitCode, reason, allowedFailure, startedAtMs, finish
     ...(exitCode !== undefined && { exitCode }),
     ...(reason !== undefined && { reason }),
     ...(allowedFailure !== undefined && { allowedFailure }),
+    ...(usage !== undefined && { usage }),
   };
 }

@@ -16,6 +16,7 @@ import type { Host, HostOptions } from "../runtime/index.ts";
 import { parseAllowed } from "./agent.ts";
 import { parseArguments, parseChoice, parseCount, UsageError, type Usage, type Values } from "./arguments.ts";
 import { didYouMean } from "./did-you-mean.ts";
+import { limitOptions, parseLimits } from "./limits.ts";
 import { networkOptions, parseNetworks } from "./networks.ts";
 import { findPipelineFile } from "./pipeline-file.ts";
 import { findRegistrySettings, imageStoreDir, registriesOption } from "./registries.ts";
@@ -43,6 +44,7 @@ The first Ctrl-C cancels the jobs and cleans up, the second stops at once.`,
       help: "Run although this is missing: no-cgroups (no memory, cpu and pids limits)",
     },
     ...networkOptions,
+    ...limitOptions,
     registries: registriesOption,
     "data-dir": dataDirOption,
   },
@@ -60,6 +62,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const jobsAtOnce = parseCount("--jobs", values.jobs ?? String(availableParallelism()), { least: 1, most: 1000 });
   const allow = parseAllowed(values.allow);
   const networks = parseNetworks(values, context);
+  const limits = parseLimits(values, context);
   const file = values.file ?? findPipelineFile(context.directory);
   const pipeline = readPipeline(file, context);
   if (pipeline === undefined) return exitCodes.buildFailed;
@@ -80,10 +83,15 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   ]);
   using registry = new RegistryClient(await findRegistrySettings(values, context));
   const directory = join(findDataDir(values, context), "run");
-  await using host = await openHost(directory, { imageStoreDir: imageStoreDir(values, context), allow, networks });
+  await using host = await openHost(directory, {
+    imageStoreDir: imageStoreDir(values, context),
+    allow,
+    networks,
+    ceiling: limits.together,
+  });
   // Meanwhile images are looked up; a step that gets none says why.
   if (jobs.some(wantsNetwork)) void host.openNetworks().catch(() => {});
-  const build = new LocalBuild({ host, registry, root, event, jobs, jobsAtOnce, context });
+  const build = new LocalBuild({ host, registry, root, event, jobs, jobsAtOnce, ceiling: limits.each, context });
   const cancel = AbortSignal.any([signals.drain, context.outputClosed]);
   signals.stop.addEventListener("abort", () => process.exit(exitCodes.buildFailed));
   return await build.run(cancel);

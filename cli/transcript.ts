@@ -1,6 +1,8 @@
 /** What a person sees of a running build: each job's steps and their output, line by line, and a table at the end. */
 import { StringDecoder } from "node:string_decoder";
+import type { Usage } from "../queue/index.ts";
 import { duration, logLine, plain, type Paint } from "./terminal.ts";
+import { sumUsage, usageText } from "./usage-text.ts";
 
 /** How a step or a job ended. */
 export interface Outcome {
@@ -12,6 +14,7 @@ export interface Outcome {
   readonly allowedFailure?: boolean;
   /** What its network has refused, in one line. */
   readonly refused?: string;
+  readonly usage?: Usage;
 }
 
 /** A job as a transcript shows it; steps and services by their names, in the order of their positions. */
@@ -126,23 +129,35 @@ export class Transcript {
   }
 
   /**
-   * The table at the end: one row per job.
+   * The table at the end: one row per job, with what all of it used.
    *
    * @param options.reasons Say below a job why it failed, and what its steps were refused: for a reader who has not seen it happen.
+   * @param options.usage Say below a job what each of its steps used.
    * @param options.states What jobs without an outcome do now, by name.
    */
-  summary(options: { readonly reasons?: boolean; readonly states?: ReadonlyMap<string, string> } = {}): string {
+  summary(
+    options: {
+      readonly reasons?: boolean;
+      readonly usage?: boolean;
+      readonly states?: ReadonlyMap<string, string>;
+    } = {},
+  ): string {
     const rows = this.#jobs.map(({ name, label, steps, outcome }) => ({
       label,
       mark: outcome === undefined ? " " : this.#mark(outcome),
       status: (outcome?.status ?? options.states?.get(name) ?? "").padEnd(8),
       time: outcome?.durationMs === undefined ? "" : duration(outcome.durationMs),
       steps: steps.map((step) => this.#short(step)).join(this.#paint("dim", ", ")),
+      used: options.usage === true ? "" : this.#usedByAll(steps),
       why: options.reasons === true ? this.#why(outcome) + this.#refused(steps) : "",
+      usage: options.usage === true ? this.#used(steps) : "",
     }));
     const width = Math.max(0, ...rows.map(({ time }) => time.length));
     return rows
-      .map((row) => `${row.mark} ${row.label}  ${row.status}  ${row.time.padStart(width)}  ${row.steps}\n${row.why}`)
+      .map(
+        (row) =>
+          `${row.mark} ${row.label}  ${row.status}  ${row.time.padStart(width)}  ${row.steps}${row.used}\n${row.why}${row.usage}`,
+      )
       .join("");
   }
 
@@ -200,6 +215,21 @@ export class Transcript {
         outcome?.refused === undefined ? [] : [`${plain(name)}: ${plain(outcome.refused)}`],
       )
       .map((line) => `    ${this.#paint("yellow", line)}\n`)
+      .join("");
+  }
+
+  #usedByAll(steps: readonly Part[]): string {
+    const sum = sumUsage(steps.flatMap(({ outcome }) => outcome?.usage ?? []));
+    return sum === undefined ? "" : this.#paint("dim", `  (${usageText(sum)})`);
+  }
+
+  /** A line for each step that has used something. */
+  #used(steps: readonly Part[]): string {
+    return steps
+      .flatMap(({ name, outcome }) =>
+        outcome?.usage === undefined ? [] : [`${plain(name)}: ${usageText(outcome.usage)}`],
+      )
+      .map((line) => `    ${this.#paint("dim", line)}\n`)
       .join("");
   }
 

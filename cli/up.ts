@@ -3,6 +3,7 @@ import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { parseArguments, parseCount, type Usage } from "./arguments.ts";
 import { parseAllowed } from "./agent.ts";
+import { limitArguments, limitOptions, parseLimits } from "./limits.ts";
 import { networkArguments, networkOptions, parseNetworks } from "./networks.ts";
 import {
   listenOptions,
@@ -34,6 +35,7 @@ The first Ctrl-C (or SIGTERM) drains: running jobs finish. The second stops: the
       help: "Start although this is missing: no-cgroups (no memory, cpu and pids limits)",
     },
     ...networkOptions,
+    ...limitOptions,
     untrusted: untrustedOption,
     "untrusted-pool": untrustedPoolOption,
     "data-dir": dataDirOption,
@@ -53,6 +55,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     const { defaultUntrustedPolicy } = await import("../agent/index.ts");
     parseUntrusted(values.untrusted, defaultUntrustedPolicy); // a mistake is told before anything is started
   }
+  parseLimits(values, context); // as well
   const logger = processLogger("up", values["log-level"], context);
   using signals = new StopSignals();
   const { ProcessTree } = await import("./process-tree.ts");
@@ -64,6 +67,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     allow: parseAllowed(values.allow),
     serverArguments: untrustedPool === undefined ? [] : ["--untrusted-pool", untrustedPool],
     agentArguments: [
+      ...limitArguments(values),
       ...networkArguments(parseNetworks(values, context)),
       ...values.untrusted.flatMap((word) => ["--untrusted", word]),
       ...(untrustedPool === undefined ? [] : ["--pool", "default", "--pool", untrustedPool]),

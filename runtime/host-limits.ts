@@ -10,6 +10,7 @@ import {
   type ResourceFacts,
   type StepResources,
   stepResources,
+  weightProblem,
 } from "./step-resources.ts";
 
 export class HostLimits {
@@ -53,6 +54,11 @@ export class HostLimits {
   /** What a container gets of what it asks for. */
   granted(asked: StepResources): StepResources {
     return lowerToCeiling(asked, this.ceiling);
+  }
+
+  /** Why a wish for a share of the disk has no effect; undefined if it has, or there is none. */
+  weightProblem(asked: StepResources): string | undefined {
+    return weightProblem(asked, this.facts ?? noFacts);
   }
 
   /** The same as a configuration says it. @throws {Error} If it asks for a limit that this host cannot set. */

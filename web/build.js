@@ -466,6 +466,7 @@ function interestingJob({ jobs }) {
   return jobs[0]?.position;
 }
 
+/** The one number that is looked for most. */
 function usageText({ memoryPeakBytes, cpuTimeMs }) {
   return memoryPeakBytes === undefined ? `${(cpuTimeMs / 1000).toFixed(1)} s cpu` : bytes(memoryPeakBytes);
 }
@@ -481,9 +482,23 @@ function refusedText({ destinations, unlistedCount }) {
   return `Its network refused ${shown.join(", ")}`;
 }
 
-function usageTitle({ cpuTimeMs, memoryPeakBytes, pidsPeak }) {
+/** All that is known of what a step used. */
+function usageTitle(usage) {
+  const { cpuTimeMs, cpuThrottledMs = 0, cpuThrottledPeriods = 0, memoryPeakBytes, pidsPeak, diskBytes } = usage;
   const parts = [`CPU time ${(cpuTimeMs / 1000).toFixed(2)} s`];
+  if (cpuThrottledPeriods > 0) {
+    parts.push(`kept from the CPU for ${(cpuThrottledMs / 1000).toFixed(2)} s (${count(cpuThrottledPeriods)} times)`);
+  }
   if (memoryPeakBytes !== undefined) parts.push(`peak memory ${bytes(memoryPeakBytes)}`);
-  if (pidsPeak !== undefined) parts.push(`at most ${pidsPeak} processes`);
+  if (pidsPeak !== undefined) parts.push(`at most ${count(pidsPeak)} processes`);
+  const { ioReadBytes, ioWriteBytes, ioReadOperations, ioWriteOperations } = usage;
+  for (const [did, size, operations] of [
+    ["read", ioReadBytes, ioReadOperations],
+    ["wrote", ioWriteBytes, ioWriteOperations],
+  ]) {
+    if (!size && !operations) continue;
+    parts.push(`${did} ${bytes(size ?? 0)}${operations ? ` (${count(operations)} operations)` : ""}`);
+  }
+  if (diskBytes !== undefined) parts.push(`added ${bytes(diskBytes)} to the disk`);
   return parts.join(", ");
 }

@@ -243,7 +243,10 @@ describe("executeJob", () => {
     const log = readFileSync(join(logDir, "0.log"), "utf8");
     const want = Array.from({ length: 2_000_000 }, (_, n) => `${n + 1}\n`).join("");
     expect(log.replace("done\n", "") === want).toBe(true);
-    const limited = await run([step("seq 1 2000000; exit 4")], { ceiling: { logBytes: 1000 } });
+    const limited = await run([step("yes; exit 4"), step("true")], { ceiling: { logBytes: 1000 } });
+    expect(limited.status).toBe("failure");
+    const given = "the pipeline asks for 1 GiB, this agent gives 1000 bytes";
+    expect(limited.steps[0]).toMatchObject({ exitCode: 137, reason: `killed: printed more than 1000 bytes; ${given}` });
     expect(limited.output).toContain("log limit of 1000 bytes reached; the rest is not kept");
   });
 });

@@ -24,6 +24,19 @@ describe("Transcript.summary", () => {
     );
   });
 
+  test("says what jobs used, and each of their steps where that is asked for", () => {
+    const jobs = [{ name: "job", steps: [{ name: "a" }, { name: "b" }, { name: "c" }] }];
+    const build = new Transcript(jobs, { paint: painter(false), colours: false, print: () => {} });
+    const used = (cpuTimeMs: number) => ({ status: "success", usage: { cpuTimeMs, pidsPeak: cpuTimeMs } }) as const;
+    build.stepFinished("job", 0, used(1));
+    build.stepFinished("job", 1, used(2));
+    const row = "  job              ✓ a, ✓ b, c";
+    expect(build.summary()).toBe(`${row}  (cpu 3.0 ms, 2 processes)\n`);
+    expect(build.summary({ usage: true })).toBe(
+      `${row}\n    a: cpu 1.0 ms, 1 process\n    b: cpu 2.0 ms, 2 processes\n`,
+    );
+  });
+
   test("says what jobs do that have not ended", () => {
     const states = new Map([
       ["first", "running"],
