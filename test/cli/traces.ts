@@ -60,7 +60,7 @@ export class Traces {
   #stateDirs(): string[] {
     try {
       return (readdirSync(this.#directory, { recursive: true }) as string[])
-        .filter((name) => name.endsWith("/lock") && existsSync(join(this.#directory, name, "../images")))
+        .filter((name) => name.endsWith("/lock") && existsSync(join(this.#directory, name, "../skeleton")))
         .map((name) => join(this.#directory, name, ".."));
     } catch {
       return []; // Something was removed while we looked.
