@@ -1,5 +1,5 @@
 /** `slipway image …`: the images that agents and local runs keep. */
-import type { CollectOptions, NamedImage, StoredImage } from "../runtime/index.ts";
+import type { Collected, CollectOptions, NamedImage, StoredImage } from "../runtime/index.ts";
 import { formatBytes, parseSize } from "../pipelines/index.ts";
 import { parseArguments, type Usage, UsageError } from "./arguments.ts";
 import { findImage, jsonOption, openStore, parseName, storeOptions } from "./image-store.ts";
@@ -186,8 +186,6 @@ async function collect(argv: readonly string[], context: Context): Promise<numbe
   return exitCodes.success;
 }
 
-type Collected = Awaited<ReturnType<typeof import("../runtime/index.ts")["collectImages"]>>;
-
 function report(collected: Collected, json: boolean, context: Context): void {
   if (json) {
     context.print(`${JSON.stringify(collected, undefined, 2)}\n`);
@@ -210,7 +208,9 @@ const ageUnitsMs = { d: 86_400_000, h: 3_600_000, m: 60_000 } as const;
 function parseAge(option: string, text: string): number {
   const [, digits, unit] = /^(\d{1,5})([dhm])$/.exec(text) ?? [];
   if (digits !== undefined) return Number(digits) * ageUnitsMs[unit as keyof typeof ageUnitsMs];
-  throw new UsageError(`${option} must be a number of days, hours or minutes like 30d, 12h or 90m, not ${JSON.stringify(text)}`);
+  throw new UsageError(
+    `${option} must be a number of days, hours or minutes like 30d, 12h or 90m, not ${JSON.stringify(text)}`,
+  );
 }
 
 function columns(rows: readonly (readonly string[])[]): string[] {

@@ -126,9 +126,8 @@ export async function archiveSource(
   }
   const [from] = await knownRepositories(store, blob.digest, diffId);
   if (from !== undefined && client !== undefined) return (offset) => fetchBlob(client, from, blob, { offset, signal });
-  return async function* missing() {
-    throw new ImageError(
-      `the store has its layer ${blob.digest} unpacked only, and does not know where its archive can be fetched; pull the image with --archives`,
-    );
-  };
+  const missing = new ImageError(
+    `the store has its layer ${blob.digest} unpacked only, and does not know where its archive can be fetched; pull the image with --archives`,
+  );
+  return () => ({ [Symbol.asyncIterator]: () => ({ next: () => Promise.reject(missing) }) });
 }

@@ -84,7 +84,7 @@ async function mountBlob(
   try {
     const response = await client.send(endpoint, {
       method: "POST",
-      path: `blobs/uploads/?${query}`,
+      path: `blobs/uploads/?${query.toString()}`,
       headers: { "content-length": "0" },
       expect: [201, 202],
       access,

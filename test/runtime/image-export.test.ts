@@ -28,9 +28,10 @@ describe.skipIf(!isRoot)("importImage and exportImage", () => {
   });
   afterEach(async () => {
     lease[Symbol.dispose]();
-    await store.settled();
-    expect(readdirSync(join(directory, "store/tmp"))).toEqual([]);
-    rmSync(directory, { recursive: true });
+    const left = readdirSync(join(directory, "store/tmp"));
+    // Layers may still be on their way to the disk; nobody waits for that here.
+    rmSync(directory, { recursive: true, maxRetries: 5 });
+    if (left.length > 0) throw new Error(`Left half-written: ${left.join(", ")}`);
   });
 
   function write(path: string, content: string | Buffer): string {

@@ -75,7 +75,7 @@ describe.skipIf(!isRoot)("pushImage", () => {
     await using proxy = await FaultyProxy.start(scripted.host);
     const image = await stored(fixture, [large]);
     let breaks = 4;
-    proxy.breakAfter = (line) => (/^PATCH/.test(line) && breaks-- > 0 ? 300_000 : undefined);
+    proxy.breakAfter = (line) => (line.startsWith("PATCH") && breaks-- > 0 ? 300_000 : undefined);
     expect(await push(fixture, image, `${proxy.host}/broken:1`, { chunkBytes: 500_000 })).toEqual(["sent"]);
     expect(scripted.blobs.get(image.layers[0]?.descriptor.digest as string)).toEqual(large.blob);
     expect(proxy.requests.filter((line) => line.startsWith("POST"))).toHaveLength(2);
@@ -88,7 +88,7 @@ describe.skipIf(!isRoot)("pushImage", () => {
     await using proxy = await FaultyProxy.start(registry.host);
     const image = await stored(fixture, [large]);
     let requests = 0;
-    proxy.breakAfter = (line) => (/^PATCH/.test(line) && ++requests === 3 ? 0 : undefined);
+    proxy.breakAfter = (line) => (line.startsWith("PATCH") && ++requests === 3 ? 0 : undefined);
     expect(await push(fixture, image, `${proxy.host}/broken:1`, { chunkBytes: 500_000 })).toEqual(["sent"]);
     const copied = JSON.parse(registry.skopeo("inspect", "--tls-verify=false", `docker://${registry.host}/broken:1`));
     expect(copied.Layers).toEqual(image.layers.map(({ descriptor }) => descriptor.digest));
@@ -99,7 +99,7 @@ describe.skipIf(!isRoot)("pushImage", () => {
     await using proxy = await FaultyProxy.start(registry.host);
     const image = await stored(fixture, [layer("usr/other", randomBytes(1_000_000))]);
     let breaks = 1;
-    proxy.breakAfter = (line) => (/^PATCH/.test(line) && breaks-- > 0 ? 1 : undefined);
+    proxy.breakAfter = (line) => (line.startsWith("PATCH") && breaks-- > 0 ? 1 : undefined);
     const { breakAfter } = proxy;
     proxy.breakAfter = (line) => (/^GET .*uploads/.test(line) ? 0 : breakAfter(line));
     await push(fixture, image, `${proxy.host}/forgotten:1`, { chunkBytes: 300_000 });
