@@ -2,6 +2,7 @@
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmdirSync, rmSync, statfsSync } from "node:fs";
 import { arch, release } from "node:os";
 import { type CgroupHost, findCgroups } from "./cgroup-host.ts";
+import { checkDisk, checkIo, checkKernelLog } from "./check-resources.ts";
 import { isRootless, jobIds } from "./file-owners.ts";
 import { mountLayers } from "./launch-plan.ts";
 import { capabilityNames } from "./linux.ts";
@@ -48,6 +49,8 @@ export async function checkHost(options: { readonly stateDir: string }): Promise
       checkOverlay(options.stateDir, userNamespaceFd),
       checkCgroups(),
       checkDisk(options.stateDir),
+      checkIo(options.stateDir),
+      checkKernelLog(),
     ];
   } finally {
     if (typeof userNamespaceFd === "number") close(userNamespaceFd);
@@ -272,19 +275,6 @@ function tryCgroup(host: CgroupHost): void {
     mkdirSync(directory);
     rmdirSync(directory);
   }
-}
-
-function checkDisk(stateDir: string): HostCheck {
-  const { bavail, bsize } = statfsSync(stateDir);
-  const free = bavail * bsize;
-  const ok = free >= 1 << 30;
-  return {
-    name: "disk",
-    ok,
-    required: false,
-    found: `${(free / (1 << 30)).toFixed(1)} GiB free in "${stateDir}"`,
-    ...(ok ? {} : { mend: "free at least 1 GiB or choose another place with --data-dir" }),
-  };
 }
 
 function fileSystemName(path: string): string {
