@@ -203,6 +203,12 @@ export function describeStep(
   directory = `${host.stateDir}/containers/${config.id}`,
 ): OciConfig {
   const { image, uidRange, network, workspace, nested } = config;
+  if (
+    nested !== undefined &&
+    (network === "host" || (typeof network === "object" && network.owner !== uidRange.userNamespaceFd))
+  ) {
+    throw new Error(`Cannot create container ${config.id}: one with containers of its own needs a network of its own`);
+  }
   return stepConfig(
     {
       ...(program === undefined ? {} : { program: { args: program.args, env: program.env } }),

@@ -206,9 +206,14 @@ export class Host implements AsyncDisposable {
     await this.#openNetworks();
   }
 
-  /** Takes a network for a job; the caller disposes it. @throws {Error} As `openNetworks` does, or if none is left. */
-  async claimNetwork(): Promise<JobNetwork> {
-    return (await this.#openNetworks()).claim();
+  /**
+   * Takes a network for a job; the caller disposes it.
+   *
+   * @param options.owner Whose nested containers may do with its inside what they like.
+   * @throws {Error} As `openNetworks` does, or if none is left.
+   */
+  async claimNetwork({ owner }: { readonly owner?: UidRange | undefined } = {}): Promise<JobNetwork> {
+    return (await this.#openNetworks()).claim({ owner: owner?.userNamespaceFd });
   }
 
   async #openNetworks(): Promise<Networks> {

@@ -91,7 +91,8 @@ export interface NetworksConfig {
 export interface NetworkMaker extends Disposable {
   /** For `RefusalProbe`: a netlink socket in the agent's network namespace that this thread does not use. */
   readonly probe: { readonly fd: number } | undefined;
-  create(): KernelNetwork;
+  /** @param owner A user namespace whose root may do with the job's namespace what it likes. @default the agent's */
+  create(owner?: number): KernelNetwork;
   restrict(slot: number, allowed: readonly Destination[] | undefined): void;
   keepPublic(slot: number): void;
   takeRefused(slot: number): Refusals;
@@ -161,17 +162,18 @@ export class KernelNetworks implements NetworkMaker {
   }
 
   /** Makes a job's network. @throws {Error} If all addresses are taken, or the kernel refuses. */
-  create(): KernelNetwork {
+  create(owner?: number): KernelNetwork {
     const links = this.#followHost();
     const slot = this.#freeSlot(new Set(links.map(({ name }) => name)));
     const subnet = this.#subnet as Subnet;
     const ipv4 = subnet.address4(slot);
     const ipv6 = subnet.ipv6 === undefined ? undefined : subnet.address6(slot);
     const port = `${this.#portPrefix}${slot}`;
-    const { fd, prepared: inside } = makeNamespace(this.#home, () => {
+    const prepare = () => {
       configureNamespace();
       return new Netlink(NETLINK_ROUTE); // speaks to the new namespace from now on
-    });
+    };
+    const { fd, prepared: inside } = makeNamespace(this.#home, prepare, { owner });
     const network: KernelNetwork = { slot, namespaceFd: fd, ipv4, ...(ipv6 === undefined ? {} : { ipv6 }) };
     this.#slots.set(slot, { network, port, allowed: undefined, publicOnly: false });
     try {

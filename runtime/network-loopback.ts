@@ -13,8 +13,8 @@ export class LoopbackNetworks implements NetworkMaker {
   #slot = 0;
 
   /** @throws {SyscallError} `EPERM` without CAP_SYS_ADMIN. */
-  create(): KernelNetwork {
-    const { namespaceFd: fd, ...sockets } = makeNamespaceWithSockets();
+  create(owner?: number): KernelNetwork {
+    const { namespaceFd: fd, ...sockets } = makeNamespaceWithSockets({ owner });
     new Netlink({ fd: sockets.routeFd }).request(bringUp("lo"));
     for (const socket of Object.values(sockets)) close(socket as number);
     const slot = ++this.#slot;

@@ -2,7 +2,8 @@
 import { writeFileSync } from "node:fs";
 import { jobIds } from "./file-owners.ts";
 import { CLONE_NEWNET, O_RDONLY } from "./linux.ts";
-import { close, open, syscall, trySyscall } from "./syscall.ts";
+import { close, open, SyscallError, syscall, trySyscall } from "./syscall.ts";
+import { visitNewNamespaces } from "./user-namespace.ts";
 
 const currentNamespace = "/proc/thread-self/ns/net";
 
@@ -14,25 +15,42 @@ export function openCurrentNamespace(): number {
 /**
  * Makes a network namespace, runs `prepare` in it and comes back.
  *
- * The namespace belongs to the agent's user namespace, so nobody in a container has a right in it, whatever capabilities
- * they have in their own. It lasts as long as its descriptor, or a process in it.
+ * It belongs to the agent's user namespace, so nobody in a container has a right in it, whatever capabilities they have
+ * in their own; or to `owner`, and then whoever is root there may do with it what he likes. It lasts as long as its
+ * descriptor, or a process in it.
  *
  * @param home Where to come back to.
  * @throws {SyscallError}
  */
-export function makeNamespace<T>(home: number, prepare: () => T): { readonly fd: number; readonly prepared: T } {
-  syscall("unshare", CLONE_NEWNET);
+export function makeNamespace<T>(
+  home: number,
+  prepare: () => T,
+  { owner }: { readonly owner?: number | undefined } = {},
+): { readonly fd: number; readonly prepared: T } {
+  const fd = owner === undefined ? enterNew() : enterOwned(owner);
   try {
-    const fd = openCurrentNamespace();
-    try {
-      return { fd, prepared: prepare() };
-    } catch (error) {
-      close(fd);
-      throw error;
-    }
+    return { fd, prepared: prepare() };
+  } catch (error) {
+    close(fd);
+    throw error;
   } finally {
     syscall("setns", home, CLONE_NEWNET);
   }
+}
+
+function enterNew(): number {
+  syscall("unshare", CLONE_NEWNET);
+  return openCurrentNamespace();
+}
+
+/** A thread of this process could not enter a user namespace, another process can. */
+function enterOwned(owner: number): number {
+  const visit = (pid: number) => open(`/proc/${pid}/ns/net`, O_RDONLY);
+  const fd = visitNewNamespaces(CLONE_NEWNET, visit, { within: owner });
+  const entered = trySyscall("setns", fd, CLONE_NEWNET);
+  if (entered === 0) return fd;
+  close(fd);
+  throw new SyscallError("setns", -entered, "enter a job's network");
 }
 
 /**
@@ -41,10 +59,11 @@ export function makeNamespace<T>(home: number, prepare: () => T): { readonly fd:
  * Steps have no capability here, CAP_NET_BIND_SERVICE and CAP_NET_RAW included; what those are commonly needed for (a server
  * on port 80, ping) is allowed to everybody instead.
  */
-export function namespaceSettings(): (readonly [path: string, value: string])[] {
+export function namespaceSettings({ hasOwner = false } = {}): (readonly [path: string, value: string])[] {
   return [
     ["ipv4/ip_unprivileged_port_start", "0"],
-    ["ipv4/ping_group_range", jobGroups()],
+    // Who writes it in the namespace of an owner has no name for other groups; its root needs none.
+    ...(hasOwner ? [] : [["ipv4/ping_group_range", jobGroups()] as const]),
     ...["all", "default"].flatMap((link) => [
       [`ipv6/conf/${link}/accept_ra`, "0"] as const,
       [`ipv4/conf/${link}/accept_redirects`, "0"] as const,

@@ -5,6 +5,7 @@
 import {
   AT_FDCWD,
   CLONE_NEWNET,
+  CLONE_NEWUSER,
   EBADF,
   ENOENT,
   MSG_NOSIGNAL,
@@ -48,17 +49,19 @@ const withoutDetection = [
 const handedOver = ["namespace", "route", "filter", "probe"] as const;
 
 /**
- * Makes a network namespace that belongs to the agent's user namespace, with the settings of a job's. It lasts as long as
- * its descriptors, or a process in it. Blocks for some milliseconds.
+ * Makes a network namespace with the settings of a job's. It lasts as long as its descriptors, or a process in it. Blocks
+ * for some milliseconds.
  *
+ * @param options.owner The user namespace that it belongs to. @default the agent's
  * @throws {SyscallError}
  */
-export function makeNamespaceWithSockets(): NamespaceSockets {
+export function makeNamespaceWithSockets({ owner }: { readonly owner?: number | undefined } = {}): NamespaceSockets {
   const status = pipe();
   const [ours, theirs] = socketPair();
-  const { targets, pairs } = placeDescriptors([status.write, theirs] as const);
-  const [statusFd, socketFd] = targets;
-  const program = compileProgram(planNamespace(socketFd), { architecture, statusFd });
+  const further = owner === undefined ? [] : [owner];
+  const { targets, pairs } = placeDescriptors<readonly number[]>([status.write, theirs, ...further]);
+  const [statusFd = -1, socketFd = -1, ownerFd] = targets;
+  const program = compileProgram(planNamespace(socketFd, ownerFd), { architecture, statusFd });
   try {
     const pid = startProgram(program.file, "slipway-netns", pairs);
     close(status.write);
@@ -78,7 +81,7 @@ export function makeNamespaceWithSockets(): NamespaceSockets {
   }
 }
 
-function planNamespace(socketFd: number): Operation[] {
+function planNamespace(socketFd: number, ownerFd: number | undefined): Operation[] {
   const controlBytes = 16 + 4 * handedOver.length;
   const control = Buffer.alloc(controlBytes);
   control.writeBigUInt64LE(BigInt(controlBytes), 0);
@@ -108,23 +111,28 @@ function planNamespace(socketFd: number): Operation[] {
       bytes: u64s([0, 0, 0, 1, 0, controlBytes, 0]),
     },
     { memory: "setting", size: 4, bytes: Buffer.from([255, 255, 255, 255]) },
+    ...(ownerFd === undefined
+      ? []
+      : [{ name: "join the user namespace", call: "setns", args: [ownerFd, CLONE_NEWUSER] } as const]),
     { name: "make a network namespace", call: "unshare", args: [CLONE_NEWNET] },
-    ...[...namespaceSettings(), ...withoutDetection].flatMap(([path, value]): Operation[] => [
-      {
-        name: `open "${path}"`,
-        call: "openat",
-        args: [AT_FDCWD, { text: `/proc/sys/net/${path}` }, O_WRONLY | O_CLOEXEC, 0],
-        store: "setting",
-        tolerate: [ENOENT], // a kernel without IPv6
-      },
-      {
-        name: `set "${path}"`,
-        call: "write",
-        args: [{ load: "setting" }, { text: value }, value.length],
-        tolerate: [EBADF],
-      },
-      { name: `close "${path}"`, call: "close", args: [{ load: "setting" }], tolerate: [EBADF] },
-    ]),
+    ...[...namespaceSettings({ hasOwner: ownerFd !== undefined }), ...withoutDetection].flatMap(
+      ([path, value]): Operation[] => [
+        {
+          name: `open "${path}"`,
+          call: "openat",
+          args: [AT_FDCWD, { text: `/proc/sys/net/${path}` }, O_WRONLY | O_CLOEXEC, 0],
+          store: "setting",
+          tolerate: [ENOENT], // a kernel without IPv6
+        },
+        {
+          name: `set "${path}"`,
+          call: "write",
+          args: [{ load: "setting" }, { text: value }, value.length],
+          tolerate: [EBADF],
+        },
+        { name: `close "${path}"`, call: "close", args: [{ load: "setting" }], tolerate: [EBADF] },
+      ],
+    ),
     {
       name: "open the network namespace",
       call: "openat",

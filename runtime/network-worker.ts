@@ -11,7 +11,7 @@ import { syscall } from "./syscall.ts";
 
 /** What the thread can be asked for, one at a time. */
 export type NetworkTask =
-  | { readonly kind: "create" }
+  | { readonly kind: "create"; readonly owner?: number | undefined }
   | { readonly kind: "restrict"; readonly slot: number; readonly allowed: readonly Destination[] | undefined }
   | { readonly kind: "keep-public"; readonly slot: number }
   | { readonly kind: "take-refused"; readonly slot: number }
@@ -35,7 +35,7 @@ const port = parentPort;
 function run(networks: NetworkMaker, task: NetworkTask): unknown {
   switch (task.kind) {
     case "create":
-      return networks.create();
+      return networks.create(task.owner);
     case "restrict":
       networks.restrict(task.slot, task.allowed);
       break;

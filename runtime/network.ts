@@ -20,9 +20,11 @@ export interface NetworksOptions extends NetworksConfig {
 export interface ContainerNetwork {
   /**
    * The namespace; open until disposed. What is to be in it joins it with setns(2); it belongs to the agent's user
-   * namespace, so no capability that a step has in its own counts there.
+   * namespace, so no capability that a step has in its own counts there, or to `owner`.
    */
   readonly namespaceFd: number;
+  /** The user namespace for which it was claimed. */
+  readonly owner?: number;
   /** What /etc/resolv.conf has to say. */
   readonly resolvConf: string;
   /** What /etc/hosts has to say. */
@@ -108,25 +110,35 @@ export class Networks implements AsyncDisposable {
     return networks;
   }
 
-  /** Takes a network; from the pool, if one is ready. The caller disposes it. @throws {Error} If none can be made. */
-  async claim(): Promise<JobNetwork> {
+  /**
+   * Takes a network; from the pool, if one is ready. The caller disposes it.
+   *
+   * @param options.owner A user namespace that owns its inside, for steps with containers of their own; open until this
+   *   resolves. What the agent decides about the network it decides outside of it.
+   * @throws {Error} If none can be made.
+   */
+  async claim({ owner }: { readonly owner?: number | undefined } = {}): Promise<JobNetwork> {
+    if (owner !== undefined) return this.#jobNetwork(await this.#ask<KernelNetwork>({ kind: "create", owner }), owner);
     const prepared = this.#pool.shift() ?? this.#ask<KernelNetwork>({ kind: "create" });
     this.#replenish();
     return this.#jobNetwork(await prepared);
   }
 
-  #jobNetwork(network: KernelNetwork): JobNetwork {
+  #jobNetwork(network: KernelNetwork, owner?: number): JobNetwork {
     const { slot, namespaceFd, ipv4, ipv6 } = network;
     const resolvConf = this.#loopbackOnly ? "" : jobResolvConf({ ipv6: ipv6 !== undefined }).text;
     const probe = network.probeFd === undefined ? this.#probe : new RefusalProbe({ fd: network.probeFd }, this.#agent);
     let disposed = false;
+    const owned = owner === undefined ? {} : { owner };
     return {
       namespaceFd,
+      ...owned,
       addresses: [ipv4, ...(ipv6 === undefined ? [] : [ipv6])],
       resolvConf,
       hosts: (hostname) => hostsFile({ names: [hostname], pinned: [] }),
       view: ({ services, allowed }) => ({
         namespaceFd,
+        ...owned,
         resolvConf,
         hosts: (hostname) => hostsFile({ names: [hostname, ...services], pinned: allowed?.names ?? [] }),
       }),

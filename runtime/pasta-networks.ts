@@ -66,8 +66,13 @@ export class PastaNetworks implements NetworkMaker {
     mkdirSync(this.#directory, { recursive: true, mode: 0o700 });
   }
 
-  /** @throws {Error} If pasta does not start, with what it said. */
-  create(): KernelNetwork {
+  /** @throws {Error} If pasta does not start, with what it said; and for an owner, who could remove the rules inside. */
+  create(owner?: number): KernelNetwork {
+    if (owner !== undefined) {
+      throw new Error(
+        "the rules of an agent without root are inside a job's network, where a nested step could remove them: write network: none on nested steps, or run the agent as root",
+      );
+    }
     const slot = ++this.#sequence;
     const mountPoint = `${this.#directory}/${slot}`;
     const sockets = makeNamespaceWithSockets();

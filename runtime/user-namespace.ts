@@ -39,14 +39,21 @@ export function writeIdMaps(pid: number, uids: readonly IdMapping[], gids: reado
  * Makes a process in new namespaces and ends it when `visit` returns; what holds a descriptor of them keeps them.
  *
  * @param flags CLONE_NEWUSER and others; the user namespace is made first and owns the rest. No ids are mapped yet.
+ * @param options.within A user namespace to be in first, which then owns them.
  * @throws {SyscallError} If the kernel refuses them.
  */
-export function visitNewNamespaces<T>(flags: number, visit: (pid: number) => T): T {
+export function visitNewNamespaces<T>(
+  flags: number,
+  visit: (pid: number) => T,
+  { within }: { readonly within?: number } = {},
+): T {
   const status = pipe();
   const release = pipe();
-  const { targets, pairs } = placeDescriptors([status.write, release.read] as const);
-  const [statusFd, releaseFd] = targets;
-  const program = compileProgram(holderPlan(flags, { statusFd, releaseFd }), { architecture, statusFd });
+  const further = within === undefined ? [] : [within];
+  const { targets, pairs } = placeDescriptors<readonly number[]>([status.write, release.read, ...further]);
+  const [statusFd = -1, releaseFd = -1, withinFd] = targets;
+  const plan = holderPlan(flags, { statusFd, releaseFd, ...(withinFd === undefined ? {} : { withinFd }) });
+  const program = compileProgram(plan, { architecture, statusFd });
   const stage = startProgram(program.file, "slipway-userns", pairs);
   close(status.write);
   close(release.read);
@@ -54,9 +61,9 @@ export function visitNewNamespaces<T>(flags: number, visit: (pid: number) => T):
   try {
     const answer = Buffer.alloc(messageBytes);
     const length = trySyscall("read", status.read, answer, answer.length);
-    if (length !== messageBytes) throw new Error("Cannot make a user namespace: the process that makes it died");
+    if (length !== messageBytes) throw new Error("Cannot make new namespaces: the process that makes them died");
     if (answer.readUInt32LE(0) === failMessage) {
-      throw new SyscallError("clone3", answer.readUInt32LE(4), "make a user namespace");
+      throw new SyscallError("clone3", answer.readUInt32LE(4), "make new namespaces");
     }
     holder = answer.readUInt32LE(4);
     return visit(holder);
@@ -69,8 +76,9 @@ export function visitNewNamespaces<T>(flags: number, visit: (pid: number) => T):
 
 function holderPlan(
   flags: number,
-  { statusFd, releaseFd }: { readonly statusFd: number; readonly releaseFd: number },
+  fds: { readonly statusFd: number; readonly releaseFd: number; readonly withinFd?: number },
 ): Operation[] {
+  const { statusFd, releaseFd, withinFd } = fds;
   const clone = Buffer.alloc(88); // struct clone_args
   clone.writeBigUInt64LE(BigInt(flags | CLONE_PARENT), 0);
   const ready = Buffer.alloc(messageBytes);
@@ -79,6 +87,9 @@ function holderPlan(
     { memory: "cloneArguments", size: 88, bytes: clone },
     { memory: "ready", size: messageBytes, bytes: ready },
     { memory: "byte", size: 8 },
+    ...(withinFd === undefined
+      ? []
+      : [{ name: "join the user namespace", call: "setns", args: [withinFd, CLONE_NEWUSER] } as const]),
     {
       name: "clone into new namespaces",
       call: "clone3",
