@@ -7,6 +7,7 @@ import {
   type JobNetwork,
   lookUpAllowed,
   type Refusals,
+  type UidRange,
 } from "../runtime/index.ts";
 import { asError } from "./cause.ts";
 import { isEmpty } from "./refused.ts";
@@ -16,6 +17,8 @@ export interface SharedNetworkOptions {
   readonly services: readonly string[];
   /** Keeps the job from private networks. */
   readonly publicOnly: boolean;
+  /** Whose nested containers it is for, if there are any. */
+  readonly owner: UidRange | undefined;
   readonly signal: AbortSignal;
 }
 
@@ -38,7 +41,7 @@ export class SharedNetwork {
 
   constructor(host: Host, options: SharedNetworkOptions) {
     this.#options = options;
-    this.#network = claim(host, options.publicOnly);
+    this.#network = claim(host, options);
     this.#network.then(
       (network) => {
         this.#claimed = network;
@@ -160,8 +163,8 @@ export class StepNetwork {
   }
 }
 
-async function claim(host: Host, publicOnly: boolean): Promise<JobNetwork> {
-  const network = await host.claimNetwork();
+async function claim(host: Host, { publicOnly, owner }: SharedNetworkOptions): Promise<JobNetwork> {
+  const network = await host.claimNetwork({ owner });
   try {
     if (publicOnly) await network.keepPublic();
     return network;

@@ -93,7 +93,7 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
   } catch (error) {
     setupError = asError(error);
   }
-  const network = openNetwork(job, options, signal);
+  const network = openNetwork(job, { ...options, uidRange, signal });
   const context = {
     ...options,
     signal,
@@ -199,12 +199,20 @@ function compileSecrets(values: readonly string[]): SecretIndex | undefined {
 }
 
 /** What steps and services are in, if any of them wants it. */
-function openNetwork(job: JobSpec, { host, untrusted }: JobOptions, signal: AbortSignal): SharedNetwork | undefined {
+function openNetwork(
+  job: JobSpec,
+  context: Pick<JobOptions, "host" | "untrusted"> & {
+    readonly uidRange: UidRange | undefined;
+    readonly signal: AbortSignal;
+  },
+): SharedNetwork | undefined {
   if (!wantsNetwork(job)) return undefined;
-  const { services = [] } = job;
+  const { host, untrusted, uidRange, signal } = context;
+  const { services = [], steps } = job;
   return new SharedNetwork(host, {
     services: services.map(({ name }) => name),
     publicOnly: untrusted?.privateNetworks === false,
+    owner: steps.some(({ nested, network }) => nested && network !== "none") ? uidRange : undefined,
     signal,
   });
 }

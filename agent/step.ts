@@ -207,15 +207,36 @@ export class StepRun {
     const onExit: PreparedConfig["onExit"] = ({ succeeded }) => {
       if (succeeded && this.#network.endsClean()) this.#onSucceeded?.();
     };
-    return { id: `${id}-${index}`, image, uidRange, workspace, resources, network, timeoutMs, signal, output, onExit };
+    return {
+      id: `${id}-${index}`,
+      image,
+      uidRange,
+      workspace,
+      resources,
+      network,
+      timeoutMs,
+      signal,
+      output,
+      onExit,
+      ...(this.#step.nested && { nested: this.#nestedConfig(image) }),
+    };
   }
 
   #processConfig(image: Image): ProcessConfig {
     return {
       // `--` for a script that begins with a dash; the step's name is $0, so the shell's own complaints begin with it.
       args: ["/bin/sh", "-e", "-c", "--", this.#step.run, this.#step.name],
-      env: stepEnvironment(this.#step, image.config, this.#context.variables),
+      env: this.#environment(image),
     };
+  }
+
+  #nestedConfig(image: Image): NonNullable<PreparedConfig["nested"]> {
+    const { HOME: home = "/root" } = this.#environment(image);
+    return { home, ...(image.config.volumes !== undefined && { volumes: image.config.volumes }) };
+  }
+
+  #environment(image: Image): Record<string, string> {
+    return stepEnvironment(this.#step, image.config, this.#context.variables);
   }
 }
 

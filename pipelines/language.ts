@@ -50,6 +50,12 @@ const stepTable = {
       summary: `After this the step is stopped and fails. Default: the job's timeout if one is written, else ${formatDuration(DEFAULTS.stepTimeoutMs)}.`,
     },
     allow_failure: { shape: flag, summary: "Goes on after a failure of this step.", default: false },
+    nested: {
+      shape: flag,
+      summary:
+        "Lets the step have containers of its own: buildah, podman, dockerd, bubblewrap, unshare run in it as they are.",
+      default: false,
+    },
   },
   synonyms: {
     script: "run",
@@ -73,6 +79,8 @@ const stepTable = {
     title: "name",
     label: "name",
     networks: "network",
+    privileged: "nested",
+    dind: "nested",
   },
   hints: {
     uses: "actions are not supported: write the commands as run",
@@ -186,6 +194,7 @@ const jobTable = {
     outputs: "outputs are not supported yet",
     retry: "retries are not supported yet",
     allow_failure: "write it on the steps that may fail",
+    nested: "write it on the steps that have containers of their own",
     "continue-on-error": "write allow_failure on the steps that may fail",
     cpu: "write it below resources",
     memory: "write it below resources",

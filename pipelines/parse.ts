@@ -145,6 +145,7 @@ class PipelineBuilder {
     const run = step.run?.value ?? "";
     const network = step.network ?? job.network ?? this.#pipeline.network;
     this.#checkAllowed(network, job);
+    this.#checkNested(step, network);
     this.#spend(run, env, { span: step.env?.span ?? span, what: "step", network: network?.value });
     const pull = step.pull?.value ?? job.pull?.value ?? this.#pipeline.pull?.value;
     return {
@@ -157,6 +158,7 @@ class PipelineBuilder {
       resources: resolveResources([step.resources, job.resources, this.#pipeline.resources]),
       network: network?.value ?? DEFAULTS.network,
       allowFailure: step.allow_failure?.value ?? false,
+      ...(step.nested?.value === true && { nested: true }),
     };
   }
 
@@ -167,6 +169,16 @@ class PipelineBuilder {
       step.timeout.span,
       `this step may run for ${own}, but its job ends after ${whole}`,
       `write "timeout: ${own}" or more on the job`,
+    );
+  }
+
+  /** What it may do to a network it may do to its own only. */
+  #checkNested({ nested }: StepFields, network: Located<StepNetwork> | undefined): void {
+    if (nested?.value !== true || network?.value !== "host") return;
+    this.#problems.error(
+      nested.span,
+      "a nested step cannot have the host's network: its containers need one of their own",
+      'write "network: job" or "network: none"',
     );
   }
 

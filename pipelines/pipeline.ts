@@ -66,6 +66,8 @@ export interface StepSpec {
   readonly resources: Resources;
   readonly network: StepNetwork;
   readonly allowFailure: boolean;
+  /** It may have containers of its own. */
+  readonly nested?: true;
 }
 
 /** When a service is ready: all of what is there must hold. */

@@ -12,6 +12,8 @@ export interface ImageConfig {
   readonly cmd?: readonly string[];
   readonly workingDir?: string;
   readonly user?: string;
+  /** Directories that are to be on a real file system: in nested steps they are. Absent where there are none. */
+  readonly volumes?: readonly string[];
 }
 
 /** An image found in a layout or archive, its manifests and configuration verified, its layers not yet. */
@@ -63,6 +65,7 @@ const imageConfiguration = z.object({
       Cmd: orNull(z.array(z.string())),
       WorkingDir: orNull(z.string()),
       User: orNull(z.string()),
+      Volumes: orNull(z.record(z.string(), z.unknown())),
     }),
   ),
   rootfs: z.object({ type: z.string().optional(), diff_ids: orNull(z.array(digestSchema)) }),
@@ -105,7 +108,8 @@ export function parseConfiguration(
   const user = parsed.config?.User;
   const entrypoint = parsed.config?.Entrypoint ?? [];
   const cmd = parsed.config?.Cmd ?? [];
-  for (const text of [workingDir, user, ...entrypoint, ...cmd])
+  const volumes = Object.keys(parsed.config?.Volumes ?? {});
+  for (const text of [workingDir, user, ...entrypoint, ...cmd, ...volumes])
     if (text?.includes("\0")) throw new ImageError(`"${name}" contains a NUL`);
   return {
     digest: `sha256:${createHash("sha256").update(content).digest("hex")}`,
@@ -116,6 +120,7 @@ export function parseConfiguration(
       ...(cmd.length > 0 ? { cmd } : {}),
       ...(workingDir ? { workingDir: workingDir.startsWith("/") ? workingDir : `/${workingDir}` } : {}),
       ...(user ? { user } : {}),
+      ...(volumes.length > 0 ? { volumes } : {}),
     },
   };
 }
