@@ -235,4 +235,19 @@ function report(results: readonly Result[], json: boolean): void {
     taken === undefined ? "" : `${taken} of ${instructions}`,
   ]);
   console.log(table(["", "call", "min", "median", "p99", "instructions"], rows));
+  for (const call of calls) console.log(compare(results, call.name));
+}
+
+/** What Slipway's filter for the same rules adds to a call, beside what libseccomp's does. */
+function compare(results: readonly Result[], call: string): string {
+  const of = (contender: string) => results.find((one) => one.call === call && one.contender === contender)?.summary;
+  const [none, theirs, ours] = ["no filter", "Podman's profile by libseccomp", "Podman's profile by slipway"].map(of);
+  if (none === undefined || theirs === undefined || ours === undefined)
+    return `${call}: libseccomp is not here: apt-get install python3-seccomp`;
+  const added = (which: "min" | "median") => [ours[which] - none[which], theirs[which] - none[which]] as const;
+  const shown = (["min", "median"] as const).map((which) => {
+    const [own, other] = added(which);
+    return `${which} ${own.toFixed(1)} ns of ${other.toFixed(1)} ns (${(own / other).toFixed(2)} ×)`;
+  });
+  return `${call}: slipway's filter adds, of what libseccomp's adds: ${shown.join(", ")}`;
 }

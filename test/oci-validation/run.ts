@@ -77,7 +77,9 @@ function makeCommand(runtime: string): { readonly command: string; readonly remo
   // crun refuses a hybrid host whose v2 hierarchy has a controller; it is not shown that one.
   const hide = runtime === "crun" && existsSync("/sys/fs/cgroup/unified");
   const line = hide ? `unshare -m sh -c 'umount /sys/fs/cgroup/unified; exec "$@"' sh ${words}` : words;
-  writeFileSync(command, `#!/bin/sh\nexec ${line} "$@"\n`);
+  // crun 1.8 takes no configuration that says 1.3; nothing in them is newer than 1.0.
+  const older = `for at in . "$@"; do [ ! -f "$at/config.json" ] || sed -i 's/"ociVersion": *"1[.][1-3][.][0-9]"/"ociVersion": "1.0.2"/' "$at/config.json"; done\n`;
+  writeFileSync(command, `#!/bin/sh\n${runtime === "crun" ? older : ""}exec ${line} "$@"\n`);
   chmodSync(command, 0o755);
   const removeContainers = () => {
     if (existsSync(root)) for (const id of readdirSync(root)) spawnSync(command, ["delete", "--force", id]);
