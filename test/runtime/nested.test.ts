@@ -5,7 +5,11 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { formatOciConfig, explainContainer, runContainer } from "../../runtime/index.ts";
 import { parseOciConfig } from "../../runtime/oci-config.ts";
+import { syscallNumber } from "../../runtime/syscall-table.ts";
+import { architecture, cString, trySyscall } from "../../runtime/syscall.ts";
 import { type Ended, TestHost } from "./host-fixture.ts";
+
+const KEY_SPEC_SESSION_KEYRING = -3;
 
 let host: TestHost;
 beforeAll(async () => {
@@ -164,6 +168,28 @@ describe("the host", () => {
       "mknod /b b 8 0; mknod /var/lib/docker/b b 8 0; mount -t devtmpfs none /mnt; mount -t tmpfs none /mnt && mknod /mnt/b b 8 0; ls /b /mnt/b /var/lib/docker/b; true",
     );
     expect(stdout).toBe("");
+  });
+
+  test("keeps the keys in the agent's session keyring to itself", async () => {
+    const [description, payload] = [cString(`slipway-test-${process.pid}`), Buffer.from("the agent's")];
+    const KEYCTL_JOIN_SESSION_KEYRING = 1;
+    expect(trySyscall("keyctl", KEYCTL_JOIN_SESSION_KEYRING, cString("slipway-test"))).toBeGreaterThan(0);
+    const key = trySyscall("add_key", cString("user"), description, payload, payload.length, KEY_SPEC_SESSION_KEYRING);
+    expect(key).toBeGreaterThan(0);
+    // Launchers that were started before have another keyring.
+    await using own = await TestHost.open();
+    const keyctl = syscallNumber("keyctl", architecture);
+    const { stdout } = await own.run(
+      `python3 - <<'END'
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+KEYCTL_SEARCH, KEYCTL_READ = 10, 11
+print(libc.syscall(${keyctl}, KEYCTL_SEARCH, ${KEY_SPEC_SESSION_KEYRING}, b"user", b"slipway-test-${process.pid}", 0))
+print(libc.syscall(${keyctl}, KEYCTL_READ, ${key}, ctypes.create_string_buffer(64), 64))
+END`,
+      { nested },
+    );
+    expect(stdout).toBe("-1\n-1\n");
   });
 
   test("cannot be reached by a handle, a keyring, a module, BPF or a raw port", async () => {
