@@ -169,7 +169,8 @@ export class ServiceRun {
       hostname: name,
       image,
       uidRange,
-      workspace,
+      // The step that runs answers for what is in there.
+      workspace: { ...workspace, isOthers: true },
       resources,
       network,
       ...(serviceGraceMs !== undefined && { graceMs: serviceGraceMs }),

@@ -39,8 +39,11 @@ export interface PreparedConfig {
   readonly cwd?: string;
   /** @default "slipway" */
   readonly hostname?: string;
-  /** Mounted read-write at /workspace. `copyOnWrite` shows the directory without ever changing it. */
-  readonly workspace?: { readonly dir: string; readonly copyOnWrite?: boolean };
+  /**
+   * Mounted read-write at /workspace. `copyOnWrite` shows the directory without ever changing it. `isOthers`: what is added to
+   * it is on another container's account, for nobody can tell who of two at a time has written it.
+   */
+  readonly workspace?: { readonly dir: string; readonly copyOnWrite?: boolean; readonly isOthers?: boolean };
   /** As whom the program runs, in ids of the container. @default root */
   readonly user?: StepUser;
   /** Further mounts, made in their order after the standard ones and the workspace. */

@@ -216,7 +216,9 @@ export class Container implements AsyncDisposable {
       directories: [
         { path: this.#directory, isOwn: true },
         ...(writableDir === undefined ? [] : [{ path: writableDir, isOwn: false }]),
-        ...(workspace === undefined ? [] : [{ path: this.#host.workspaceStore(workspace, uidRange), isOwn: false }]),
+        ...(workspace === undefined || workspace.isOthers
+          ? []
+          : [{ path: this.#host.workspaceStore(workspace, uidRange), isOwn: false }]),
       ],
       startedAtMs: this.#startedAtMs,
       processes: () => this.#processes(),

@@ -80,6 +80,12 @@ for d in range(1000):
     expect(await isClean(host)).toBe(true);
   }, 300_000);
 
+  test("in a workspace that is on another's account is not killed for it", async () => {
+    const workspace = { dir: host.workspace(), isOthers: true };
+    const result = await host.run(`${write("/workspace/file", 100)}; sleep 1`, { resources, workspace });
+    expect(result).toMatchObject({ reason: "exited", exitCode: 0 });
+  });
+
   test("10 000 files are nothing special", async () => {
     const many = `exec python3 -c 'import os
 os.mkdir("/workspace/many")
