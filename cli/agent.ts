@@ -3,6 +3,8 @@ import { readFileSync } from "node:fs";
 import { hostname } from "node:os";
 import { availableParallelism } from "node:os";
 import { join, resolve } from "node:path";
+import type { RedisAddress } from "../queue/index.ts";
+import type { Withheld } from "../runtime/index.ts";
 import { parseArguments, parseCount, UsageError, type Usage } from "./arguments.ts";
 import { limitOptions, parseLimits } from "./limits.ts";
 import { networkOptions, parseNetworks } from "./networks.ts";
@@ -73,16 +75,14 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const token = findAgentToken(values["token-file"], dataDir, context);
   using signals = new StopSignals();
   const settings = await findRegistrySettings(values, context);
-  const [{ Agent, defaultUntrustedPolicy }, { Host, RegistryClient, testHost }] = await Promise.all([
-    import("../agent/index.ts"),
-    import("../runtime/index.ts"),
-  ]);
+  const [{ Agent, defaultUntrustedPolicy }, { parseRedisAddress }, { Host, RegistryClient, testHost }] =
+    await Promise.all([import("../agent/index.ts"), import("../queue/index.ts"), import("../runtime/index.ts")]);
   using registry = new RegistryClient(settings);
   await using host = await Host.open({
     stateDir: join(dataDir, "agent"),
     imageStoreDir: imageStoreDir(values, context),
     allow,
-    networks,
+    networks: { ...networks, withheld: redisServers(parseRedisAddress(redisUrl)) },
     ceiling: limits.together,
   });
   const tested = await testHost(host);
@@ -120,6 +120,11 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   }
   await agent.stop();
   return exitCodes.success;
+}
+
+/** Redis is the agents': whoever can write to it makes them work. */
+function redisServers({ host, port }: RedisAddress): Withheld[] {
+  return host === undefined || port === undefined ? [] : [{ host, port }];
 }
 
 /** Weaker isolation accepted explicitly. */

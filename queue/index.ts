@@ -16,6 +16,7 @@ export { type EmbeddedRedis, type EmbeddedRedisOptions, startEmbeddedRedis } fro
 export { JobQueue } from "./job-queue.ts";
 export { type JobHandler, JobWorker, type JobWorkerOptions } from "./job-worker.ts";
 export * from "./protocol.ts";
+export { parseRedisAddress, type RedisAddress } from "./redis-address.ts";
 export { checkRedis, type RedisProblem } from "./redis-check.ts";
 export { connectRedis, type RedisConnection, type RedisOptions, RedisUnavailableError } from "./redis-connection.ts";
 export { findRedisServer, installHint, type RedisServer } from "./redis-server.ts";

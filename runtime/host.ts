@@ -39,7 +39,7 @@ import {
   RLIMIT,
 } from "./linux.ts";
 import { mendNetwork } from "./network-mend.ts";
-import { type JobNetwork, Networks } from "./network.ts";
+import { type JobNetwork, Networks, type Withheld } from "./network.ts";
 import { ProgramCache } from "./program-cache.ts";
 import { Removals } from "./removals.ts";
 import { findMaskedPaths, findReadonlyPaths, LayerMounts, mountOverlay } from "./rootfs.ts";
@@ -68,6 +68,8 @@ export interface HostNetworks {
   readonly loopbackOnly?: boolean;
   /** Keep jobs from private networks, too. @default false */
   readonly blockPrivateRanges?: boolean;
+  /** Servers that no job reaches: the agent's own. */
+  readonly withheld?: readonly Withheld[];
 }
 
 /**

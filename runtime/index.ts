@@ -35,7 +35,7 @@ export { RegistryError } from "./registry-error.ts";
 export { readRegistrySettings, type RegistrySettings } from "./registry-settings.ts";
 export { testHost } from "./self-test.ts";
 export { type AllowedDestination, type AllowList, lookUpAllowed, UnknownNameError } from "./network-allow.ts";
-export type { ContainerNetwork, JobNetwork, Refusals, Refused } from "./network.ts";
+export type { ContainerNetwork, JobNetwork, Refusals, Refused, Withheld } from "./network.ts";
 export { checkMode } from "./rootless-check.ts";
 export { checkNetworks } from "./network-check.ts";
 export * as fileAt from "./file-at.ts";

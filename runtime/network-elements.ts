@@ -3,7 +3,7 @@ import { macBytes } from "./netlink-route.ts";
 import type { NetlinkMessage } from "./netlink.ts";
 import { addressBytes, addressText, isIPv6 } from "./network-address.ts";
 import type { Guarded } from "./network-forwarding.ts";
-import { addElements, nameBytes, type SetElement, type Table } from "./nftables.ts";
+import { addElements, flushSet, nameBytes, type SetElement, type Table } from "./nftables.ts";
 
 /** A job's network; plain data, so that it can be told to another thread. */
 export interface KernelNetwork {
@@ -86,6 +86,22 @@ export function publicElements(change: Change, table: Table, { network, publicOn
 export function guardElements(table: Table, guarded: Guarded): NetlinkMessage[] {
   const keys = (names: readonly string[]): SetElement[] => names.map((name) => ({ key: nameBytes(name) }));
   return [...addElements(table, "guarded4", keys(guarded.ipv4)), ...addElements(table, "guarded6", keys(guarded.ipv6))];
+}
+
+/** Replaces what no job reaches, by address and port. */
+export function replaceWithheld(table: Table, withheld: readonly Destination[]): NetlinkMessage[] {
+  return [...[4, 6].map((family) => flushSet(table, `withheld${family}`)), ...withheldElements(table, withheld)];
+}
+
+/** The same for sets that are empty. */
+export function withheldElements(table: Table, withheld: readonly Destination[]): NetlinkMessage[] {
+  return withheld.flatMap(({ address, firstPort }) =>
+    addElements(
+      table,
+      `withheld${familyOf(address)}`,
+      protocols.map((protocol) => ({ key: destinationKey(address, protocol, firstPort) })),
+    ),
+  );
 }
 
 export function resolverElements(table: Table, resolvers: readonly string[]): NetlinkMessage[] {

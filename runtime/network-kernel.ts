@@ -36,6 +36,8 @@ import {
   restrictionElements,
   type Slot,
   sourceElements,
+  replaceWithheld,
+  withheldElements,
 } from "./network-elements.ts";
 import { elementsOf, type Refusals, takeRefusals, writtenByRules } from "./network-refusals.ts";
 import { Forwarding, type Guarded } from "./network-forwarding.ts";
@@ -93,6 +95,7 @@ export interface NetworkMaker extends Disposable {
   readonly probe: { readonly fd: number } | undefined;
   /** @param owner A user namespace whose root may do with the job's namespace what it likes. @default the agent's */
   create(owner?: number): KernelNetwork;
+  withhold(destinations: readonly Destination[]): void;
   restrict(slot: number, allowed: readonly Destination[] | undefined): void;
   keepPublic(slot: number): void;
   takeRefused(slot: number): Refusals;
@@ -125,6 +128,7 @@ export class KernelNetworks implements NetworkMaker {
   #nextSlot = firstSlot;
   #guarded: Guarded = { ipv4: [], ipv6: [] };
   #resolvers: readonly string[] = [];
+  #withheld: readonly Destination[] = [];
 
   /** Sweeps what a killed agent of the same name left, and sets everything up that all jobs share. @throws {Error} */
   constructor(config: NetworksConfig) {
@@ -232,6 +236,15 @@ export class KernelNetworks implements NetworkMaker {
     ]);
     known.allowed = next.allowed;
     this.#forgetConnections(known.network);
+  }
+
+  /** Keeps all jobs from these, each with one port; nothing that was withheld before is any more. */
+  withhold(destinations: readonly Destination[]): void {
+    const withheld = disjoint(destinations);
+    if (same(withheld, this.#withheld)) return;
+    this.#ensureTables();
+    commit(this.#filter, replaceWithheld(this.#inet, withheld));
+    this.#withheld = withheld;
   }
 
   /** Keeps a job from private networks for good. */
@@ -368,6 +381,7 @@ export class KernelNetworks implements NetworkMaker {
       ...frames.flatMap((chain) => newRules(this.#bridgeTable, chain)),
       ...guardElements(this.#inet, this.#guarded),
       ...resolverElements(this.#inet, this.#resolvers),
+      ...withheldElements(this.#inet, this.#withheld),
       ...[...this.#slots.values()].flatMap((slot) => [
         ...sourceElements(addElements, this.#bridgeTable, slot),
         ...restrictionElements(addElements, this.#inet, slot),

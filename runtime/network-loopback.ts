@@ -23,6 +23,8 @@ export class LoopbackNetworks implements NetworkMaker {
   }
 
   /** Nothing is reached anyway. */
+  withhold(): void {}
+
   restrict(): void {}
 
   keepPublic(): void {}

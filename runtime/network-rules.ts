@@ -94,6 +94,7 @@ export const inetSets: readonly NamedSet[] = ([4, 6] as const).flatMap((family):
     { name: `private${family}`, key: [address], intervals: true },
     { name: `public-only${family}`, key: [address] },
     { name: `resolvers${family}`, key: destination },
+    { name: `withheld${family}`, key: destination },
     { name: `restricted${family}`, key: [address] },
     { name: `allowed${family}`, key: [address, ...destination], fieldRanges: true },
     { name: `refused${family}`, key: [address, ...destination], dynamicSize: maxJobs * listedRefusals },
@@ -157,6 +158,7 @@ export function inetChains(bridge: string, subnets: readonly string[]): Chain[] 
           moreConnectionsThan(maxConnectionsOfJob, `connections${fields.family}`),
           goto("refuse"),
         ]),
+        ...refuseWithheld(),
         ...families.map((fields) => [
           ...fromFamily(fields),
           packetBytes("network", ...fields.source),
@@ -232,7 +234,7 @@ export function inetChains(bridge: string, subnets: readonly string[]): Chain[] 
     },
     {
       name: "leaving",
-      rules: [[...replies], [...toAnyAgentsJobs, goto("refuse")], ...refuseBlocked()],
+      rules: [[...replies], [...toAnyAgentsJobs, goto("refuse")], ...refuseWithheld(), ...refuseBlocked()],
     },
     {
       name: "arriving",
@@ -285,6 +287,7 @@ export function ownNamespaceChains(sources: readonly string[]): Chain[] {
     {
       name: "from-jobs",
       rules: [
+        ...refuseWithheld(),
         ...families.map((fields) => [
           ...fromFamily(fields),
           packetBytes("network", ...fields.source),
@@ -314,6 +317,15 @@ function comesFrom(subnet: string): Expression[] {
     packetBytes("network", fields.source[0], bytes),
     equals(numberBytes(first, family).subarray(0, bytes)),
   ];
+}
+
+function refuseWithheld(): Expression[][] {
+  return families.map((fields) => [
+    ...fromFamily(fields),
+    ...destinationFields(fields, 0),
+    inSet(`withheld${fields.family}`),
+    goto("refuse"),
+  ]);
 }
 
 function refuseBlocked(): Expression[][] {

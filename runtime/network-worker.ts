@@ -13,6 +13,7 @@ import { syscall } from "./syscall.ts";
 export type NetworkTask =
   | { readonly kind: "create"; readonly owner?: number | undefined }
   | { readonly kind: "restrict"; readonly slot: number; readonly allowed: readonly Destination[] | undefined }
+  | { readonly kind: "withhold"; readonly destinations: readonly Destination[] }
   | { readonly kind: "keep-public"; readonly slot: number }
   | { readonly kind: "take-refused"; readonly slot: number }
   | { readonly kind: "release"; readonly slot: number }
@@ -38,6 +39,9 @@ function run(networks: NetworkMaker, task: NetworkTask): unknown {
       return networks.create(task.owner);
     case "restrict":
       networks.restrict(task.slot, task.allowed);
+      break;
+    case "withhold":
+      networks.withhold(task.destinations);
       break;
     case "keep-public":
       networks.keepPublic(task.slot);

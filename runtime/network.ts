@@ -4,14 +4,23 @@ import type { AllowList } from "./network-allow.ts";
 import type { KernelNetwork } from "./network-elements.ts";
 import type { NetworksConfig, Refusals } from "./network-kernel.ts";
 import { RefusalProbe } from "./network-probe.ts";
+import { WithheldAddresses } from "./network-withheld.ts";
 import type { NetworkReply, NetworksOpened, NetworkTask } from "./network-worker.ts";
 import { jobResolvConf } from "./resolv-conf.ts";
 
 export type { NetworksConfig, Refusals, Refused } from "./network-kernel.ts";
 
+/** A server by name or address, and its port. */
+export interface Withheld {
+  readonly host: string;
+  readonly port: number;
+}
+
 export interface NetworksOptions extends NetworksConfig {
   /** Networks that are kept ready, so that a job does not wait for one. @default 2 */
   readonly poolSize?: number;
+  /** Servers that no job reaches, wherever their names lead: the agent's own. */
+  readonly withheld?: readonly Withheld[];
   /** Hears of what could not be removed, which the next start sweeps. */
   readonly onError?: (error: Error) => void;
 }
@@ -69,6 +78,7 @@ export class Networks implements AsyncDisposable {
   readonly #agent: string;
   readonly #poolSize: number;
   readonly #loopbackOnly: boolean;
+  readonly #withheld: WithheldAddresses;
   readonly #onError: ((error: Error) => void) | undefined;
   readonly #waiting = new Map<number, PromiseWithResolvers<unknown>>();
   readonly #releases = new Set<Promise<unknown>>();
@@ -79,8 +89,9 @@ export class Networks implements AsyncDisposable {
   #closed = false;
 
   private constructor(options: NetworksOptions) {
-    const { poolSize = defaultPoolSize, onError, ...config } = options;
+    const { poolSize = defaultPoolSize, withheld = [], onError, ...config } = options;
     this.#agent = config.agent;
+    this.#withheld = new WithheldAddresses(withheld);
     this.#poolSize = poolSize;
     this.#loopbackOnly = config.loopbackOnly ?? false;
     this.#onError = onError;
@@ -107,6 +118,7 @@ export class Networks implements AsyncDisposable {
     const { probe } = (await networks.#expect(0)) as NetworksOpened;
     if (probe !== undefined) networks.#probe = new RefusalProbe(probe, options.agent);
     networks.#replenish();
+    networks.#refreshWithheld().catch(() => {}); // whoever claims asks anew
     return networks;
   }
 
@@ -121,7 +133,18 @@ export class Networks implements AsyncDisposable {
     if (owner !== undefined) return this.#jobNetwork(await this.#ask<KernelNetwork>({ kind: "create", owner }), owner);
     const prepared = this.#pool.shift() ?? this.#ask<KernelNetwork>({ kind: "create" });
     this.#replenish();
-    return this.#jobNetwork(await prepared);
+    const network = this.#jobNetwork(await prepared);
+    try {
+      await this.#refreshWithheld();
+      return network;
+    } catch (error) {
+      network[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  #refreshWithheld(): Promise<void> {
+    return this.#withheld.refresh((destinations) => this.#ask<void>({ kind: "withhold", destinations }));
   }
 
   #jobNetwork(network: KernelNetwork, owner?: number): JobNetwork {

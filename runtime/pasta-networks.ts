@@ -10,9 +10,11 @@ import {
   type Destination,
   type KernelNetwork,
   publicElements,
+  replaceWithheld,
   resolverElements,
   restrictionElements,
   type Slot,
+  withheldElements,
 } from "./network-elements.ts";
 import type { NetworkMaker, NetworksConfig, Refusals } from "./network-kernel.ts";
 import { takeRefusals } from "./network-refusals.ts";
@@ -53,6 +55,7 @@ export class PastaNetworks implements NetworkMaker {
   readonly #directory: string;
   readonly #table: Table;
   readonly #slots = new Map<number, PastaNetwork>();
+  #withheld: readonly Destination[] = [];
   #sequence = 0;
 
   /** @param program pasta. */
@@ -137,7 +140,13 @@ export class PastaNetworks implements NetworkMaker {
         ...addElements(table, `private${family}`, privateElements(family)),
       ]),
       ...resolverElements(table, resolvers),
+      ...withheldElements(table, this.#withheld),
     ]);
+  }
+
+  withhold(destinations: readonly Destination[]): void {
+    this.#withheld = disjoint(destinations);
+    for (const { filter } of this.#slots.values()) commit(filter, replaceWithheld(this.#table, this.#withheld));
   }
 
   restrict(slot: number, allowed: readonly Destination[] | undefined): void {

@@ -41,6 +41,22 @@ steps:
     expect(steps.some((step) => step.refused !== undefined)).toBe(false);
   });
 
+  test("are refused each what it tried, however soon one follows another", async () => {
+    const { steps } = await run(`
+steps:
+  - "true"
+  - ${ask("169.254.169.254", 80)}
+  - "true"
+  - ${ask("169.254.169.254", 81)}; ${ask("169.254.169.254", 82)}
+`);
+    expect(steps.map(({ refused }) => refused?.destinations.map(({ port }) => port).sort())).toEqual([
+      undefined,
+      [80],
+      undefined,
+      [81, 82],
+    ]);
+  });
+
   test("with an allow list reach what is on it, and their result lists the rest", async () => {
     const { logs, steps } = await run(`
 steps:

@@ -80,6 +80,27 @@ describe("a name", () => {
   });
 });
 
+describe("withheld servers", () => {
+  test("are reached by no job, neither by their names nor under an allow list; their other ports are", async () => {
+    const withheld = [
+      { host: "short.example.org", port: peerPort },
+      { host: outsideAddress[6], port: peerPort },
+    ];
+    const strict = await world.agent({ agent: "slipway-test-2", withheld });
+    const inside = await strict.claim();
+    for (const family of [4, 6] as const) expect(inside.connect(outsideAddress[family])).toBe(reset);
+    await strict.ask({ kind: "restrict", job: inside.claimed.job, allowed: [allow("short.example.org", 1, 65_535)] });
+    expect(inside.connect(outsideAddress[4])).toBe(reset);
+    expect((await inside.takeRefused()).destinations).toContainEqual(
+      expect.objectContaining({ address: outsideAddress[4], port: peerPort, protocol: "tcp" }),
+    );
+    await strict.ask({ kind: "restrict", job: inside.claimed.job });
+    inside.sh(`echo x > /dev/udp/${outsideAddress[4]}/${peerPort + 1}`);
+    expect((await inside.takeRefused()).destinations).toEqual([]);
+    await strict.close();
+  });
+});
+
 describe("ports", () => {
   test("of a range are reached by TCP and UDP, those beside it are not", async () => {
     await restrict(allow(outsideAddress[4], peerPort - 10, peerPort + 10));
