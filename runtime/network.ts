@@ -130,10 +130,7 @@ export class Networks implements AsyncDisposable {
    * @throws {Error} If none can be made.
    */
   async claim({ owner }: { readonly owner?: number | undefined } = {}): Promise<JobNetwork> {
-    if (owner !== undefined) return this.#jobNetwork(await this.#ask<KernelNetwork>({ kind: "create", owner }), owner);
-    const prepared = this.#pool.shift() ?? this.#ask<KernelNetwork>({ kind: "create" });
-    this.#replenish();
-    const network = this.#jobNetwork(await prepared);
+    const network = this.#jobNetwork(await this.#take(owner), owner);
     try {
       await this.#refreshWithheld();
       return network;
@@ -141,6 +138,14 @@ export class Networks implements AsyncDisposable {
       network[Symbol.dispose]();
       throw error;
     }
+  }
+
+  /** Out of the pool, unless it is to be somebody's. */
+  #take(owner: number | undefined): Promise<KernelNetwork> {
+    if (owner !== undefined) return this.#ask<KernelNetwork>({ kind: "create", owner });
+    const prepared = this.#pool.shift() ?? this.#ask<KernelNetwork>({ kind: "create" });
+    this.#replenish();
+    return prepared;
   }
 
   #refreshWithheld(): Promise<void> {
