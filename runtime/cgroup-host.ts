@@ -1,5 +1,8 @@
 /** Where this host's cgroups are, and the agent's place among them. */
 import { existsSync, mkdirSync, readFileSync, statfsSync, writeFileSync } from "node:fs";
+import { basename, dirname } from "node:path";
+import { isRootless } from "./file-owners.ts";
+import { agentLeaf, delegatedPart, othersIn } from "./user-cgroup.ts";
 
 /** Those without which the agent does not isolate. */
 export const requiredControllers = ["memory", "cpu", "pids"] as const;
@@ -31,11 +34,18 @@ export interface CgroupHierarchy {
 }
 
 /**
- * Looks at /proc/self/mountinfo and /proc/self/cgroup. Returns undefined if no cgroup file system is mounted.
+ * The cgroups that this agent may use: all that are mounted, or for an ordinary user those that are delegated. Undefined if
+ * no cgroup file system is mounted.
  *
  * @param options.cpuset On v1 the hierarchy of cpuset is wanted, too. @default false
  */
 export function findCgroups(options: { readonly cpuset?: boolean } = {}): CgroupHost | undefined {
+  const host = findMountedCgroups(options);
+  return host === undefined || !isRootless() ? host : delegatedPart(host);
+}
+
+/** Looks at /proc/self/mountinfo and /proc/self/cgroup. */
+export function findMountedCgroups(options: { readonly cpuset?: boolean } = {}): CgroupHost | undefined {
   const mounts = cgroupMounts();
   const own = ownPaths();
   const unified = mounts.find((mount) => mount.type === "cgroup2");
@@ -172,16 +182,25 @@ function visiblePath(mountPoint: string, ownPath: string): string {
 }
 
 function delegatedParent(mountPoint: string, ownPath: string): string {
-  const path = visiblePath(mountPoint, ownPath);
-  if (path === "/") return "/";
-  const directory = mountPoint + path;
-  const others = readWords(`${directory}/cgroup.procs`).filter((pid) => Number(pid) !== process.pid);
-  // Others are there, a login session for example: their cgroup is not ours to rearrange.
-  if (others.length > 0) return "/";
-  makeDirectory(`${directory}/slipway-agent`);
-  writeFileSync(`${directory}/slipway-agent/cgroup.procs`, `${process.pid}`);
+  const path = visiblePath(mountPoint, isRootless() && basename(ownPath) === agentLeaf ? dirname(ownPath) : ownPath);
+  if (path === "/" && !isRootless()) return "/";
+  const directory = path === "/" ? mountPoint : mountPoint + path;
+  const others = othersIn(directory);
+  // Others are there, a login session for example: their cgroup is not ours to rearrange, unless it was delegated to them
+  // and us: what started a user's agent goes along.
+  if (others.length > 0 && !isRootless()) return "/";
+  makeDirectory(`${directory}/${agentLeaf}`);
+  for (const pid of [`${process.pid}`, ...others]) moveInto(`${directory}/${agentLeaf}`, pid);
   enableControllers(directory, readWords(`${directory}/cgroup.controllers`));
   return path;
+}
+
+function moveInto(directory: string, pid: string): void {
+  try {
+    writeFileSync(`${directory}/cgroup.procs`, pid);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error; // it has ended
+  }
 }
 
 /** Lets children of a directory have the controllers we use, from the root of the hierarchy down. */

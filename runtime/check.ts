@@ -1,7 +1,7 @@
 /** What this host can do, found out by trying it. */
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmdirSync, rmSync, statfsSync } from "node:fs";
 import { arch, release } from "node:os";
-import { type CgroupHost, findCgroups } from "./cgroup-host.ts";
+import { type CgroupHost, findCgroups, findMountedCgroups } from "./cgroup-host.ts";
 import { checkDisk, checkIo, checkKernelLog } from "./check-resources.ts";
 import { isRootless, jobIds } from "./file-owners.ts";
 import { mountLayers } from "./launch-plan.ts";
@@ -12,6 +12,7 @@ import { compileProgram, messageBytes, type Operation } from "./program.ts";
 import { makeUpper, mountOverlay, overlayData } from "./rootfs.ts";
 import { placeDescriptors, startProgram } from "./start-program.ts";
 import { architecture, close, pipe, SyscallError, syscall, trySyscall } from "./syscall.ts";
+import { claimUserCgroup, mendDelegation } from "./user-cgroup.ts";
 import { mapUserNamespace } from "./user-namespace.ts";
 
 /** One thing the host can or cannot do. */
@@ -47,7 +48,7 @@ export async function checkHost(options: { readonly stateDir: string }): Promise
       checkNamespaces(),
       checkUserNamespaces(userNamespaceFd),
       checkOverlay(options.stateDir, userNamespaceFd),
-      checkCgroups(),
+      await checkCgroups(),
       checkDisk(options.stateDir),
       checkIo(options.stateDir),
       checkKernelLog(),
@@ -238,8 +239,13 @@ function inLowerDirectory(stateDir: string, action: (directory: string, lower: s
   return tried;
 }
 
-function checkCgroups(): HostCheck {
+async function checkCgroups(): Promise<HostCheck> {
   const name = "cgroups";
+  const mounted = attempt(findMountedCgroups);
+  let refusal = "";
+  if (isRootless() && mounted !== undefined && !(mounted instanceof Error)) {
+    await claimUserCgroup(mounted).catch((error: Error) => (refusal = ` (${error.message})`));
+  }
   const host = attempt(findCgroups);
   if (host === undefined || host instanceof Error) {
     return {
@@ -255,11 +261,14 @@ function checkCgroups(): HostCheck {
       name,
       ok: false,
       required: true,
-      found: `cgroup v${host.version} without the controllers ${host.missing.join(", ")}`,
-      mend: "boot with cgroup_enable=memory, or delegate the controllers to the agent (Delegate=yes in its unit)",
+      found: `cgroup v${host.version} without the controllers ${host.missing.join(", ")}${isRootless() ? ` for this user${refusal}` : ""}`,
+      mend: isRootless()
+        ? mendDelegation(host)
+        : "boot with cgroup_enable=memory, or delegate the controllers to the agent (Delegate=yes in its unit)",
     };
   }
-  const tried = attempt(() => tryCgroup(host));
+  // What is delegated has been looked at; who is in it is arranged when an agent starts.
+  const tried = isRootless() ? undefined : attempt(() => tryCgroup(host));
   return {
     name,
     ok: !(tried instanceof Error),

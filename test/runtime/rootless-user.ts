@@ -8,6 +8,8 @@ import { chmodSync, chownSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } f
 import { tmpdir } from "node:os";
 import { join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
+import { findMountedCgroups } from "../../runtime/cgroup-host.ts";
+import { removeCgroupTree } from "../../runtime/cgroup-sweep.ts";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
 
@@ -16,6 +18,8 @@ export interface RootlessUserOptions {
   readonly ids?: number;
   /** Whether /dev/net/tun is there and open to everybody, as udev makes it. @default true */
   readonly tun?: boolean;
+  /** Whether cgroups with memory, cpu and pids are delegated to the user. @default false */
+  readonly delegated?: boolean;
   /** nsenter(1)'s option for the network namespace that is the host's. */
   readonly network?: string;
   /** A file in place of /etc/resolv.conf. */
@@ -38,6 +42,7 @@ export class RootlessUser implements Disposable {
   /** Writable for the user. */
   readonly home = join(this.directory, "home");
   readonly #options: RootlessUserOptions;
+  readonly #cgroups: string[] = [];
 
   constructor(options: RootlessUserOptions = {}) {
     this.#options = options;
@@ -49,7 +54,23 @@ export class RootlessUser implements Disposable {
     const file = (name: string, text: string) => writeFileSync(join(this.directory, name), text);
     file("passwd", `root:x:0:0::/root:/bin/sh\nrootless:x:${uid}:${gid}::${this.home}:/bin/sh\n`);
     file("group", `root:x:0:\nrootless:x:${gid}:\n`);
+    if (options.delegated) this.#delegate();
     file("subid", ids === 0 ? "" : `rootless:${firstSubordinate}:${ids}\n`);
+  }
+
+  /** Makes cgroups at the top of every hierarchy and gives them to the user. @see cgroups(7), Delegation */
+  #delegate(): void {
+    for (const { version, hierarchies } of [findMountedCgroups()].filter((host) => host !== undefined)) {
+      for (const { mountPoint } of hierarchies) {
+        const path = `${mountPoint}/slipway-rootless-${this.uid}`;
+        if (version === 2) writeFileSync(`${mountPoint}/cgroup.subtree_control`, "+memory +cpu +pids");
+        mkdirSync(path);
+        this.#cgroups.push(path);
+        const files =
+          version === 2 ? ["cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] : ["cgroup.procs", "tasks"];
+        for (const name of ["", ...files]) chownSync(join(path, name), this.uid, this.gid);
+      }
+    }
   }
 
   /** A directory that belongs to the user. */
@@ -85,6 +106,7 @@ export class RootlessUser implements Disposable {
       "mkdir -p /dev/net && mount -t tmpfs none /dev/net",
       resolvConf === undefined ? "" : `mount --bind ${resolvConf} /etc/resolv.conf`,
       tun ? "mknod -m 666 /dev/net/tun c 10 200" : "",
+      ...this.#cgroups.map((path) => `echo $$ > ${path}/cgroup.procs`),
       'cd "$3"',
       "shift 3",
       `exec setpriv --reuid ${this.uid} --regid ${this.gid} --clear-groups -- "$@"`,
@@ -121,6 +143,7 @@ export class RootlessUser implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    for (const path of this.#cgroups) removeCgroupTree(path);
     for (const path of [this.directory, `/tmp/slipway-${this.uid}`]) rmSync(path, { recursive: true, force: true });
   }
 }
