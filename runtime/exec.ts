@@ -83,6 +83,7 @@ export async function execInContainer(container: Container, options: ExecOptions
         ...filter(step),
       }),
       affinity: {},
+      ownKeyring: config.nested !== undefined,
     });
     const program = compileProgram(operations, { architecture, statusFd });
     const stage = startProgram(program.file, "slipway-exec", placed.pairs());

@@ -46,7 +46,7 @@ import {
 import { joinNetwork, joinOwnNetwork, networkMemory } from "./network-join.ts";
 import type { IdMapping, OciConfig, OciProcess } from "./oci-config.ts";
 import { beneathRoot, FileSystemPlan, type ResolvedMount } from "./oci-file-system.ts";
-import { loopback, names, newNamespaces, oomScore, sysctls } from "./oci-plan.ts";
+import { loopback, names, newNamespaces, oomScore, ownKeyring, sysctls } from "./oci-plan.ts";
 import { dropPrivileges, type ProcessPlan, processMemory, readCapabilities, schedule } from "./oci-process.ts";
 import { messageBytes, type Operation, type Value } from "./program.ts";
 import { processBytes, processLayout } from "./process-block.ts";
@@ -339,19 +339,6 @@ function becomeInit({ config }: LaunchPlan): Operation[] {
   return [takeName, ...oomScore(config.process)];
 }
 
-/**
- * Whoever has a session keyring has what is in it, whatever user namespace he is in, and the one that init has is the
- * agent's. Other steps may ask for no key (seccomp); one that may must not be left with that.
- */
-function ownKeyring({ userFd }: LaunchPlan): Operation[] {
-  if (userFd === undefined) return [];
-  const args = [KEYCTL_JOIN_SESSION_KEYRING, { text: "slipway" }] as const;
-  // ENOSYS: a kernel without keyrings. Anything else would leave it with the agent's.
-  return [{ name: "new session keyring", call: "keyctl", args, tolerate: [ENOSYS] }];
-}
-
-const KEYCTL_JOIN_SESSION_KEYRING = 1;
-
 /** Waits until stage 0 has written the id maps; its end without that byte means that it failed, and has said so. */
 function awaitIdMaps(): Operation[] {
   return [
@@ -379,7 +366,8 @@ function buildRootFileSystem(plan: LaunchPlan): Operation[] {
     { name: "become group 0", call: "setresgid", args: [0, 0, 0] },
     { name: "become user 0", call: "setresuid", args: [0, 0, 0] },
     ...(plan.keepsGroups ? [] : [{ name: "leave all groups", call: "setgroups", args: [0, 0] }]),
-    ...ownKeyring(plan),
+    // Other steps may ask for no key: their filter forbids it.
+    ...(plan.userFd === undefined ? [] : [ownKeyring]),
     { name: "new cgroup namespace", call: "unshare", args: [CLONE_NEWCGROUP], tolerate: [EINVAL] },
     ...(plan.leafFd === undefined
       ? []

@@ -188,7 +188,20 @@ export interface OciExecPlan {
   readonly consoleFd?: number;
   readonly process: ProcessPlan;
   readonly affinity: { readonly initial?: Buffer; readonly final?: Buffer };
+  /** It must not have the caller's session keyring. @default false */
+  readonly ownKeyring?: boolean;
 }
+
+/**
+ * Whoever has a session keyring has what is in it, whatever user namespace he is in; it is inherited. Where a kernel has no
+ * keyrings there is nothing to be had; any other failure would leave the process with the caller's.
+ */
+export const ownKeyring: Operation = {
+  name: "new session keyring",
+  call: "keyctl",
+  args: [1 /* KEYCTL_JOIN_SESSION_KEYRING */, { text: "slipway" }],
+  tolerate: [ENOSYS],
+};
 
 /** Lists the operations that start a further process in a container. */
 export function planOciExec(plan: OciExecPlan): Operation[] {
@@ -212,6 +225,7 @@ export function planOciExec(plan: OciExecPlan): Operation[] {
     ...awaitByte(plan.goFd, "wait for the runtime"),
     ...(plan.namespaces.includes("user") ? rootOfNamespace() : []),
     { name: "start a session", call: "setsid", args: [] },
+    ...(plan.ownKeyring ? [ownKeyring] : []),
     ...(process.process.terminal && plan.consoleFd !== undefined
       ? openTerminal(process.process, { rootFd: AT_FDCWD, socketFd: plan.consoleFd, console: false })
       : []),

@@ -3,7 +3,7 @@ import { execFileSync } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { formatOciConfig, explainContainer, runContainer } from "../../runtime/index.ts";
+import { execInContainer, explainContainer, formatOciConfig, runContainer } from "../../runtime/index.ts";
 import { parseOciConfig } from "../../runtime/oci-config.ts";
 import { syscallNumber } from "../../runtime/syscall-table.ts";
 import { architecture, cString, trySyscall } from "../../runtime/syscall.ts";
@@ -190,6 +190,20 @@ END`,
       { nested },
     );
     expect(stdout).toBe("-1\n-1\n");
+    // Who joins the container later is the container's to trace.
+    await using container = await runContainer(own.host, { ...own.script("sleep 1000"), nested });
+    const chunks: Buffer[] = [];
+    const joined = await execInContainer(container, {
+      args: [
+        "/usr/bin/python3",
+        "-c",
+        `import ctypes; l = ctypes.CDLL(None); print(l.syscall(${keyctl}, 10, ${KEY_SPEC_SESSION_KEYRING}, b"user", b"slipway-test-${process.pid}", 0), open("/proc/self/uid_map").read().split()[0])`,
+      ],
+      env: {},
+      output: (_, chunk) => void chunks.push(Buffer.from(chunk)),
+    });
+    await joined.result;
+    expect(Buffer.concat(chunks).toString()).toBe("-1 0\n");
   });
 
   test("cannot be reached by a handle, a keyring, a module, BPF or a raw port", async () => {
