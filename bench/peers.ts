@@ -91,8 +91,9 @@ export function ociRuntime(
     name: `${name}${hasUserNamespace ? "" : ", no user namespace"}`,
     detail: hasUserNamespace ? "the same configuration; no overlay" : "the same without idmapped layers",
   };
+  // runc warns at every start of limits that it ignores; what it fails of is in the exit code.
   const id = () => `slipway-bench-${process.pid}-${++sequence}`;
-  return [peer(contender, path, () => ["run", "--bundle", bundle, id()])];
+  return [peer(contender, path, () => ["--log", `${bundle}.log`, "run", "--bundle", bundle, id()])];
 }
 
 export function bubblewrap(rootDir: string): Contender[] {
