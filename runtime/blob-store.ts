@@ -178,6 +178,7 @@ export class BlobWriter implements AsyncDisposable {
   readonly #path: string;
   #fd: number;
   #size = 0;
+  #taken: string | undefined;
 
   constructor(store: BlobStore, temporaryDir: string, expected: { readonly digest?: string; readonly size?: number }) {
     this.#store = store;
@@ -200,6 +201,17 @@ export class BlobWriter implements AsyncDisposable {
     await writeAll(this.#fd, chunk);
   }
 
+  /** The file that is being written: for another thread, which then says by `take` what it has written there. */
+  get descriptor(): number {
+    return this.#fd;
+  }
+
+  /** Takes over what another thread has written to `descriptor`, its digest included. Instead of `write`. */
+  take(written: BlobIdentity): void {
+    this.#size = written.size;
+    this.#taken = written.digest;
+  }
+
   /**
    * Verifies what was written, waits until it is on disk and gives it its name.
    *
@@ -211,7 +223,7 @@ export class BlobWriter implements AsyncDisposable {
     options: { readonly lease?: ImageLease | undefined; readonly wait?: boolean } = {},
   ): Promise<BlobIdentity> {
     const expected = this.#expected;
-    const digest = `${algorithmOf(expected.digest)}:${this.#hash.digest("hex")}`;
+    const digest = this.#taken ?? `${algorithmOf(expected.digest)}:${this.#hash.digest("hex")}`;
     if (expected.size !== undefined && expected.size !== this.#size) {
       throw new ImageError(`it has ${this.#size} bytes, expected are ${expected.size} bytes`);
     }

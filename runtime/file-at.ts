@@ -70,6 +70,13 @@ export function openRoot(path: string): number {
   return openDirectoryAt(-100, byteString(path));
 }
 
+/** Opens a file by a path of our own for reading, links followed. @throws {SyscallError} */
+export function openFile(path: string): number {
+  const result = trySyscall("openat", -100, bytes(byteString(path)), O_RDONLY | O_CLOEXEC, 0);
+  if (result < 0) fail("openat", result, path);
+  return result;
+}
+
 /** Closes a descriptor. */
 export function closeFile(fd: number): void {
   close(fd);

@@ -21,6 +21,7 @@ import {
   O_NOFOLLOW,
   O_WRONLY,
   RESOLVE_BENEATH,
+  RESOLVE_IN_ROOT,
   RESOLVE_NO_MAGICLINKS,
   RESOLVE_NO_SYMLINKS,
   RESOLVE_NO_XDEV,
@@ -89,6 +90,11 @@ resolveBeneath.writeBigUInt64LE(
   16,
 );
 
+/** For an archive that is unpacked over a root file system: its links lead where they would in there. */
+const resolveInRoot = Buffer.alloc(24);
+resolveInRoot.writeBigUInt64LE(BigInt(O_DIRECTORY | O_CLOEXEC), 0);
+resolveInRoot.writeBigUInt64LE(BigInt(RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV), 16);
+
 /** A byte string (see `TarReader`) for the kernel. */
 function bytes(name: string): Buffer {
   return Buffer.from(`${name}\0`, "latin1");
@@ -104,6 +110,7 @@ export class LayerWriter implements TarSink, Disposable {
   readonly #root: number;
   readonly #limits: Pick<LayerLimits, "maxEntries" | "maxBytes">;
   readonly #whiteouts: boolean;
+  readonly #resolve: Buffer;
   /** Descriptors of directories by path, the least recently used first. */
   readonly #open = new Map<string, number>();
   readonly #directories = new Map<string, { mode: number; seconds: number; nanoseconds: number }>();
@@ -121,15 +128,22 @@ export class LayerWriter implements TarSink, Disposable {
   /**
    * @param root Descriptor of the layer's directory; stays open and the caller's.
    * @param options.whiteouts Whether `.wh.` names delete (layers) or are ordinary names (a copied directory).
+   * @param options.followLinks The directory is not empty: links in it that stand for directories are followed, as if it were
+   *   `/`, and stay. @default false
    */
   constructor(
     root: number,
-    options: { readonly limits: Pick<LayerLimits, "maxEntries" | "maxBytes">; readonly whiteouts: boolean },
+    options: {
+      readonly limits: Pick<LayerLimits, "maxEntries" | "maxBytes">;
+      readonly whiteouts: boolean;
+      readonly followLinks?: boolean;
+    },
   ) {
     this.#root = root;
     this.#lastFd = root;
     this.#limits = options.limits;
     this.#whiteouts = options.whiteouts;
+    this.#resolve = options.followLinks === true ? resolveInRoot : resolveBeneath;
   }
 
   /** @throws {ImageError} If the entry is hostile or cannot be written as it is. */
@@ -213,7 +227,7 @@ export class LayerWriter implements TarSink, Disposable {
 
   /** Gives directories their modes and times, which everything written into them would have changed. */
   finish(): LayerSummary {
-    if (!this.#directories.has("")) {
+    if (!this.#directories.has("") && this.#resolve !== resolveInRoot) {
       trySyscall("fchmod", this.#root, 0o755);
       trySyscall("fchown", this.#root, diskOwner(0), diskOwner(0));
     }
@@ -288,6 +302,8 @@ export class LayerWriter implements TarSink, Disposable {
       const type = fileType(parent, base);
       if (type === S_IFDIR) {
         made = 0;
+      } else if (type === S_IFLNK && this.#leadsToDirectory(path)) {
+        return;
       } else {
         wasWhiteout = type === S_IFCHR;
         this.#check(entry, "unlinkat", trySyscall("unlinkat", parent, name, 0));
@@ -306,6 +322,13 @@ export class LayerWriter implements TarSink, Disposable {
     } finally {
       close(fd);
     }
+  }
+
+  #leadsToDirectory(path: string): boolean {
+    const fd = this.#openDirectory(path);
+    if (fd < 0) return false;
+    close(fd);
+    return true;
   }
 
   #rememberDirectory(path: string, entry: TarEntry): void {
@@ -474,7 +497,7 @@ export class LayerWriter implements TarSink, Disposable {
 
   /** A new descriptor, or minus errno. */
   #openDirectory(path: string): number {
-    return openBeneath(this.#root, bytes(path));
+    return trySyscall("openat2", this.#root, bytes(path), this.#resolve, this.#resolve.length);
   }
 
   /** Closes the descriptors of a directory and of what is in it. */

@@ -103,3 +103,8 @@ export function canVisitNamespaces(): boolean {
     close(home);
   }
 }
+
+/** Moves this thread to a network for good; only for a thread of its own. @throws {SyscallError} */
+export function enterNetwork(namespaceFd: number): void {
+  syscall("setns", namespaceFd, CLONE_NEWNET);
+}

@@ -77,6 +77,63 @@ export async function unpackLayer(request: UnpackRequest, checkCanceled: CheckCa
   }
 }
 
+/**
+ * Unpacks an archive over what is in a directory, which is taken for `/` by the links in it: what ADD does.
+ *
+ * @param options.owner Of everything, instead of what the archive says.
+ * @throws {ImageError} If the archive is broken, hostile or too large; some of it is then unpacked.
+ */
+export async function unpackOver(
+  root: number,
+  source: ByteRange,
+  options: {
+    readonly limits: LayerLimits;
+    readonly owner?: { readonly uid: number; readonly gid: number } | undefined;
+    readonly checkCanceled: CheckCanceled;
+  },
+): Promise<void> {
+  const { limits, owner, checkCanceled } = options;
+  using writer = new LayerWriter(root, { limits, whiteouts: false, followLinks: true });
+  const sink: TarSink =
+    owner === undefined
+      ? writer
+      : {
+          entry: (entry) => writer.entry({ ...entry, ...owner }),
+          data: (chunk, position) => writer.data(chunk, position),
+          end: () => writer.end(),
+        };
+  const reader = new TarReader(sink, { endMarker: "optional", maxHeaders: limits.maxEntries * 4 });
+  await readArchive({ source }, limits, checkCanceled, (chunk) => reader.write(chunk));
+  reader.end();
+  writer.finish();
+}
+
+/** Whether a file is a tar archive with something in it, compressed or not. */
+export async function isTarArchive(source: ByteRange, limits: LayerLimits): Promise<boolean> {
+  const found = new Error("There is an entry");
+  const sink: TarSink = {
+    entry: () => {
+      throw found;
+    },
+    data: () => {},
+    end: () => {},
+  };
+  const reader = new TarReader(sink, { endMarker: "optional" });
+  try {
+    await readArchive(
+      { source },
+      limits,
+      () => {},
+      (chunk) => reader.write(chunk),
+    );
+    return false;
+  } catch (error) {
+    if (error === found) return true;
+    if (error instanceof ImageError) return false;
+    throw error;
+  }
+}
+
 /** Reads a range to its end through decompression, checking size ratio and digests. */
 async function readArchive(
   request: Pick<UnpackRequest, "source" | "digest" | "diffId">,
