@@ -38,7 +38,9 @@ export function resolveUser(text: string, accounts: Accounts): ResolvedUser {
   if (found === undefined && numeric === undefined) throw noSuch("user", user, "/etc/passwd");
   const uid = found?.uid ?? (numeric as number);
   const gid = group === undefined ? (found?.gid ?? 0) : findGroup(group, accounts);
-  const additionalGids = group === undefined && found !== undefined ? groupsOf(found.name, accounts, gid) : [];
+  const others = group === undefined && found !== undefined ? groupsOf(found.name, accounts) : [];
+  // A process without its own group among these could leave it and so get around a denial to it (CVE-2022-36109).
+  const additionalGids = [...new Set([gid, ...others])].sort((a, b) => a - b);
   return { uid, gid, additionalGids, home: found?.home || "/" };
 }
 
@@ -107,15 +109,15 @@ function findGroup(group: string, { group: file }: Accounts): number {
   return numeric;
 }
 
-function groupsOf(user: string, { group: file }: Accounts, gid: number): number[] {
+function groupsOf(user: string, { group: file }: Accounts): number[] {
   const gids = new Set<number>();
   for (const line of file.split("\n")) {
     const [, , gidText, members = ""] = line.split(":");
     const id = safeId(gidText);
-    if (id !== undefined && id !== gid && members.split(",").includes(user)) gids.add(id);
+    if (id !== undefined && members.split(",").includes(user)) gids.add(id);
     if (gids.size >= MAX_GROUPS) break;
   }
-  return [...gids].sort((a, b) => a - b);
+  return [...gids];
 }
 
 /** An id of a file that somebody else wrote: what is none does not count. */

@@ -4,6 +4,8 @@
  * @see {@link https://github.com/opencontainers/image-spec/blob/main/config.md}
  * @see {@link https://github.com/moby/docker-image-spec/blob/main/spec.md}
  */
+import { z } from "zod";
+import { ImageError } from "../runtime/index.ts";
 import type { Healthcheck } from "./instruction.ts";
 
 /** What a container of the image is started with. Healthcheck, OnBuild and Shell are Docker's. */
@@ -42,6 +44,92 @@ export interface Configuration extends Platform {
   readonly config: ContainerConfiguration;
   readonly rootfs: { readonly type: "layers"; readonly diff_ids: readonly string[] };
   readonly history: readonly HistoryEntry[];
+}
+
+const strings = z.array(z.string()).nullish();
+const map = z.record(z.string(), z.object({}).nullish()).nullish();
+const nanoseconds = z.number().int().nonnegative().nullish();
+
+/** What a stranger's image may say. The Go programs that write these write `null` for an empty list or map. */
+const schema = z.object({
+  created: z.string().nullish(),
+  author: z.string().nullish(),
+  os: z.string().default("linux"),
+  architecture: z.string(),
+  variant: z.string().nullish(),
+  config: z
+    .object({
+      User: z.string().nullish(),
+      ExposedPorts: map,
+      Env: strings,
+      Entrypoint: strings,
+      Cmd: strings,
+      Volumes: map,
+      WorkingDir: z.string().nullish(),
+      Labels: z.record(z.string(), z.string()).nullish(),
+      StopSignal: z.string().nullish(),
+      Healthcheck: z
+        .object({
+          Test: strings,
+          Interval: nanoseconds,
+          Timeout: nanoseconds,
+          StartPeriod: nanoseconds,
+          StartInterval: nanoseconds,
+          Retries: nanoseconds,
+        })
+        .nullish(),
+      OnBuild: strings,
+      Shell: strings,
+    })
+    .nullish(),
+  rootfs: z.object({ diff_ids: strings }),
+  history: z
+    .array(
+      z.object({
+        created: z.string().nullish(),
+        created_by: z.string().nullish(),
+        author: z.string().nullish(),
+        comment: z.string().nullish(),
+        empty_layer: z.boolean().nullish(),
+      }),
+    )
+    .nullish(),
+});
+
+/**
+ * Parses the configuration of an image that a build begins from.
+ *
+ * @throws {ImageError} If it is none.
+ */
+export function parseConfiguration(content: Uint8Array): Configuration {
+  let value: unknown;
+  try {
+    value = JSON.parse(Buffer.from(content).toString());
+  } catch (error) {
+    throw new ImageError(`its configuration is not JSON: ${(error as Error).message}`, { cause: error });
+  }
+  const parsed = schema.safeParse(value);
+  if (!parsed.success) {
+    const [issue] = parsed.error.issues;
+    throw new ImageError(`its configuration is not as expected at ${issue?.path.join(".")}: ${issue?.message}`);
+  }
+  const { config, history, rootfs, created, author, os, architecture, variant } = parsed.data;
+  return withoutEmpty({
+    created,
+    author,
+    os,
+    architecture,
+    variant,
+    config: withoutEmpty(config ?? {}),
+    rootfs: { type: "layers", diff_ids: rootfs.diff_ids ?? [] },
+    history: (history ?? []).map((entry) => withoutEmpty(entry)),
+  }) as unknown as Configuration;
+}
+
+/** `null` is the same as not there. */
+function withoutEmpty<T extends object>(value: T): { [Key in keyof T]?: NonNullable<T[Key]> } {
+  const entries = Object.entries(value).filter(([, each]) => each !== null && each !== undefined);
+  return Object.fromEntries(entries) as { [Key in keyof T]?: NonNullable<T[Key]> };
 }
 
 /**

@@ -58,19 +58,21 @@ export class CopyTarget {
 
   /**
    * @param destination Absolute, a byte string. A slash at its end, or `/.`, says that it is a directory.
-   * @throws {SyscallError} `ELOOP` if its links go in circles.
+   * @throws {CopyError} If its links go in circles.
    */
   constructor(rootFd: number, destination: string, options: CopyOptions) {
     this.#root = rootFd;
     this.#options = options;
     this.#isDirectory = /\/\.?$/.test(destination);
-    this.#path = fileAt.resolveInRoot(rootFd, destination).path;
+    this.#path = resolveTarget(rootFd, destination);
   }
 
   /** Copies what one name of a source stands for. @throws {CopyError} @throws {SelectError} */
   copy(sourceRoot: number, selection: Selection): void {
     const [first] = selection.entries;
     if (first === undefined) return;
+    // What is written as a directory is one that is made on the way, even if a directory is copied to it.
+    if (this.#isDirectory) fileAt.closeFile(this.openDirectory());
     const { path, name } = this.#place(first.stat.type === "directory" ? undefined : selection.name);
     const parent = this.#makeDirectories(path);
     /** The first copy of a file with several names, relative to `parent`. */
@@ -177,11 +179,11 @@ export class CopyTarget {
     }
   }
 
-  /** A directory on the way: `--chmod` holds for it where it does not depend on what was there. */
+  /** A directory on the way. `--chmod` does not hold for it: BuildKit makes directories of 0644 so that nobody can enter. */
   #makeDirectory({ parent, name }: Place): void {
     fileAt.makeDirectoryAt(parent, name);
     fileAt.chownAt(parent, name, this.#options.owner ?? root);
-    fileAt.chmodAt(parent, name, this.#options.mode?.fixed ?? 0o755);
+    fileAt.chmodAt(parent, name, 0o755);
   }
 
   #directory(source: Place, target: Place, { path, stat, isParent }: SelectedEntry): OpenDirectory {
@@ -322,6 +324,15 @@ export class CopyTarget {
 
   #modeOf(stat: fileAt.FileStat): number {
     return this.#options.mode?.apply(stat.mode, stat.type === "directory") ?? stat.mode;
+  }
+}
+
+/** Where a path of the image leads, links followed. @throws {CopyError} If they go in circles. */
+export function resolveTarget(rootFd: number, path: string): string {
+  try {
+    return fileAt.resolveInRoot(rootFd, path).path;
+  } catch (error) {
+    throw nameError(error, path);
   }
 }
 

@@ -2,13 +2,24 @@
 import { createHash } from "node:crypto";
 import { mkdirSync, writeSync } from "node:fs";
 import { createGzip, createZstdCompress } from "node:zlib";
-import { adoptUpper, fileAt, type LayerSummary, openLayerView, writeLayerArchive } from "../runtime/index.ts";
+import {
+  adoptUpper,
+  defaultLayerLimits,
+  fileAt,
+  ImageError,
+  isTarArchive,
+  type LayerSummary,
+  openLayerView,
+  unpackOver,
+  writeLayerArchive,
+} from "../runtime/index.ts";
 import { type Accounts, resolveOwner, resolveUser, type ResolvedUser } from "./accounts.ts";
-import { digestContent, fingerprintSelections } from "./content.ts";
-import { CopyTarget, type Owner } from "./copy.ts";
+import { digestContent, fingerprintSelections, openUnchanged, walkSelection } from "./content.ts";
+import { CopyError, CopyTarget, type Owner } from "./copy.ts";
+import type { FetchedFile, FetchedTree } from "./download.ts";
 import { parseMode } from "./mode.ts";
 import { PathPatterns } from "./pattern.ts";
-import { selectFiles, type Selection, type SourceTree } from "./select.ts";
+import { SelectError, selectFiles, type Selection, type SourceTree } from "./select.ts";
 import { makeStubs, type MountTarget } from "./stubs.ts";
 
 /** Where files come from. */
@@ -50,14 +61,23 @@ export interface CopySpec {
   readonly destination: string;
   /** Files that the Dockerfile itself holds. */
   readonly files: readonly { readonly name: string; readonly content: string }[];
+  readonly fetched?: readonly (FetchedFile | FetchedTree)[];
   readonly owner?: Owner | undefined;
   readonly chmod?: string | undefined;
+  /** Of the context's archives by default: what ADD does. */
+  readonly isAdd?: boolean;
+  readonly unpack?: boolean | undefined;
 }
 
 interface Task {
   digest: {
     readonly spec: { readonly selection: SelectionSpec; readonly view: ViewSpec };
-    readonly result: { readonly digest: string; readonly fingerprint: string };
+    readonly result: {
+      readonly digest: string;
+      readonly fingerprint: string;
+      /** Of the first source. */
+      readonly isDirectory: boolean;
+    };
   };
   copy: {
     readonly spec: { readonly into: NewLayerSpec; readonly copy: CopySpec; readonly view: ViewSpec };
@@ -136,7 +156,9 @@ const tasks: {
   digest: ({ selection, view }, checkCanceled) =>
     withSelections(selection, { view, checkCanceled }, (tree, selections) => ({
       digest: digestContent(tree.root, selections, { ignoreOwners: isContext(selection), checkCanceled }),
-      fingerprint: fingerprintSelections(selections),
+      // Layers do not change, and their names in an overlay are others in the next one.
+      fingerprint: isContext(selection) ? fingerprintSelections(selections) : "",
+      isDirectory: selections[0]?.entries[0]?.stat.type === "directory",
     })),
   copy({ into, copy, view }, checkCanceled) {
     return withNewLayer(into, { view, checkCanceled }, (root) => copyFiles(root, copy, { view, checkCanceled }));
@@ -207,14 +229,14 @@ function withView<T>(layers: readonly string[], view: ViewSpec, use: (root: numb
   }
 }
 
-function withNewLayer(
+async function withNewLayer(
   { layers, upper, work }: NewLayerSpec,
   context: { readonly view: ViewSpec; readonly checkCanceled: CheckCanceled },
-  change: (root: number) => void,
-): LayerSummary {
+  change: (root: number) => void | Promise<void>,
+): Promise<LayerSummary> {
   const root = openLayerView(layers, { ...context.view, writable: { upper, work } });
   try {
-    change(root);
+    await change(root);
   } finally {
     fileAt.closeFile(root);
   }
@@ -228,11 +250,11 @@ function withNewLayer(
   }
 }
 
-function withSelections<T>(
+async function withSelections<T>(
   spec: SelectionSpec,
   { view, checkCanceled }: { readonly view: ViewSpec; readonly checkCanceled: CheckCanceled },
-  use: (tree: SourceTree, selections: readonly Selection[]) => T,
-): T {
+  use: (tree: SourceTree, selections: readonly Selection[]) => T | Promise<T>,
+): Promise<T> {
   const { tree: source } = spec;
   const root = source.kind === "context" ? fileAt.openRoot(source.directory) : openLayerView(source.layers, view);
   try {
@@ -242,37 +264,112 @@ function withSelections<T>(
       ignored: source.kind === "context" ? new PathPatterns(source.ignored) : undefined,
     };
     const options = { parents: spec.parents, excludes: new PathPatterns(spec.excludes), checkCanceled };
-    return use(
-      tree,
-      spec.sources.flatMap((pattern) => selectFiles(tree, pattern, options)),
-    );
+    const selections = spec.sources.flatMap((pattern) => selectFiles(tree, pattern, options));
+    return await use(tree, selections);
   } finally {
     fileAt.closeFile(root);
   }
 }
 
-function copyFiles(
+async function copyFiles(
   root: number,
   spec: CopySpec,
   context: { readonly view: ViewSpec; readonly checkCanceled: CheckCanceled },
-): void {
-  const target = new CopyTarget(root, fileAt.byteString(spec.destination), {
+): Promise<void> {
+  const { checkCanceled } = context;
+  const options = {
     owner: spec.owner,
     ignoreOwners: isContext(spec.selection),
     mode: spec.chmod === undefined ? undefined : parseMode(spec.chmod),
-    checkCanceled: context.checkCanceled,
-  });
+    checkCanceled,
+  };
+  const target = new CopyTarget(root, fileAt.byteString(spec.destination), options);
+  const archives = { target, owner: spec.owner, checkCanceled };
   if (spec.selection.sources.length > 0) {
-    withSelections(spec.selection, context, (tree, selections) => {
-      if (fingerprintSelections(selections) !== spec.fingerprint)
-        throw new Error("Files changed while they were copied");
-      for (const selection of selections) target.copy(tree.root, selection);
+    const isUnpacked = spec.unpack ?? spec.isAdd === true;
+    await withSelections(spec.selection, context, async (tree, selections) => {
+      if (isContext(spec.selection) && fingerprintSelections(selections) !== spec.fingerprint) {
+        throw new SelectError("files of the build context changed while they were copied");
+      }
+      for (const selection of selections) {
+        const file = isUnpacked ? openSelected(tree.root, selection) : undefined;
+        if (file !== undefined && (await unpackFile(file, archives))) continue;
+        target.copy(tree.root, selection);
+      }
     });
   }
+  for (const fetched of spec.fetched ?? []) {
+    if (fetched.kind === "tree") copyTree(fetched.directory, target, checkCanceled);
+    else await copyFetched(fetched, { ...archives, unpack: spec.unpack === true });
+  }
   for (const { name, content } of spec.files) {
-    target.write(fileAt.byteString(name.replaceAll("/", "_")), (file) => void writeSync(file, content), {
-      mode: 0o644,
-    });
+    const bytes = Buffer.from(content);
+    const fill = (file: number) => {
+      for (let done = 0; done < bytes.length; ) done += writeSync(file, bytes, done);
+    };
+    target.write(fileAt.byteString(name.replaceAll("/", "_")), fill, { mode: 0o644 });
+  }
+}
+
+interface ArchiveTarget {
+  readonly target: CopyTarget;
+  readonly owner: Owner | undefined;
+  readonly checkCanceled: CheckCanceled;
+}
+
+/** The file that a selection is, opened; undefined if it is something else. */
+function openSelected(root: number, selection: Selection): number | undefined {
+  let file: number | undefined;
+  walkSelection(root, selection, ({ path, stat }, parent, base) => {
+    if (path === "" && stat.type === "file") file = openUnchanged(parent, base, stat);
+  });
+  return file;
+}
+
+/** Unpacks an archive into the destination, and closes it. @returns False if it is none. */
+async function unpackFile(file: number, { target, owner, checkCanceled }: ArchiveTarget): Promise<boolean> {
+  try {
+    const source = { fd: file, offset: 0, length: fileAt.statAt(file, "")?.size ?? 0 };
+    if (!(await isTarArchive(source, defaultLayerLimits))) return false;
+    const into = target.openDirectory();
+    try {
+      await unpackOver(into, source, { limits: defaultLayerLimits, owner, checkCanceled });
+    } catch (error) {
+      if (error instanceof ImageError)
+        throw new CopyError(`the archive cannot be unpacked: ${error.message}`, { cause: error });
+      throw error;
+    } finally {
+      fileAt.closeFile(into);
+    }
+    return true;
+  } finally {
+    fileAt.closeFile(file);
+  }
+}
+
+async function copyFetched(
+  { name, path, mtimeSeconds }: FetchedFile,
+  { unpack, ...archives }: ArchiveTarget & { readonly unpack: boolean },
+): Promise<void> {
+  if (unpack && (await unpackFile(fileAt.openFile(path), archives))) return;
+  const source = fileAt.openFile(path);
+  try {
+    const fill = (file: number) => void fileAt.copyContent(source, file);
+    archives.target.write(fileAt.byteString(name), fill, { mode: 0o600, mtimeSeconds });
+  } finally {
+    fileAt.closeFile(source);
+  }
+}
+
+/** Copies what is in a directory of our own. */
+function copyTree(directory: string, target: CopyTarget, checkCanceled: CheckCanceled): void {
+  const root = fileAt.openRoot(directory);
+  try {
+    const tree = { root, name: "the repository" };
+    const options = { parents: false, excludes: new PathPatterns([]), checkCanceled };
+    for (const selection of selectFiles(tree, ".", options)) target.copy(root, selection);
+  } finally {
+    fileAt.closeFile(root);
   }
 }
 

@@ -5,12 +5,12 @@ import { cleanPath, PathPatternError, PathPatterns } from "./pattern.ts";
 const MAX_PATTERNS = 10_000;
 
 /**
- * Reads the patterns of an ignore file, as moby/patternmatcher's ignorefile does: a `#` at the beginning of a line begins
+ * Reads the patterns of an ignore file, for `PathPatterns`, as moby/patternmatcher's ignorefile does: a `#` at the beginning of a line begins
  * a comment, a leading slash means the same as none.
  *
  * @throws {PathPatternError} Naming the line.
  */
-export function readIgnoreFile(content: string): PathPatterns {
+export function readIgnoreFile(content: string): readonly string[] {
   const patterns: string[] = [];
   for (const [index, line] of content
     .replace(/^\ufeff/, "")
@@ -33,7 +33,7 @@ export function readIgnoreFile(content: string): PathPatterns {
     patterns.push(pattern);
     if (patterns.length > MAX_PATTERNS) throw new PathPatternError(`it has more than ${MAX_PATTERNS} patterns`);
   }
-  return new PathPatterns(patterns);
+  return patterns;
 }
 
 function clean(pattern: string): string {

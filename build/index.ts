@@ -6,3 +6,8 @@
  */
 export type * from "./instruction.ts";
 export { type ParsedDockerfile, parseDockerfile } from "./parse.ts";
+export { buildImage, type ImageBuildOptions } from "./image-build.ts";
+export { FileWorkers } from "./file-workers.ts";
+export type { FinishedImage } from "./finish-image.ts";
+export { BuildError, type BuildReporter, type BuildStep } from "./report.ts";
+export { StoreImages, type StoreImagesOptions } from "./store-images.ts";

@@ -3,7 +3,7 @@
  *
  * The language is that of BuildKit 0.26 (Dockerfile frontend 1.21); all problems are found at once.
  */
-import { type Diagnostic, didYouMean, Problems, quote, type Span } from "../pipelines/index.ts";
+import { type Diagnostic, didYouMean, Problems, quote, type Source, type Span } from "../pipelines/index.ts";
 import { type FlagTable, type FlagValues, readFlags } from "./flags.ts";
 import { readHealthcheck, healthcheckFlags } from "./healthcheck.ts";
 import type {
@@ -40,6 +40,8 @@ export interface ParsedDockerfile {
   /** Absent if there is an error among the diagnostics. */
   readonly dockerfile?: Dockerfile;
   readonly diagnostics: readonly Diagnostic[];
+  /** What the spans of the instructions point into. */
+  readonly source: Source;
 }
 
 /**
@@ -56,7 +58,7 @@ export function parseDockerfile(
   const file = options.file ?? "Dockerfile";
   if (fault !== undefined) {
     problems.error({ start: 0, end: 1 }, fault);
-    return { diagnostics: problems.toDiagnostics(file) };
+    return { diagnostics: problems.toDiagnostics(file), source };
   }
   const { lines, directives } = readLines(source, problems, takesHereDocuments);
   const { escape, syntax } = directives;
@@ -70,7 +72,7 @@ export function parseDockerfile(
   const instructions = lines.flatMap((line) => parser.instruction(line) ?? []);
   const dockerfile = divide(instructions, escape, problems);
   const diagnostics = problems.toDiagnostics(file);
-  return problems.failed || dockerfile === undefined ? { diagnostics } : { dockerfile, diagnostics };
+  return problems.failed || dockerfile === undefined ? { diagnostics, source } : { dockerfile, diagnostics, source };
 }
 
 /**

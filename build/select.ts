@@ -115,7 +115,7 @@ class Selector {
 
   /** The path without links; undefined if there is nothing. */
   #resolve(path: string): string | undefined {
-    const resolved = fileAt.resolveInRoot(this.#tree.root, path);
+    const resolved = resolve(this.#tree.root, path);
     const depth = resolved.path === "" ? 0 : resolved.path.split("/").length;
     return resolved.found === depth ? resolved.path : undefined;
   }
@@ -262,6 +262,16 @@ class Selector {
       isSelected: isIncluded && !isHidden,
       mayHoldSelected: exceptions && (isIncluded || include?.mayMatchBelow(path) === true),
     };
+  }
+}
+
+/** Follows links. @throws {SelectError} If they go in circles. */
+function resolve(root: number, path: string): { readonly path: string; readonly found: number } {
+  try {
+    return fileAt.resolveInRoot(root, path);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ELOOP") throw error;
+    throw new SelectError(`${JSON.stringify(fileAt.textOf(path))} goes through too many links`, { cause: error });
   }
 }
 

@@ -107,6 +107,8 @@ export class StageState {
   readonly #env = new Map<string, string>();
   /** ARGs in the order of their declaration, for the history. */
   readonly #args = new Map<string, string | undefined>();
+  /** ONBUILD triggers that the image leaves to whoever builds on it. */
+  #triggers: readonly string[] = [];
   #hasCmd = false;
 
   private constructor(from: Omit<Configuration, "rootfs" | "created">, options: StageStateOptions) {
@@ -121,6 +123,7 @@ export class StageState {
   /** The state that an image leaves; its triggers are to be applied next. */
   static onImage(image: Omit<Configuration, "rootfs" | "created">, options: StageStateOptions): StageState {
     const state = new StageState(image, options);
+    state.#triggers = image.config.OnBuild ?? [];
     delete state.config.OnBuild;
     const env = image.config.Env ?? [];
     state.config.Env = env.some((entry) => entry.startsWith("PATH=")) ? env : [...env, defaultPath];
@@ -147,9 +150,9 @@ export class StageState {
     return StageState.onImage({ ...platform, config: { WorkingDir: "/" }, history: [] }, options);
   }
 
-  /** The variables that words see. */
-  get variables(): ReadonlyMap<string, string> {
-    return this.#env;
+  /** ONBUILD triggers for a stage that begins here. */
+  get triggers(): readonly string[] {
+    return [...this.#triggers, ...(this.config.OnBuild ?? [])];
   }
 
   /**
@@ -255,8 +258,8 @@ export class StageState {
     const { args, script } = this.#command(instruction);
     const mounts = instruction.mounts.map((word) => this.#mount(word));
     const env = Object.fromEntries([...this.#proxyEnv(), ...this.#env]);
-    const args_ = [...this.#args].map(([name, declared]) => `${name}=${this.#env.get(name) ?? declared ?? ""}`);
-    const shown = [...(args_.length === 0 ? [] : [`|${args_.length}`, ...args_]), ...args];
+    const declared = [...this.#args].map(([name, value]) => `${name}=${this.#env.get(name) ?? value ?? ""}`);
+    const shown = [...(declared.length === 0 ? [] : [`|${declared.length}`, ...declared]), ...args];
     const operation: RunOperation = {
       kind: "run",
       args,

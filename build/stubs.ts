@@ -3,6 +3,7 @@
  * in no layer, and neither are they.
  */
 import { fileAt } from "../runtime/index.ts";
+import { resolveTarget } from "./copy.ts";
 
 /** A path on which something will be mounted. */
 export interface MountTarget {
@@ -28,9 +29,9 @@ export function makeStubs(root: number, targets: readonly MountTarget[], directo
     if (mounted.has(first) && bytes.replace(/\/+$/, "").split("/").filter(Boolean).length > 1) return path;
     // A link there would lead the standard mounts away.
     const isStandard = mounted.has(bytes.replaceAll("/", ""));
-    const resolved = isStandard ? { path: first, found: 0 } : fileAt.resolveInRoot(root, bytes);
-    makeStub(root, { path: resolved.path, isDirectory }, directory);
-    return `/${fileAt.textOf(resolved.path)}`;
+    const resolved = isStandard ? first : resolveTarget(root, bytes);
+    if (resolved !== "") makeStub(root, { path: resolved, isDirectory }, directory);
+    return `/${fileAt.textOf(resolved)}`;
   });
 }
 

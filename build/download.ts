@@ -1,0 +1,142 @@
+/** ADD of URLs: files by HTTP, repositories by Git. */
+import { createHash } from "node:crypto";
+import { basename } from "node:path";
+import { Worker } from "node:worker_threads";
+import { type ContainerNetwork, fileAt, type ImageStore } from "../runtime/index.ts";
+import type { Downloaded, DownloadReply, DownloadRequest } from "./download-worker.ts";
+import { cloneRepository, isGitUrl } from "./git-source.ts";
+import { type OperationContext, OperationError } from "./operation.ts";
+
+/** A file that was fetched. */
+export interface FetchedFile {
+  readonly kind: "file";
+  /** Names its content and when the server says that it was made. */
+  readonly key: string;
+  readonly name: string;
+  /** Where its content is: the path of an open file without a name. */
+  readonly path: string;
+  readonly mtimeSeconds: number | undefined;
+}
+
+/** A commit's files. */
+export interface FetchedTree {
+  readonly kind: "tree";
+  readonly key: string;
+  readonly directory: string;
+}
+
+export interface FetchOptions {
+  /** What it must have: `sha256:…`, or a commit. */
+  readonly checksum: string | undefined;
+  readonly keepGitDir: boolean;
+}
+
+/** More than anybody adds; less than fills a disk. */
+const MAX_BYTES = 16 * 2 ** 30;
+
+/** Fetches for one build; what is fetched is gone with it. */
+export class Downloads implements AsyncDisposable {
+  readonly #store: ImageStore;
+  readonly #network: "none" | "host" | ContainerNetwork;
+  readonly #signal: AbortSignal;
+  readonly #fetched = new Map<string, Promise<FetchedFile | FetchedTree>>();
+  readonly #files = new Set<number>();
+  readonly #stack = new AsyncDisposableStack();
+  readonly #waiting = new Map<number, (reply: DownloadReply | Error) => void>();
+  #worker: Worker | undefined;
+  #id = 0;
+
+  constructor(options: {
+    readonly store: ImageStore;
+    /** Of the build's commands. */
+    readonly network: "none" | "host" | ContainerNetwork;
+    readonly signal: AbortSignal;
+  }) {
+    this.#store = options.store;
+    this.#network = options.network;
+    this.#signal = options.signal;
+  }
+
+  /** Fetches what a URL names, once in a build. @throws {OperationError} */
+  fetch(
+    url: string,
+    options: FetchOptions & { readonly context: OperationContext },
+  ): Promise<FetchedFile | FetchedTree> {
+    const name = JSON.stringify([url, options.checksum, options.keepGitDir]);
+    let fetched = this.#fetched.get(name);
+    if (fetched === undefined) {
+      if (this.#network === "none") throw new OperationError(`${url} cannot be fetched: this build has no network`);
+      fetched = isGitUrl(url)
+        ? cloneRepository(url, { ...options, stack: this.#stack })
+        : this.#file(url, options.checksum);
+      this.#fetched.set(name, fetched);
+    }
+    return fetched;
+  }
+
+  async #file(url: string, checksum: string | undefined): Promise<FetchedFile> {
+    const [algorithm = "sha256", expected] = checksum === undefined || checksum === "" ? [] : checksum.split(":");
+    const file = await this.#store.scratchFile();
+    this.#files.add(file);
+    const { digest, size, mtimeSeconds } = await this.#download({ url, target: file, maxBytes: MAX_BYTES, algorithm });
+    if (expected !== undefined && expected !== digest) {
+      throw new OperationError(`${url} has the checksum ${algorithm}:${digest}`, {
+        suggestion: `expected is ${checksum}: if that is an older version's, write the new one`,
+      });
+    }
+    const path = URL.parse(url)?.pathname ?? "";
+    const name = basename(decodeName(path)) || "__unnamed__";
+    const key = createHash("sha256")
+      .update(JSON.stringify([name, algorithm, digest, size, mtimeSeconds]))
+      .digest("hex");
+    return { kind: "file", key, name, path: `/proc/self/fd/${file}`, mtimeSeconds };
+  }
+
+  async #download(request: Omit<DownloadRequest, "id">): Promise<Downloaded> {
+    this.#signal.throwIfAborted();
+    this.#worker ??= this.#start();
+    const id = this.#id++;
+    const { promise, resolve } = Promise.withResolvers<DownloadReply | Error>();
+    this.#waiting.set(id, resolve);
+    const abort = () => resolve(new Error("canceled"));
+    this.#signal.addEventListener("abort", abort, { once: true });
+    this.#worker.postMessage({ id, ...request } satisfies DownloadRequest);
+    const reply = await promise;
+    this.#signal.removeEventListener("abort", abort);
+    this.#waiting.delete(id);
+    this.#signal.throwIfAborted();
+    if (reply instanceof Error) throw reply;
+    if ("result" in reply) return reply.result;
+    throw new OperationError(`${request.url} cannot be fetched: ${reply.error}`);
+  }
+
+  #start(): Worker {
+    const network = this.#network;
+    const worker = new Worker(new URL("./download-worker.ts", import.meta.url), {
+      workerData: { namespaceFd: typeof network === "object" ? network.namespaceFd : undefined },
+      env: {},
+      execArgv: [],
+    });
+    worker.on("message", (reply: DownloadReply) => this.#waiting.get(reply.id)?.(reply));
+    worker.on("error", (error) => {
+      this.#worker = undefined;
+      for (const settle of this.#waiting.values()) settle(error as Error);
+    });
+    return worker;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#worker?.terminate();
+    await Promise.allSettled(this.#fetched.values());
+    for (const file of this.#files) fileAt.closeFile(file);
+    await this.#stack.disposeAsync();
+  }
+}
+
+function decodeName(path: string): string {
+  try {
+    return decodeURIComponent(path);
+  } catch {
+    return path;
+  }
+}

@@ -1,0 +1,179 @@
+/** Builds images: from a context and a Dockerfile to an image in the agent's store. */
+import { mkdirSync } from "node:fs";
+import type { Diagnostic } from "../pipelines/index.ts";
+import {
+  fileAt,
+  type Host,
+  type ImageLease,
+  type ImageStore,
+  type ContainerNetwork,
+  type StepResources,
+  type UidRange,
+} from "../runtime/index.ts";
+import type { BaseImages } from "./base-image.ts";
+import { BuildCache } from "./build-cache.ts";
+import { buildTarget } from "./build.ts";
+import { CacheMounts } from "./cache-mounts.ts";
+import type { Platform } from "./configuration.ts";
+import { Downloads } from "./download.ts";
+import type { Compression } from "./file-tasks.ts";
+import { FileWorkers } from "./file-workers.ts";
+import { type FinishedImage, finishImage } from "./finish-image.ts";
+import { readIgnoreFile } from "./ignore-file.ts";
+import { LIMITS } from "./limits.ts";
+import { OperationPlanner, type SecretSource } from "./operation.ts";
+import { parseDockerfile } from "./parse.ts";
+import { PathPatternError } from "./pattern.ts";
+import { hostPlatform } from "./platform.ts";
+import { BuildError, type BuildReporter } from "./report.ts";
+import { Semaphore } from "./semaphore.ts";
+
+export interface ImageBuildOptions {
+  readonly host: Host;
+  readonly uidRange: UidRange;
+  readonly store: ImageStore;
+  readonly images: BaseImages;
+  /** Holds the image, and what it is made of, in the store. */
+  readonly lease: ImageLease;
+  /** Absolute. */
+  readonly contextDir: string;
+  /** In the context; or its content, and what messages call it. @default "Dockerfile" */
+  readonly dockerfile?:
+    | string
+    | { readonly content: Uint8Array; readonly name: string; readonly ignore?: string | undefined };
+  readonly target?: string | undefined;
+  /** @default this machine's */
+  readonly platform?: Platform | undefined;
+  readonly buildArgs?: ReadonlyMap<string, string> | undefined;
+  readonly secrets?: ReadonlyMap<string, SecretSource> | undefined;
+  readonly ssh?: ReadonlyMap<string, string> | undefined;
+  readonly labels?: Readonly<Record<string, string>> | undefined;
+  /** In full. */
+  readonly names?: readonly string[] | undefined;
+  readonly compression?: Compression | undefined;
+  readonly noCache?: boolean | undefined;
+  /** What builds of other trust must not share caches with. @default "" */
+  readonly cacheNamespace?: string | undefined;
+  readonly resources: StepResources;
+  readonly network: "none" | "host" | ContainerNetwork;
+  /** Commands that run at the same time. @default 4 */
+  readonly parallel?: number | undefined;
+  /** Threads of the caller's. @default some for this build alone */
+  readonly workers?: FileWorkers | undefined;
+  readonly reporter?: BuildReporter | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * Builds one image for one platform.
+ *
+ * @throws {BuildError} If the user's files or commands are at fault.
+ */
+export async function buildImage(options: ImageBuildOptions): Promise<FinishedImage> {
+  const { host, store, contextDir, lease, reporter = {}, platform = hostPlatform() } = options;
+  const signal = options.signal ?? new AbortController().signal;
+  const buildArgs = options.buildArgs ?? new Map<string, string>();
+  const read = readDockerfile(options);
+  const { dockerfile, diagnostics, source } = parseDockerfile(read.content, { file: read.name });
+  for (const diagnostic of diagnostics) if (diagnostic.severity === "warning") reporter.warned?.(diagnostic);
+  if (dockerfile === undefined) throw unreadable(diagnostics);
+  const epochSeconds = parseEpoch(buildArgs.get("SOURCE_DATE_EPOCH"));
+  const directory = `${host.stateDir}/build`;
+  const emptyDir = `${directory}/empty`;
+  mkdirSync(emptyDir, { recursive: true, mode: 0o755 });
+  await using own = options.workers === undefined ? new FileWorkers() : undefined;
+  const workers = options.workers ?? (own as FileWorkers);
+  const cache = new BuildCache(store, lease);
+  await using downloads = new Downloads({ store, network: options.network, signal });
+  const operations = new OperationPlanner({
+    host,
+    uidRange: options.uidRange,
+    workers,
+    cache,
+    view: { emptyDir, byPath: !host.mountsDetachedOverlays },
+    context: { directory: contextDir, ignored: read.ignored },
+    resources: options.resources,
+    network: options.network,
+    secrets: options.secrets ?? new Map(),
+    ssh: options.ssh ?? new Map(),
+    cacheMounts: new CacheMounts(host.stateDir, options.cacheNamespace ?? ""),
+    downloads,
+    commands: new Semaphore(options.parallel ?? 4),
+    reporter,
+    signal,
+  });
+  const result = await buildTarget({
+    dockerfile,
+    source,
+    file: read.name,
+    target: options.target,
+    platform,
+    buildArgs,
+    images: options.images,
+    cache,
+    operations,
+    noCache: options.noCache,
+    epochSeconds,
+    reporter,
+    signal,
+  });
+  const { labels, names = [], compression } = options;
+  return await finishImage(result, { store, cache, workers, lease, compression, epochSeconds, labels, names, signal });
+}
+
+interface ReadDockerfile {
+  readonly content: string | Uint8Array;
+  readonly name: string;
+  readonly ignored: readonly string[];
+}
+
+/** The Dockerfile and its ignore file: `X.dockerignore` beside the Dockerfile X, or else .dockerignore of the context. */
+function readDockerfile({ contextDir, dockerfile = "Dockerfile" }: ImageBuildOptions): ReadDockerfile {
+  let root: number;
+  try {
+    root = fileAt.openRoot(contextDir);
+  } catch (error) {
+    throw new BuildError(
+      `the build context ${JSON.stringify(contextDir)} cannot be opened: ${(error as NodeJS.ErrnoException).code}`,
+      { cause: error },
+    );
+  }
+  try {
+    const read = (path: string) => fileAt.readTextInRoot(root, fileAt.byteString(path), LIMITS.fileBytes);
+    const name = typeof dockerfile === "string" ? dockerfile : dockerfile.name;
+    const content = typeof dockerfile === "string" ? read(dockerfile) : dockerfile.content;
+    if (content === undefined) {
+      throw new BuildError(`there is no ${JSON.stringify(name)} in the build context, or it is no readable file`);
+    }
+    const own = typeof dockerfile === "string" ? read(`${dockerfile}.dockerignore`) : dockerfile.ignore;
+    const ignoreName = own === undefined ? ".dockerignore" : `${name}.dockerignore`;
+    const ignored = parseIgnored(own ?? read(".dockerignore") ?? "", ignoreName);
+    return { content, name, ignored };
+  } finally {
+    fileAt.closeFile(root);
+  }
+}
+
+function parseIgnored(content: string, name: string): readonly string[] {
+  try {
+    return readIgnoreFile(content);
+  } catch (error) {
+    if (error instanceof PathPatternError) throw new BuildError(`${name}: ${error.message}`, { cause: error });
+    throw error;
+  }
+}
+
+function unreadable(diagnostics: readonly Diagnostic[]): BuildError {
+  const errors = diagnostics.filter(({ severity }) => severity === "error");
+  const [first] = errors;
+  return new BuildError(first?.message ?? "the Dockerfile cannot be read", {
+    diagnostic: first,
+    others: errors.slice(1),
+  });
+}
+
+function parseEpoch(text: string | undefined): number | undefined {
+  if (text === undefined || text === "") return undefined;
+  if (/^\d{1,11}$/.test(text)) return Number(text);
+  throw new BuildError(`SOURCE_DATE_EPOCH is ${JSON.stringify(text)}, not a number of seconds since 1970`);
+}

@@ -1,0 +1,214 @@
+/** What `RUN --mount` names, found and made ready for a container. */
+import { release } from "node:os";
+import { chmodSync, chownSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { basename } from "node:path";
+import type { CachedLayer, LayerDraft } from "./build-cache.ts";
+import type { SelectionSpec } from "./file-tasks.ts";
+import { cacheKey } from "./key.ts";
+import { type OperationContext, OperationError, type OperationPlace } from "./operation.ts";
+import { cleanPath } from "./pattern.ts";
+import type { RunMount } from "./run-mount.ts";
+import type { CommandMount } from "./run-operation.ts";
+import { forwardAgent } from "./ssh-agent.ts";
+import type { RunOperation } from "./stage-state.ts";
+
+/** A mount whose source is known. */
+export interface PlannedMount {
+  /** What of it makes another layer. */
+  readonly key: unknown;
+  /** Makes it ready; `stack` takes it down when the command has ended. */
+  open(use: { readonly draft: LayerDraft; readonly stack: AsyncDisposableStack }): Promise<OpenedMount>;
+}
+
+export interface OpenedMount {
+  readonly mounts: readonly CommandMount[];
+  readonly env?: Readonly<Record<string, string>>;
+}
+
+interface MountContext {
+  readonly operation: RunOperation;
+  readonly place: OperationPlace;
+  readonly context: OperationContext;
+}
+
+/** Finds out what a mount depends on. */
+export async function planMount(mount: RunMount, on: MountContext): Promise<PlannedMount> {
+  switch (mount.type) {
+    case "bind":
+      return await planBind(mount, on);
+    case "cache":
+      return planCache(mount, on);
+    case "tmpfs": {
+      const { sizeBytes } = mount;
+      const target = targetOf(mount, on);
+      const size = sizeBytes === undefined || sizeBytes === 0 ? {} : { sizeBytes };
+      return {
+        key: ["tmpfs", target],
+        open: () =>
+          Promise.resolve({ mounts: [{ mount: { type: "tmpfs", target, mode: 0o755, ...size }, isDirectory: true }] }),
+      };
+    }
+    case "secret":
+      return planSecret(mount, on);
+    case "ssh":
+      return planSsh(mount, on);
+  }
+}
+
+/** Absolute; a relative one is seen from the working directory. */
+function targetOf({ target = "" }: RunMount, { operation }: MountContext): string {
+  const path = cleanPath(target.startsWith("/") ? target : `${operation.cwd}/${target}`);
+  if (path === "/") throw new OperationError("nothing can be mounted on / itself");
+  return path;
+}
+
+/** Files of the context, a stage or an image: a copy in the cache, which nobody can change. */
+async function planBind(mount: RunMount, on: MountContext): Promise<PlannedMount> {
+  const { place, context } = on;
+  const { workers, cache, view, signal } = context;
+  const target = targetOf(mount, on);
+  const from = mount.from === undefined || mount.from === "" ? undefined : mount.from;
+  const source = from === undefined ? undefined : await place.source(from);
+  const selection: SelectionSpec = {
+    tree:
+      source === undefined
+        ? { kind: "context", ...context.context }
+        : { kind: "layers", layers: source.layers, name: JSON.stringify(from) },
+    sources: [mount.source ?? "."],
+    parents: false,
+    excludes: [],
+  };
+  const found = await workers.run("digest", { selection, view }, signal);
+  const { digest, fingerprint } = found;
+  const copyTo = (upper: string, work: string) => {
+    // A directory's content is at the top, a file in there by a name of ours.
+    const copy = { selection, fingerprint, destination: found.isDirectory ? "/" : "/file", files: [] };
+    return workers.run("copy", { into: { layers: [], upper, work }, copy, view }, signal);
+  };
+  const sourceIn = (directory: string) => (found.isDirectory ? directory : `${directory}/file`);
+  return {
+    key: ["bind", target, digest],
+    async open({ draft }) {
+      const { isDirectory } = found;
+      if (!mount.readonly) {
+        // What is written is thrown away.
+        const upper = draft.scratch(`bind-${crypto.randomUUID()}`);
+        await copyTo(upper, draft.scratch(`work-${crypto.randomUUID()}`));
+        return { mounts: [{ mount: { type: "bind", source: sourceIn(upper), target }, isDirectory }] };
+      }
+      const key = cacheKey("bind", { digest });
+      const layer: CachedLayer =
+        (await cache.find(key)) ?? (await cache.make(key, (made) => copyTo(made.files, made.scratch("work")), signal));
+      const directory = layer.directory ?? view.emptyDir;
+      return {
+        mounts: [{ mount: { type: "bind", source: sourceIn(directory), target, readonly: true }, isDirectory }],
+      };
+    },
+  };
+}
+
+function planCache(mount: RunMount, on: MountContext): PlannedMount {
+  const { context, place } = on;
+  const { cacheMounts, workers, view, signal } = context;
+  const target = targetOf(mount, on);
+  const { uid = 0, gid = 0, mode = 0o755, sharing } = mount;
+  // What is in it is no reason to run a command again, but another directory is.
+  const id = mount.id ?? target;
+  return {
+    key: ["cache", target, id, mount.from ?? "", mount.source ?? ""],
+    async open({ draft, stack }) {
+      const cache = stack.use(await cacheMounts.take(id, { sharing, uid, gid, mode, signal }));
+      if (cache.isNew && mount.from !== undefined && mount.from !== "scratch") {
+        const { layers } = await place.source(mount.from);
+        const tree = { kind: "layers" as const, layers, name: JSON.stringify(mount.from) };
+        const selection = { tree, sources: [mount.source ?? "."], parents: false, excludes: [] };
+        const { fingerprint } = await workers.run("digest", { selection, view }, signal);
+        const into = { layers: [], upper: cache.directory, work: draft.scratch(`work-${crypto.randomUUID()}`) };
+        await workers.run(
+          "copy",
+          { into, copy: { selection, fingerprint, destination: "/", files: [] }, view },
+          signal,
+        );
+      }
+      return {
+        mounts: [
+          { mount: { type: "bind", source: cache.directory, target, readonly: mount.readonly }, isDirectory: true },
+        ],
+      };
+    },
+  };
+}
+
+function planSecret(mount: RunMount, on: MountContext): PlannedMount {
+  const id = mount.id ?? mount.source ?? basename(mount.target ?? "");
+  const { secrets } = on.context;
+  const source = secrets.get(id);
+  if (source === undefined && mount.required) {
+    throw new OperationError(`there is no secret ${JSON.stringify(id)}`, {
+      suggestion: `give it with --secret id=${id},src=…`,
+    });
+  }
+  const file = mount.env === undefined || mount.target !== undefined;
+  const target = file ? targetOf({ ...mount, target: mount.target ?? `/run/secrets/${basename(id)}` }, on) : undefined;
+  const variable = mount.env === "" ? id : mount.env;
+  return {
+    // Not its value: a secret is no part of what is made.
+    key: ["secret", id, target ?? "", variable ?? ""],
+    async open({ draft, stack }) {
+      if (source === undefined) return { mounts: [] };
+      const value = await source();
+      const env = variable === undefined ? {} : { [variable]: textOf(id, value) };
+      if (target === undefined) return { mounts: [], env };
+      const path = `${secretDirectory(draft, stack)}/secret`;
+      writeFileSync(path, value, { mode: 0o400 });
+      chmodSync(path, mount.mode ?? 0o400);
+      chownSync(path, mount.uid ?? 0, mount.gid ?? 0);
+      return { mounts: [{ mount: { type: "bind", source: path, target, readonly: true }, isDirectory: false }], env };
+    },
+  };
+}
+
+function textOf(id: string, value: Uint8Array): string {
+  const text = Buffer.from(value).toString();
+  if (!text.includes("\0")) return text;
+  throw new OperationError(`the secret ${JSON.stringify(id)} holds a NUL and cannot be a variable`);
+}
+
+/** In memory where the kernel can map ids there, so that it is never on a disk; else in the layer's own scratch space. */
+function secretDirectory(draft: LayerDraft, stack: AsyncDisposableStack): string {
+  const [major = 0, minor = 0] = release().split(".").map(Number);
+  const isMapped = major > 6 || (major === 6 && minor >= 3);
+  const shm = isMapped ? statSync("/dev/shm", { throwIfNoEntry: false }) : undefined;
+  if (shm?.isDirectory() === true) {
+    const directory = mkdtempSync("/dev/shm/slipway-secret-");
+    stack.defer(() => rmSync(directory, { recursive: true, force: true }));
+    return directory;
+  }
+  const directory = mkdtempSync(draft.scratch("secret-"));
+  stack.defer(() => rmSync(directory, { recursive: true, force: true }));
+  return directory;
+}
+
+function planSsh(mount: RunMount, on: MountContext): PlannedMount {
+  const id = mount.id ?? "default";
+  const { ssh } = on.context;
+  const agent = ssh.get(id);
+  if (agent === undefined && mount.required) {
+    throw new OperationError(`there is no ssh agent ${JSON.stringify(id)}`, { suggestion: "give it with --ssh" });
+  }
+  const target = targetOf({ ...mount, target: mount.target ?? `/run/buildkit/ssh_agent.${id}` }, on);
+  return {
+    key: ["ssh", id, target],
+    async open({ draft, stack }) {
+      if (agent === undefined) return { mounts: [] };
+      const path = draft.scratch("ssh-agent");
+      stack.use(await forwardAgent(agent, path));
+      chmodSync(path, mount.mode ?? 0o600);
+      chownSync(path, mount.uid ?? 0, mount.gid ?? 0);
+      return {
+        mounts: [{ mount: { type: "bind", source: path, target }, isDirectory: false }],
+        env: { SSH_AUTH_SOCK: target },
+      };
+    },
+  };
+}

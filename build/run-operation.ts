@@ -1,0 +1,193 @@
+/** RUN: a command in a container whose changes become a layer. */
+import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { type ContainerResult, ExecError, type LayerSummary, runContainer, type StepMount } from "../runtime/index.ts";
+import type { LayerDraft } from "./build-cache.ts";
+import { cacheKey } from "./key.ts";
+import { type OperationContext, OperationError, type OperationPlace, type OperationPlan } from "./operation.ts";
+import { hostPlatform } from "./platform.ts";
+import { type PlannedMount, planMount } from "./run-mounts.ts";
+import { proxyArgs, type RunOperation } from "./stage-state.ts";
+import type { MountTarget } from "./stubs.ts";
+
+const hostname = "slipway";
+
+/** Finds out what the command depends on: what stands below, the command, its variables, and what is mounted. */
+export async function planRun(
+  operation: RunOperation,
+  place: OperationPlace,
+  context: OperationContext,
+): Promise<OperationPlan> {
+  if (operation.network === "host" && context.network !== "host") {
+    throw new OperationError("--network=host is not allowed in this build", {
+      suggestion: "let the step itself have it: network: host",
+    });
+  }
+  const mounts = await Promise.all(operation.mounts.map((mount) => planMount(mount, { operation, place, context })));
+  const { args, script, cwd, user, network } = operation;
+  const env = Object.entries(operation.env).filter(([name]) => !proxyArgs.includes(name));
+  const key = cacheKey(place.parentKey, {
+    run: args,
+    script,
+    env,
+    cwd,
+    user,
+    network,
+    mounts: mounts.map((mount) => mount.key),
+  });
+  return {
+    key,
+    make: (draft) =>
+      context.commands.use(() => new Command(operation, { place, context, mounts, draft }).run(), context.signal),
+  };
+}
+
+class Command {
+  readonly #operation: RunOperation;
+  readonly #place: OperationPlace;
+  readonly #context: OperationContext;
+  readonly #mounts: readonly PlannedMount[];
+  readonly #draft: LayerDraft;
+
+  constructor(
+    operation: RunOperation,
+    parts: {
+      readonly place: OperationPlace;
+      readonly context: OperationContext;
+      readonly mounts: readonly PlannedMount[];
+      readonly draft: LayerDraft;
+    },
+  ) {
+    this.#operation = operation;
+    this.#place = parts.place;
+    this.#context = parts.context;
+    this.#mounts = parts.mounts;
+    this.#draft = parts.draft;
+  }
+
+  async run(): Promise<LayerSummary> {
+    const { workers, view, signal, uidRange } = this.#context;
+    await using stack = new AsyncDisposableStack();
+    const opened = [];
+    for (const mount of this.#mounts) opened.push(await mount.open({ draft: this.#draft, stack }));
+    const files = this.#networkFiles();
+    const mounts = [...files, ...this.#script(), ...opened.flatMap(({ mounts: each }) => each)];
+    const { user, paths } = await workers.run(
+      "container",
+      {
+        layers: this.#place.layers,
+        user: this.#operation.user,
+        targets: [...standardTargets, { path: this.#operation.cwd, isDirectory: true }, ...mounts.map(targetOf)],
+        directory: this.#draft.scratch("stubs"),
+        view,
+      },
+      signal,
+    );
+    const resolved = paths.slice(standardTargets.length + 1);
+    const env = Object.assign({ HOME: user.home }, this.#operation.env, ...opened.map((each) => each.env));
+    const writableDir = this.#draft.scratch("run");
+    mkdirSync(`${writableDir}/upper`, { recursive: true, mode: 0o755 });
+    await this.#execute({
+      user,
+      env,
+      writableDir,
+      mounts: mounts
+        .map(({ mount }, index) => ({ ...mount, target: resolved[index] as string }))
+        .sort((a, b) => depth(a.target) - depth(b.target)),
+    });
+    const upper = `${writableDir}/upper`;
+    const summary = await workers.run("adopt", { upper, base: uidRange.base, size: uidRange.size }, signal);
+    renameSync(upper, this.#draft.files);
+    return summary;
+  }
+
+  async #execute(container: {
+    readonly user: { readonly uid: number; readonly gid: number; readonly additionalGids: readonly number[] };
+    readonly env: Readonly<Record<string, string>>;
+    readonly mounts: readonly StepMount[];
+    readonly writableDir: string;
+  }): Promise<void> {
+    const { host, uidRange, resources, network, reporter, signal } = this.#context;
+    const { args, cwd, network: wanted } = this.#operation;
+    const { step, layers, platform } = this.#place;
+    const { user, env, mounts, writableDir } = container;
+    try {
+      await using running = await runContainer(host, {
+        id: `build-${crypto.randomUUID()}`,
+        image: { reference: "build", layers, binds: [], config: { env: {} } },
+        topLayer: this.#draft.scratch("stubs"),
+        uidRange,
+        user: { uid: user.uid, gid: user.gid, additionalGids: user.additionalGids },
+        args,
+        env,
+        cwd,
+        hostname,
+        mounts,
+        writableDir,
+        resources,
+        network: wanted === "none" ? "none" : network,
+        output: (stream, bytes) => reporter.output?.(step, { stream, bytes }),
+        signal,
+      });
+      const result = await running.result;
+      signal.throwIfAborted();
+      if (result.reason !== "exited" || result.exitCode !== 0) throw commandFailed(result);
+    } catch (error) {
+      if (!(error instanceof ExecError)) throw error;
+      const isForeign = platform.architecture !== hostPlatform().architecture && error.code === "ENOEXEC";
+      throw new OperationError(error.message, {
+        cause: error,
+        exitCode: error.code === "ENOENT" ? 127 : 126,
+        ...(isForeign && { suggestion: `this machine runs no programs for ${platform.architecture}` }),
+      });
+    }
+  }
+
+  /** /etc/hosts and resolv.conf, which the command sees and may change, and the image does not. */
+  #networkFiles(): CommandMount[] {
+    const { network, host } = this.#context;
+    const isJob = typeof network === "object" && this.#operation.network !== "none";
+    const skeleton = (name: string) => readFileSync(`${host.skeletonDir}/etc/${name}`, "utf8");
+    const contents = {
+      hosts: isJob ? network.hosts(hostname) : skeleton("hosts"),
+      "resolv.conf": isJob ? network.resolvConf : skeleton("resolv.conf"),
+    };
+    return Object.entries(contents).map(([name, content]) => {
+      const source = this.#draft.scratch(`etc-${name}`);
+      writeFileSync(source, content, { mode: 0o644 });
+      return { mount: { type: "bind", source, target: `/etc/${name}` }, isDirectory: false };
+    });
+  }
+
+  #script(): CommandMount[] {
+    const { script } = this.#operation;
+    if (script === undefined) return [];
+    const source = this.#draft.scratch("script");
+    writeFileSync(source, script.content, { mode: 0o755 });
+    return [{ mount: { type: "bind", source, target: script.path, readonly: true }, isDirectory: false }];
+  }
+}
+
+/** A mount of a command, before it is known where its target is in the image. */
+export interface CommandMount {
+  readonly mount: StepMount;
+  readonly isDirectory: boolean;
+}
+
+/** What every container needs. */
+const standardTargets: readonly MountTarget[] = ["/dev", "/proc", "/sys"].map((path) => ({ path, isDirectory: true }));
+
+function targetOf({ mount, isDirectory }: CommandMount): MountTarget {
+  return { path: mount.target, isDirectory };
+}
+
+function depth(path: string): number {
+  return path.split("/").filter((component) => component !== "").length;
+}
+
+function commandFailed({ reason, exitCode, signal, message }: ContainerResult): OperationError {
+  const what =
+    reason === "exited"
+      ? `the command failed with exit code ${exitCode}`
+      : `the command was ended: ${message ?? signal ?? reason}`;
+  return new OperationError(what, { exitCode });
+}
