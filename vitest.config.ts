@@ -4,7 +4,7 @@ import { defineConfig } from "vitest/config";
 // system test: real Git, real Redis, the real kernel.
 const unit = [
   "test/architecture.test.ts",
-  "test/build/{parse,parse-fuzz,pattern,word}.test.ts",
+  "test/build/{accounts,parse,parse-fuzz,pattern,stage-state,word}.test.ts",
   "test/agent/{clone-url,masker,step-log}.test.ts",
   "test/pipelines/**/*.test.ts",
   "test/runtime/{cgroup-usage,launch-plan,oom-log,own-ids,program,seccomp,seccomp-bpf,seccomp-oci,step-resources,subordinate-ids,tar-reader,walker}.test.ts",

@@ -80,7 +80,9 @@ describe("PathPatterns", () => {
 
 describe("readIgnoreFile", () => {
   test("reads comments, spaces, leading slashes, exceptions, line ends of Windows", () => {
-    const patterns = readIgnoreFile("\ufeff# comment\r\n  /build/ \r\n\r\n! /build/keep\r\n#*\r\n*.o\r\n");
+    const patterns = new PathPatterns(
+      readIgnoreFile("\ufeff# comment\r\n  /build/ \r\n\r\n! /build/keep\r\n#*\r\n*.o\r\n"),
+    );
     expect(matches(patterns, "build/x")).toBe(true);
     expect(matches(patterns, "build/keep")).toBe(false);
     expect(matches(patterns, "a.o")).toBe(true);

@@ -1,0 +1,1 @@
+mkdir -p t/sub; echo a > t/a; echo b > t/sub/b; ln -s a t/link; ln t/a t/hard; chmod 4750 t/a; chmod 711 t/sub; tar --numeric-owner --owner=12 --group=34 -C t -cf plain.tar .; tar -C t --owner=0 --group=0 -czf packed.tar.gz a sub link hard; echo no > not-an-archive.tar.gz; rm -r t

@@ -1,0 +1,1 @@
+mkdir dir; echo f > file; echo d > dir/d

@@ -1,0 +1,1 @@
+mkdir -p dir; echo f > file; chmod 640 file; echo d > dir/d; echo e > dir/e; chmod 600 dir/d; chmod 711 dir/e; chmod 700 dir

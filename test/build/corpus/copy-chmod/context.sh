@@ -1,0 +1,1 @@
+mkdir -p dir; echo f > file; echo d > dir/d

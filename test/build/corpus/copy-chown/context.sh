@@ -1,0 +1,1 @@
+mkdir -p dir/sub; echo f > file; echo d > dir/d; echo s > dir/sub/s

@@ -1,0 +1,1 @@
+mkdir -p dir/sub; echo f > file; echo d > dir/d; echo deep > dir/sub/deep; chmod 750 dir/sub; chmod 4711 file

@@ -1,0 +1,1 @@
+mkdir -p sub/skip src; echo 1 > a.o; echo 2 > a.c; echo 3 > sub/skip/x; echo 4 > sub/keep; echo 5 > src/b.c; echo 6 > src/b.h; echo 7 > src/c.h

@@ -1,0 +1,1 @@
+mkdir -p tree/real up dangling-dir; echo r > tree/real/r; ln -s real/r tree/link; ln -s real tree/dirlink; ln -s /nowhere dangling-dir/gone; ln -s ../../../../tree/real/r up/link-out; ln tree/real/r tree/hard

@@ -1,0 +1,1 @@
+mkdir sub; echo 1 > 'naïve ☃'; echo 2 > -dash; echo 3 > 'back\\slash'; echo 4 > 'quo"te'; printf 5 > "$(printf 'sub/new\nline')"; echo 6 > .hidden; mkdir empty; rm -f Dockerfile.tmp

@@ -1,0 +1,1 @@
+mkdir -p one/sub two/sub; echo 1 > one/f; echo 1 > one/only; echo 1 > one/sub/s; echo 2 > two/f; echo 2 > two/sub/t; chmod 700 one/sub; chmod 755 two/sub; echo root:x:0:0::/: > file

@@ -1,0 +1,1 @@
+mkdir -p a/b a/e x/y/z/e; echo c > a/b/c.txt; echo d > a/b/d.txt; echo d > a/e/d.txt; echo 1 > a/one.c; echo 2 > x/y/two.c; echo e > x/y/z/e/f; chmod 711 a/b

@@ -1,0 +1,1 @@
+echo 1 > 'x[0].txt'; echo 2 > a

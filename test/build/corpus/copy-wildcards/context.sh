@@ -1,0 +1,1 @@
+mkdir dir1 dir2; for n in a b cc; do echo $n > $n.txt; done; echo 1 > dir1/a.c; echo 2 > dir2/b.c; echo h > dir2/h.h

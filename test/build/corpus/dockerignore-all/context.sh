@@ -1,0 +1,1 @@
+mkdir -p src/sub other; echo 1 > src/a; echo 2 > src/sub/b; echo 3 > other/c; printf '*\n!src\nsrc/sub\n' > .dockerignore

@@ -1,0 +1,1 @@
+echo 1 > a; echo 2 > b; echo a > .dockerignore; printf 'b\n.dockerignore\nDockerfile*\n' > Dockerfile.dockerignore

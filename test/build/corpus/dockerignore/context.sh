@@ -1,0 +1,1 @@
+mkdir -p keep build/sub docs node_modules/x; echo 1 > keep/a.log; echo 2 > keep/b; echo 3 > build/x; echo 4 > build/sub/y; echo 5 > docs/a.md; echo 6 > docs/b.txt; echo 7 > node_modules/x/y; echo 8 > secret.key; printf '# comment\n**/*.log\nbuild\n!build/sub/y\ndocs/*\n!docs/*.md\n**/node_modules\n/secret.*\n.dockerignore\nDockerfile*\n' > .dockerignore

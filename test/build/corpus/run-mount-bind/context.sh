@@ -1,0 +1,1 @@
+mkdir dir; echo a > dir/a; echo b > dir/b; echo f > file

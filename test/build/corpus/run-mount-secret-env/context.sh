@@ -1,0 +1,1 @@
+mkdir .secrets; printf s3cret > .secrets/token
