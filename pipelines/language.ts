@@ -10,7 +10,7 @@ import { services } from "./service.ts";
 import { type FieldValues, flag, mapping, mismatch, type Shape } from "./shape.ts";
 import { quote } from "./suggestion.ts";
 import { triggers } from "./trigger.ts";
-import { checkIdentifier, duration, identifier, jobReference, label, NAME_PATTERN, script } from "./value.ts";
+import { checkIdentifier, duration, identifier, jobReference, keeping, label, NAME_PATTERN, script } from "./value.ts";
 
 /** What pipeline, job and step have in common. The nearest one holds. */
 const sharedFields = {
@@ -32,6 +32,11 @@ const sharedFields = {
     summary:
       "job is shared by the job's steps and services and leads to the outside, not to the host or other jobs; with an allow list to nothing else; none is an own network with loopback only; host is the agent's.",
     default: DEFAULTS.network,
+  },
+  keep_on_failure: {
+    shape: keeping,
+    summary: `Keeps the root file system of the step that fails for a shell (slipway shell): for a duration, true is ${formatDuration(DEFAULTS.keepMs)}.`,
+    default: false,
   },
 } as const;
 

@@ -17,6 +17,8 @@ export const DEFAULTS = {
   /** Of a step whose job and pipeline write no timeout either. */
   stepTimeoutMs: hourMs,
   jobTimeoutMs: 2 * hourMs,
+  /** Of `keep_on_failure: true`. */
+  keepMs: hourMs,
   /** Of a service that says when it is ready. */
   readyTimeoutMs: minuteMs,
   resources: { cpu: 2, memoryBytes: 4 * GiB, pids: 2048, diskBytes: 20 * GiB, logBytes: GiB },
@@ -27,6 +29,7 @@ export const DEFAULTS = {
   pool: string;
   stepTimeoutMs: number;
   jobTimeoutMs: number;
+  keepMs: number;
   readyTimeoutMs: number;
   resources: Resources;
 };
@@ -64,6 +67,8 @@ export const LIMITS = {
   patternLength: 255,
   timeoutMinMs: 1000,
   timeoutMaxMs: 7 * 24 * hourMs,
+  keepMinMs: minuteMs,
+  keepMaxMs: 24 * hourMs,
   cpuMin: 0.01,
   cpuMax: 256,
   memoryMinBytes: 4 * MiB,

@@ -148,6 +148,7 @@ class PipelineBuilder {
     this.#checkNested(step, network);
     this.#spend(run, env, { span: step.env?.span ?? span, what: "step", network: network?.value });
     const pull = step.pull?.value ?? job.pull?.value ?? this.#pipeline.pull?.value;
+    const keep = step.keep_on_failure ?? job.keep_on_failure ?? this.#pipeline.keep_on_failure;
     return {
       name,
       run,
@@ -159,6 +160,7 @@ class PipelineBuilder {
       network: network?.value ?? DEFAULTS.network,
       allowFailure: step.allow_failure?.value ?? false,
       ...(step.nested?.value === true && { nested: true }),
+      ...(keep !== undefined && keep.value > 0 && { keepOnFailureMs: keep.value }),
     };
   }
 

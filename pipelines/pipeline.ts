@@ -68,6 +68,8 @@ export interface StepSpec {
   readonly allowFailure: boolean;
   /** It may have containers of its own. */
   readonly nested?: true;
+  /** For so long its root file system is kept for a shell if it fails and ends the job; absent: not at all. */
+  readonly keepOnFailureMs?: number;
 }
 
 /** When a service is ready: all of what is there must hold. */

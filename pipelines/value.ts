@@ -1,6 +1,6 @@
 /** The shapes of single values: scripts, names, durations, sizes, numbers. */
-import { LIMITS } from "./limits.ts";
-import { DURATION_PATTERN, formatBytes, parseDuration, type Quantity } from "./quantity.ts";
+import { DEFAULTS, LIMITS } from "./limits.ts";
+import { DURATION_PATTERN, formatBytes, formatDuration, parseDuration, type Quantity } from "./quantity.ts";
 import { exceed, type JsonSchema, mismatch, refuse, type Shape, subject } from "./shape.ts";
 import type { YamlNode } from "./tree.ts";
 
@@ -114,6 +114,26 @@ export function quantity(expected: string, pattern: string, parse: (text: string
 }
 
 export const duration = quantity("a duration like 90s, 5m or 1h30m", DURATION_PATTERN, parseDuration);
+
+/** How long something is kept: a duration, `true` for the usual one, `false` for not at all, which is 0. */
+export const keeping: Shape<number> = {
+  expected: "true, false or a duration like 30m",
+  schema: { anyOf: [{ type: "boolean" }, { type: "string", pattern: DURATION_PATTERN }] },
+  read(node, place) {
+    if (node.kind === "scalar" && typeof node.value === "boolean") return node.value ? DEFAULTS.keepMs : 0;
+    if (node.kind !== "scalar" || node.value === null) return mismatch(node, place, this.expected);
+    if (/^(?:true|yes|on)$/i.test(node.text)) return mismatch(node, place, this.expected, "write true, without quotes");
+    if (/^(?:false|no|off)$/i.test(node.text))
+      return mismatch(node, place, this.expected, "write false, without quotes");
+    const milliseconds = duration.read(node, place);
+    if (milliseconds === undefined) return undefined;
+    const { keepMinMs, keepMaxMs } = LIMITS;
+    if (milliseconds >= keepMinMs && milliseconds <= keepMaxMs) return milliseconds;
+    const fault = milliseconds < keepMinMs ? "it is too short" : "it is too long";
+    const range = `from ${formatDuration(keepMinMs)} to ${formatDuration(keepMaxMs)}`;
+    return refuse(node, place, fault, `write a duration ${range}`);
+  },
+};
 
 /** CPU cores; `500m` of Kubernetes is half of one. */
 export const cores: Shape<number> = {
