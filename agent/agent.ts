@@ -13,7 +13,9 @@ import type { Host, RegistryClient } from "../runtime/index.ts";
 import { containerName, runAttempt } from "./attempt.ts";
 import { asError } from "./cause.ts";
 import type { StepCeiling } from "./ceiling.ts";
+import type { KeepLimits } from "./kept-steps.ts";
 import { FencedError, ServerClient, UnansweredError } from "./server-client.ts";
+import { Shells } from "./shells.ts";
 import { defaultUntrustedPolicy, type UntrustedPolicy } from "./untrusted.ts";
 
 export interface AgentOptions {
@@ -36,6 +38,8 @@ export interface AgentOptions {
   readonly untrusted?: UntrustedPolicy;
   /** The most that each step gets. What all get together is the host's ceiling. */
   readonly ceiling?: StepCeiling;
+  /** What is kept of failed steps. @default four of them, 16 GiB, a day */
+  readonly keep?: Partial<KeepLimits>;
   readonly logger: Logger;
 }
 
@@ -44,6 +48,8 @@ export interface AgentOptions {
  * gone from the queue and puts it there again.
  */
 const claimPatienceMs = 10_000;
+const defaultKeep: KeepLimits = { steps: 4, bytes: 16 * 1024 ** 3, timeMs: 24 * 3600 * 1000 };
+
 /** How long a stopping agent tries to tell the server how its jobs ended. */
 const lastReportsMs = 15_000;
 
@@ -56,6 +62,7 @@ const lastReportsMs = 15_000;
 export class Agent implements AsyncDisposable {
   readonly #options: AgentOptions;
   readonly #client: ServerClient;
+  readonly #shells: Shells;
   readonly #running = new Map<string, AbortController>();
   readonly #cleanups = new Set<Promise<void>>();
   readonly #giveUp = new AbortController();
@@ -69,6 +76,12 @@ export class Agent implements AsyncDisposable {
   constructor(options: AgentOptions) {
     this.#options = options;
     this.#client = new ServerClient(options);
+    this.#shells = new Shells({
+      limits: { ...defaultKeep, ...options.keep },
+      client: this.#client,
+      logger: options.logger,
+      removeDir: (dir) => this.#cleanUp(dir),
+    });
   }
 
   /**
@@ -81,9 +94,10 @@ export class Agent implements AsyncDisposable {
     this.#cleanUp(join(dataDir, "attempts"));
     mkdirSync(join(dataDir, "attempts"), { recursive: true, mode: 0o700 });
     this.#redis = connectRedis(redisUrl, { name: `slipway-agent-${name}`.replaceAll(/[^\w.-]/g, "_") });
-    this.#cancellations = new CancelChannel(this.#redis).subscribe((attemptId, reason) => {
-      this.#running.get(attemptId)?.abort(new Error(reason));
-    });
+    this.#cancellations = new CancelChannel(this.#redis).subscribe(
+      (attemptId, reason) => this.#running.get(attemptId)?.abort(new Error(reason)),
+      (attemptId) => this.#shells.wake(attemptId),
+    );
     this.#worker = new JobWorker(this.#redis, {
       pools,
       slots: jobs,
@@ -103,6 +117,7 @@ export class Agent implements AsyncDisposable {
   async drain(): Promise<void> {
     this.#draining.abort();
     await this.#worker?.pause();
+    await this.#shells.drain();
     await Promise.all(this.#cleanups);
   }
 
@@ -126,6 +141,7 @@ export class Agent implements AsyncDisposable {
     const timer = setTimeout(() => this.#giveUp.abort(stopped), lastReportsMs);
     await this.#worker?.close({ force: true });
     clearTimeout(timer);
+    await this.#shells.close();
     await this.#cancellations?.[Symbol.asyncDispose]();
     await this.#redis?.[Symbol.asyncDispose]();
     await Promise.all(this.#cleanups);
@@ -156,10 +172,12 @@ export class Agent implements AsyncDisposable {
       const dir = join(dataDir, "attempts", containerName(attemptId));
       const mirrorsDir = join(dataDir, "mirrors");
       const { signal: giveUp } = this.#giveUp;
+      const shells = this.#shells;
       const { untrusted = defaultUntrustedPolicy, ceiling = {} } = this.#options;
       await runAttempt(claimed, {
         client: this.#client,
         host,
+        shells,
         registry,
         mirrorsDir,
         untrusted,
@@ -170,7 +188,7 @@ export class Agent implements AsyncDisposable {
         job,
         giveUp,
       });
-      this.#cleanUp(dir);
+      if (!shells.isKept(attemptId)) this.#cleanUp(dir);
     } finally {
       this.#running.delete(attemptId);
     }

@@ -20,6 +20,7 @@ import { maskText, SecretIndex } from "./masker.ts";
 import type { JobResult, StepResult } from "./report.ts";
 import { secretForms } from "./secret-forms.ts";
 import { FencedError, type ServerClient } from "./server-client.ts";
+import type { AttemptShells, Shells } from "./shells.ts";
 import { StepLog } from "./step-log.ts";
 import type { UntrustedPolicy } from "./untrusted.ts";
 
@@ -37,6 +38,7 @@ export interface AttemptOptions {
   /** When the claim was sent, by `performance.now()`. */
   readonly claimedAtMs: number;
   readonly logger: Logger;
+  readonly shells: Shells;
   /** Cancels the job; how it ended is still reported. */
   readonly job: AbortController;
   /** Gives up everything, reports included. */
@@ -63,8 +65,15 @@ export async function runAttempt(claimed: ClaimedJob, options: AttemptOptions): 
     leaseMs: claimed.leaseMs,
     sinceMs: options.claimedAtMs,
     onEnd: (reason) => (reason instanceof FencedError ? reporter.fence(reason) : job.abort(reason)),
+    onShells: (sessions) => options.shells.open(claimed, sessions),
   });
-  const result = await execute(claimed, reporter, options);
+  using access = options.shells.attempt(claimed, {
+    dir: options.dir,
+    mayKeep: !isUntrusted(claimed) || options.untrusted.keepsFailed,
+    renewNow: () => lease.renewNow(),
+  });
+  const result = await execute(claimed, { reporter, access }, options);
+  await access.report();
   const accepted = await reporter.finish(result);
   lease[Symbol.dispose]();
   const { status, reason } = result;
@@ -76,13 +85,12 @@ export async function runAttempt(claimed: ClaimedJob, options: AttemptOptions): 
 
 async function execute(
   claimed: ClaimedJob,
-  reporter: AttemptReporter,
+  { reporter, access }: { readonly reporter: AttemptReporter; readonly access: AttemptShells },
   options: AttemptOptions,
 ): Promise<Pick<JobResult, "status" | "reason">> {
   const { host, dir, job } = options;
   const { build, repository } = claimed;
-  // A server of another version may not say it in so many words.
-  const isUntrusted = build.untrusted === true || build.pullRequest?.fromFork === true;
+  const untrusted = isUntrusted(claimed) ? options.untrusted : undefined;
   const maskedValues = [...claimed.maskedValues, ...urlSecrets(repository.cloneUrl)];
   const logDir = join(dir, "log");
   const workspaceDir = join(dir, "workspace");
@@ -97,7 +105,7 @@ async function execute(
       commit: build.commit,
       ref: build.ref,
       workspaceDir,
-      untrusted: isUntrusted,
+      untrusted: untrusted !== undefined,
       signal: job.signal,
     });
     // The first step's container is created while Git works; what `ready` rejects with comes out of here.
@@ -108,16 +116,22 @@ async function execute(
       variables: buildVariables(claimed.job, build, repository),
       maskedValues,
       logDir,
-      untrusted: isUntrusted ? options.untrusted : undefined,
+      untrusted,
       ceiling: options.ceiling,
       reporter,
       registry: options.registry,
       pins: attemptPins(claimed, options.client, job.signal),
+      access,
       signal: job.signal,
     });
   } catch (error) {
     return await reportCheckoutFailure(asError(error), claimed, { reporter, logDir, maskedValues, signal: job.signal });
   }
+}
+
+/** A server of another version may not say it in so many words. */
+function isUntrusted({ build }: ClaimedJob): boolean {
+  return build.untrusted === true || build.pullRequest?.fromFork === true;
 }
 
 interface CheckoutFailureContext {

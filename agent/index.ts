@@ -17,5 +17,8 @@ export { secretForms } from "./secret-forms.ts";
 export { formatDuration } from "./duration.ts";
 export { sharedPins } from "./image-pins.ts";
 export { Agent, type AgentOptions } from "./agent.ts";
+export type { KeepLimits } from "./kept-steps.ts";
+export type { KeptStep } from "./kept-step.ts";
+export type { Enterable, Entered, EnterOptions, StepAccess } from "./step-access.ts";
 export { checkout, type CheckoutOptions } from "./checkout.ts";
 export { CheckoutError } from "./checkout-error.ts";

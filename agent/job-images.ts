@@ -33,6 +33,7 @@ export class JobImages implements AsyncDisposable {
   readonly #unneeded = new AbortController();
   readonly #entries = new Map<string, Entry>();
   readonly #lease = new ImageLease();
+  #holders = 1;
   readonly #options: JobImagesOptions;
   readonly #signal: AbortSignal;
 
@@ -85,11 +86,21 @@ export class JobImages implements AsyncDisposable {
     return { image, notes };
   }
 
+  /** Holds the images beyond the job, until the answer is disposed, too. */
+  hold(): Disposable {
+    this.#holders++;
+    return { [Symbol.dispose]: () => this.#release() };
+  }
+
+  #release(): void {
+    if (--this.#holders === 0) this.#lease[Symbol.dispose]();
+  }
+
   /** Stops what no step came to need: the workspace may be deleted afterwards, and the images removed. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#unneeded.abort();
     await Promise.allSettled([...this.#entries.values()].map(({ image }) => image));
-    this.#lease[Symbol.dispose]();
+    this.#release();
   }
 }
 

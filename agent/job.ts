@@ -7,12 +7,14 @@ import { asError } from "./cause.ts";
 import { lowerResources, type StepCeiling } from "./ceiling.ts";
 import { formatDuration } from "./duration.ts";
 import { JobImages } from "./job-images.ts";
-import { SharedNetwork, wantsNetwork } from "./job-network.ts";
+import { SharedNetwork, StepNetwork, wantsNetwork } from "./job-network.ts";
+import type { KeptNetwork, KeptStep } from "./kept-step.ts";
 import { maskText, SecretIndex } from "./masker.ts";
 import type { JobReporter, JobResult, StepResult } from "./report.ts";
 import { secretForms } from "./secret-forms.ts";
 import { Services, skipServices } from "./services.ts";
 import { type StepContext, StepRun } from "./step.ts";
+import type { StepAccess } from "./step-access.ts";
 import { type LogTap, StepLog } from "./step-log.ts";
 import { limitUntrusted, refuseUntrusted, type UntrustedPolicy } from "./untrusted.ts";
 
@@ -42,6 +44,8 @@ export interface JobOptions {
   /** Between SIGTERM and SIGKILL for services, when the steps have ended. @default 10000 */
   readonly serviceGraceMs?: number;
   readonly reporter: JobReporter;
+  /** Is offered ways into steps. */
+  readonly access?: StepAccess;
   /** Canceling; the reason is a string or an Error whose message says why. */
   readonly signal?: AbortSignal;
 }
@@ -117,6 +121,7 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
     return new StepRun(step, { ...context, uidRange, index, log, image, imageNotes, wanted });
   };
 
+  const over = Promise.withResolvers<void>();
   const steps: StepResult[] = [];
   let end: JobEnd | undefined = setupError && { status: "error", reason: setupError.message };
   let next = prepareStep(0);
@@ -157,6 +162,7 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
     options.reporter.stepStarted?.(index, { startedAtMs: Date.now(), log: current.log });
     const outcome = await current.run({
       running: () => {
+        options.access?.running(index, current);
         next = prepareStep(index + 1);
         next?.prepare();
       },
@@ -167,11 +173,21 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
     // Its program never ran: the next one's container has not been prepared.
     if (next === current) next = prepareStep(index + 1);
     const result = maskReason(judgeStep(step, outcome, signal), secrets);
+    end = judgeJob(step, result, signal);
+    const kept = await offer(current, result, { index, isLast: end !== undefined, access: options.access });
+    if (kept !== undefined && uidRange !== undefined) {
+      kept.adopt({
+        uidRange,
+        image: images.hold(),
+        network: newNetwork(job, step, { ...options, uidRange }),
+        jobOver: over.promise,
+      });
+      uidRange = undefined;
+    }
     // Not waited for: the next step need not wait for this one's log to reach the disk.
     context.later(current.log.close());
     steps.push(result);
     options.reporter.stepFinished?.(index, result, current.log);
-    end = judgeJob(step, result, signal);
   }
   next?.discard();
   clearTimeout(timer);
@@ -179,7 +195,49 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
   await Promise.all(cleanups);
   await network?.release();
   uidRange?.[Symbol.dispose]();
+  over.resolve();
   return { ...(end ?? { status: "success" }), steps, services: ended };
+}
+
+/** Offers a failed step to whoever keeps such; answers it if it was taken over. */
+async function offer(
+  step: StepRun,
+  result: StepResult,
+  { index, isLast, access }: { index: number; isLast: boolean; access: StepAccess | undefined },
+): Promise<KeptStep | undefined> {
+  const kept = isLast && result.status === "failure" ? step.keep() : undefined;
+  step.forget();
+  if (kept === undefined) return undefined;
+  const note = await access?.failed(index, kept, result);
+  if (note === undefined) {
+    await kept[Symbol.asyncDispose]();
+    return undefined;
+  }
+  step.note(note);
+  return kept;
+}
+
+/** The step's network once more, for who enters it when the job's is gone. */
+function newNetwork(
+  job: JobSpec,
+  step: StepSpec,
+  options: Pick<JobOptions, "host" | "untrusted"> & { readonly uidRange: UidRange },
+): KeptNetwork {
+  return {
+    enter: async () => {
+      const shared = openNetwork(job, { ...options, signal: new AbortController().signal });
+      const own = new StepNetwork(shared, step);
+      const leave = async () => await shared?.release();
+      try {
+        const network = await own.container();
+        await own.begin();
+        return { network, leave };
+      } catch (error) {
+        await leave();
+        throw error;
+      }
+    },
+  };
 }
 
 /** Nothing of it is run. */

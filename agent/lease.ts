@@ -15,6 +15,8 @@ export interface LeaseOptions {
   readonly sinceMs: number;
   /** Called at most once: with a `FencedError`, a `LeaseLostError` or, if the build was canceled, another Error. */
   readonly onEnd: (reason: Error) => void;
+  /** Told of the sessions of shells that wait for this agent, again and again until it has dialed in. */
+  readonly onShells?: (sessions: readonly string[]) => void;
 }
 
 /**
@@ -29,6 +31,9 @@ export class Lease implements Disposable {
   #leaseMs: number;
   #renewedAtMs: number;
   #ended = false;
+  #isRenewing = false;
+  /** Somebody asked while a renewal, whose answer may be older, was under way. */
+  #isAskedAgain = false;
   #renewTimer: NodeJS.Timeout | undefined;
   #lossTimer: NodeJS.Timeout | undefined;
 
@@ -40,6 +45,12 @@ export class Lease implements Disposable {
     this.#watch();
   }
 
+  /** Renews at once: the server has something to say. */
+  renewNow(): void {
+    if (this.#isRenewing) this.#isAskedAgain = true;
+    else this.#schedule(0);
+  }
+
   [Symbol.dispose](): void {
     this.#stop.abort();
     clearTimeout(this.#renewTimer);
@@ -48,21 +59,27 @@ export class Lease implements Disposable {
 
   #schedule(delayMs: number): void {
     if (this.#stop.signal.aborted) return;
-    this.#renewTimer = setTimeout(() => void this.#renew(), delayMs);
+    clearTimeout(this.#renewTimer);
+    this.#renewTimer = setTimeout(() => void this.#renew(), this.#isAskedAgain ? 0 : delayMs);
+    this.#isAskedAgain = false;
   }
 
   async #renew(): Promise<void> {
     const { client, attempt } = this.#options;
     const sentAtMs = performance.now();
+    this.#isRenewing = true;
     try {
       const timeoutMs = Math.max(1_000, this.#leaseMs / 3);
-      const { canceled, leaseMs } = await client.renew(attempt, { timeoutMs, signal: this.#stop.signal });
+      const { canceled, leaseMs, shells = [] } = await client.renew(attempt, { timeoutMs, signal: this.#stop.signal });
+      this.#isRenewing = false;
       this.#renewedAtMs = sentAtMs;
       this.#leaseMs = leaseMs;
       this.#watch();
       if (canceled) this.#end(new Error("the build was canceled"));
+      if (shells.length > 0) this.#options.onShells?.(shells);
       this.#schedule(leaseMs / 3);
     } catch (error) {
+      this.#isRenewing = false;
       if (this.#stop.signal.aborted) return;
       if (error instanceof FencedError) return this.#end(error);
       this.#schedule(Math.min(1_000, this.#leaseMs / 10));

@@ -9,7 +9,11 @@ import {
   type ClaimRequest,
   type FinishReport,
   type ImagePin,
+  type KeptReport,
+  type KeptResponse,
   type RenewResponse,
+  ShellChannel,
+  type ShellSocket,
   type StepReport,
 } from "../queue/index.ts";
 import { asError } from "./cause.ts";
@@ -137,6 +141,29 @@ export class ServerClient implements Disposable {
       ...options,
     });
     return JSON.parse(answer.body.toString());
+  }
+
+  /**
+   * Says what is kept of an attempt, trying once.
+   *
+   * @throws {FencedError} If the server knows nothing of the attempt, or it is another's.
+   * @throws {UnansweredError}
+   */
+  async reportKept(
+    attempt: AttemptKey,
+    report: KeptReport,
+    options: { readonly timeoutMs: number; readonly signal: AbortSignal },
+  ): Promise<KeptResponse> {
+    const path = attemptPath(attempt, "kept");
+    const answer = await this.#send({ method: "POST", path, attempt, ...json(report), ...options });
+    return JSON.parse(answer.body.toString());
+  }
+
+  /** Dials in for a shell that somebody has asked for. @throws {Error} If the server does not want it any more, or is away. */
+  async dialShell(attempt: AttemptKey, session: string, signal: AbortSignal): Promise<ShellSocket> {
+    const headers = { authorization: `Bearer ${this.#token}`, [attemptTokenHeader]: attempt.token };
+    const url = new URL(`api/agent/shells/${encodeURIComponent(session)}`, this.#base);
+    return await ShellChannel.dial(url, { headers, signal });
   }
 
   /**

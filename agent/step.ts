@@ -1,8 +1,10 @@
 /** Runs one step: its image, its container, its output into its log. */
+import { mkdirSync } from "node:fs";
 import { formatBytes, type Resources, type StepSpec } from "../pipelines/index.ts";
 import {
   type Container,
   type ContainerResult,
+  execInContainer,
   type Image,
   ImageError,
   type PreparedConfig,
@@ -15,8 +17,10 @@ import { asError } from "./cause.ts";
 import { stepEnvironment } from "./environment.ts";
 import { StepNetwork } from "./job-network.ts";
 import type { JobContext } from "./job.ts";
+import { KeptStep } from "./kept-step.ts";
 import { describeRefused } from "./refused.ts";
 import type { StepResult } from "./report.ts";
+import { type Enterable, type Entered, type EnterOptions, shellProcess } from "./step-access.ts";
 import type { StepLog } from "./step-log.ts";
 
 export interface StepContext extends JobContext {
@@ -35,8 +39,9 @@ export interface StepContext extends JobContext {
  *
  * The container's remains are removed beside the following steps (`later`), for the user waits for the job, not for them.
  */
-export class StepRun {
+export class StepRun implements Enterable {
   readonly log: StepLog;
+  readonly ended: Promise<string>;
   readonly #step: StepSpec;
   readonly #context: StepContext;
   readonly #network: StepNetwork;
@@ -49,9 +54,18 @@ export class StepRun {
   /** Output of that time: who reports the step has not been told of it yet. */
   #held: { readonly stream: 1 | 2; readonly bytes: Buffer }[] | undefined;
   #onSucceeded: (() => void) | undefined;
+  readonly #ended = Promise.withResolvers<string>();
+  /** Its program has been executed, so there is something to look at. */
+  #hasRun = false;
+  #env: Readonly<Record<string, string>> = {};
+  #config: PreparedConfig | undefined;
+  /** Where the container's changes are if they may have to be kept. */
+  #writableDir: string | undefined;
+  #gone: Promise<void> = Promise.resolve();
 
   constructor(step: StepSpec, context: StepContext) {
     this.log = context.log;
+    this.ended = this.#ended.promise;
     this.#step = step;
     this.#context = context;
     this.#network = new StepNetwork(context.network, step);
@@ -108,7 +122,9 @@ export class StepRun {
       const container = await this.#prepared;
       await container?.[Symbol.asyncDispose]();
     };
-    this.#context.later(remove());
+    this.#gone = remove();
+    this.#context.later(this.#gone);
+    void this.#prepared.then(() => this.forget());
   }
 
   /**
@@ -129,6 +145,7 @@ export class StepRun {
         await this.#begun;
       }
       if (this.#container === undefined) throw new Error("Cannot run the step: it has no container");
+      this.#hasRun = true;
       on.running();
       this.#noteWeight();
       const result = await this.#container.result;
@@ -136,8 +153,53 @@ export class StepRun {
     } catch (error) {
       return { ...describeError(this.#step, asError(error), this.#context), startedAtMs, finishedAtMs: Date.now() };
     } finally {
-      if (this.#container !== undefined) this.#context.later(this.#container[Symbol.asyncDispose]());
+      this.#ended.resolve("the step has ended");
+      if (this.#container !== undefined) {
+        this.#gone = this.#container[Symbol.asyncDispose]();
+        this.#context.later(this.#gone);
+      }
     }
+  }
+
+  async enter(options: EnterOptions): Promise<Entered> {
+    if (this.#container === undefined) throw new Error("The step does not run yet");
+    const process = await execInContainer(this.#container, shellProcess(options, this.#env));
+    return { process, cut: this.ended, [Symbol.asyncDispose]: async () => await process[Symbol.asyncDispose]() };
+  }
+
+  note(text: string): void {
+    this.log.note(text);
+  }
+
+  /**
+   * Hands over what the step has left; undefined if it was not to be kept, or there is nothing to look at. Else `forget` must
+   * follow.
+   */
+  keep(): KeptStep | undefined {
+    const writableDir = this.#writableDir;
+    if (!this.#hasRun || writableDir === undefined || this.#config === undefined) return undefined;
+    this.#writableDir = undefined;
+    const { signal: _, timeoutMs: __, onExit: ___, ...config } = this.#config;
+    return new KeptStep({
+      host: this.#context.host,
+      config: { ...config, writableDir },
+      env: this.#env,
+      network: {
+        enter: async () => {
+          await this.#network.begin();
+          return { network: await this.#network.container(), leave: async () => {} };
+        },
+      },
+      gone: this.#gone,
+    });
+  }
+
+  /** Removes what was to be kept and is not. */
+  forget(): void {
+    const { host, later } = this.#context;
+    const writableDir = this.#writableDir;
+    this.#writableDir = undefined;
+    if (writableDir !== undefined) later(this.#gone.then(() => host.removeTree(writableDir)));
   }
 
   async #start(): Promise<void> {
@@ -207,8 +269,9 @@ export class StepRun {
     const onExit: PreparedConfig["onExit"] = ({ succeeded }) => {
       if (succeeded && this.#network.endsClean()) this.#onSucceeded?.();
     };
-    return {
-      id: `${id}-${index}`,
+    const name = `${id}-${index}`;
+    this.#config = {
+      id: name,
       image,
       uidRange,
       workspace,
@@ -219,14 +282,28 @@ export class StepRun {
       output,
       onExit,
       ...(this.#step.nested && { nested: this.#nestedConfig(image) }),
+      ...(this.#isToBeKept && { writableDir: this.#makeWritableDir(name) }),
     };
+    return this.#config;
+  }
+
+  get #isToBeKept(): boolean {
+    return this.#context.access?.keeps(this.#step) === true;
+  }
+
+  #makeWritableDir(name: string): string {
+    this.#writableDir = `${this.#context.host.keptDir}/${name}`;
+    mkdirSync(this.#writableDir, { recursive: true, mode: 0o700 });
+    this.#context.host.adoptWorkspace(this.#writableDir);
+    return this.#writableDir;
   }
 
   #processConfig(image: Image): ProcessConfig {
+    this.#env = this.#environment(image);
     return {
       // `--` for a script that begins with a dash; the step's name is $0, so the shell's own complaints begin with it.
       args: ["/bin/sh", "-e", "-c", "--", this.#step.run, this.#step.name],
-      env: this.#environment(image),
+      env: this.#env,
     };
   }
 

@@ -12,6 +12,8 @@ export interface UntrustedPolicy {
   readonly timeoutMs: number;
   /** Whether they reach private networks, as other jobs do. */
   readonly privateNetworks: boolean;
+  /** Whether their failed steps are kept for a shell. */
+  readonly keepsFailed: boolean;
 }
 
 const MiB = 2 ** 20;
@@ -22,6 +24,7 @@ export const defaultUntrustedPolicy: UntrustedPolicy = {
   ceiling: { cpu: 1, memoryBytes: 2 * GiB, pids: 512, diskBytes: 5 * GiB, logBytes: 64 * MiB },
   timeoutMs: 30 * 60_000,
   privateNetworks: false,
+  keepsFailed: false,
 };
 
 /** The same job within the policy's limits. */

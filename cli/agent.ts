@@ -6,6 +6,7 @@ import { join, resolve } from "node:path";
 import type { RedisAddress } from "../queue/index.ts";
 import type { Withheld } from "../runtime/index.ts";
 import { parseArguments, parseCount, UsageError, type Usage } from "./arguments.ts";
+import { keepOptions, parseKeep } from "./keep.ts";
 import { limitOptions, parseLimits } from "./limits.ts";
 import { networkOptions, parseNetworks } from "./networks.ts";
 import { findRegistrySettings, imageStoreDir, registriesOption } from "./registries.ts";
@@ -46,6 +47,7 @@ and the server gives them to another agent.`,
     ...limitOptions,
     registries: registriesOption,
     untrusted: untrustedOption,
+    ...keepOptions,
     "data-dir": dataDirOption,
     "log-level": logLevelOption,
   },
@@ -68,6 +70,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const allow = parseAllowed(values.allow);
   const networks = parseNetworks(values, context);
   const limits = parseLimits(values, context);
+  const keep = parseKeep(values);
   const pools = values.pool.length > 0 ? values.pool : ["default"];
   const serverUrl =
     values.server ?? environment["SLIPWAY_SERVER"] ?? recallServerUrl(dataDir) ?? "http://127.0.0.1:7433";
@@ -105,6 +108,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     name,
     untrusted: parseUntrusted(values.untrusted, defaultUntrustedPolicy),
     ceiling: limits.each,
+    keep,
     logger,
   });
   await agent.start();

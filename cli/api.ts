@@ -112,21 +112,28 @@ export class Api {
     }
   }
 
+  /** The header that says who asks. */
+  get authorization(): Readonly<Record<string, string>> {
+    return this.#token === undefined ? {} : { authorization: `Bearer ${this.#token}` };
+  }
+
+  /** What a person is told of a server that does not answer. */
+  unreachable(error: unknown): Error {
+    const cause = (error as Error).cause ?? error;
+    const reason =
+      cause instanceof Error ? cause.message || (cause as NodeJS.ErrnoException).code : (error as Error).message;
+    return new Error(`Cannot reach the server at ${this.url}: ${reason}; is it running? (slipway up, --server URL)`, {
+      cause: error,
+    });
+  }
+
   async #fetch(path: string, init: Init): Promise<Response> {
-    const headers = {
-      ...(this.#token === undefined ? {} : { authorization: `Bearer ${this.#token}` }),
-      ...init.headers,
-    };
+    const headers = { ...this.authorization, ...init.headers };
     let response: Response;
     try {
       response = await fetch(`${this.url}${path}`, { ...init, headers });
     } catch (error) {
-      const cause = (error as Error).cause;
-      const reason =
-        cause instanceof Error ? cause.message || (cause as NodeJS.ErrnoException).code : (error as Error).message;
-      throw new Error(`Cannot reach the server at ${this.url}: ${reason}; is it running? (slipway up, --server URL)`, {
-        cause: error,
-      });
+      throw this.unreachable(error);
     }
     if (response.ok) return response;
     throw new ApiError(response.status, errorMessage(response.status, await response.text()));

@@ -134,6 +134,28 @@ async function rerun(argv: readonly string[], context: Context): Promise<number>
   return values.follow ? await log(["--follow", build.id, ...server, ...dataDir], context) : exitCodes.success;
 }
 
+const discardUsage = {
+  name: "build discard",
+  operands: "BUILD[/STEP]",
+  summary: "Give up what is kept of a build's failed steps for a shell",
+  description: `${buildOperand.trim()} STEP is as for slipway shell; without it all that is kept of the build goes.`,
+  options: apiOptions,
+  examples: [["slipway build discard team/app#12", "free the agent's disk before the time is over"]],
+  count: { least: 1, most: 1 },
+} as const satisfies Usage;
+
+async function discard(argv: readonly string[], context: Context): Promise<number> {
+  const { values, operands } = parseArguments(discardUsage, argv);
+  const api = Api.find(values, context);
+  const { findStep, findTarget } = await import("./shell.ts");
+  const { build, rest } = await findTarget(api, operands[0]);
+  const { job, step } = rest === "" ? {} : findStep(build, rest);
+  const body = job === undefined ? {} : { job: String(job), step: String(step) };
+  await api.request("POST", `/api/builds/${build.id}/discard`, body);
+  context.print(`${title(build)}: given up\n`);
+  return exitCodes.success;
+}
+
 async function listBuilds(api: Api, repository: string | undefined, limit: number): Promise<readonly BuildSummary[]> {
   const query = new URLSearchParams({ limit: String(limit) });
   if (repository !== undefined) query.set("repository", (await findRepository(api, repository)).id);
@@ -141,7 +163,7 @@ async function listBuilds(api: Api, repository: string | undefined, limit: numbe
 }
 
 /** Finds what BUILD names. @throws {UsageError} If it names nothing. */
-async function findBuild(api: Api, reference: string | undefined): Promise<BuildView> {
+export async function findBuild(api: Api, reference: string | undefined): Promise<BuildView> {
   const numbered = /^(.+)#(\d+)$/.exec(reference ?? "");
   if (numbered?.[1] !== undefined) {
     const { id } = await findRepository(api, numbered[1]);
@@ -235,7 +257,24 @@ async function renderBuild(build: BuildView, api: Api, context: Context): Promis
   ];
   const states = new Map(build.jobs.map(({ name, status }) => [name, status]));
   if (build.diagnostics !== undefined) lines.push(build.diagnostics.formatted.split("\n").map(plain).join("\n"));
-  return `${lines.join("\n")}\n${quiet.transcript.summary({ reasons: true, usage: true, states })}`;
+  return `${lines.join("\n")}\n${quiet.transcript.summary({ reasons: true, usage: true, states })}${await renderKept(build, paint)}`;
+}
+
+/** What can still be entered of failed steps. */
+async function renderKept(build: BuildView, paint: Paint): Promise<string> {
+  const { formatBytes } = await import("../pipelines/index.ts");
+  return build.jobs
+    .flatMap(({ name: job, attempts }) =>
+      (attempts.at(-1)?.steps ?? []).map(({ kept, name, position }) => {
+        if (kept === undefined) return "";
+        const time = new Date(kept.untilMs).toISOString().slice(0, 16).replace("T", " ");
+        const size = kept.bytes === undefined ? "" : `, ${formatBytes(kept.bytes)}`;
+        const path = `${title(build)}/${plain(job)}/${position}`;
+        const word = /^[\w.+@%:,=#/-]+$/.test(path) ? path : `'${path}'`;
+        return `\n${plain(job)}/${plain(name)} is kept until ${time} UTC${size}: ${paint("bold", `slipway shell ${word}`)}\n`;
+      }),
+    )
+    .join("");
 }
 
 export const verbs: Readonly<Record<string, Verb>> = {
@@ -244,4 +283,5 @@ export const verbs: Readonly<Record<string, Verb>> = {
   log: { usage: logUsage, run: log },
   cancel: { usage: cancelUsage, run: cancel },
   rerun: { usage: rerunUsage, run: rerun },
+  discard: { usage: discardUsage, run: discard },
 };

@@ -51,6 +51,7 @@ export const entries: Readonly<Record<string, Entry>> = {
     isGroup: true,
     containers: "needed",
   },
+  shell: { summary: "Open a terminal in a running or a kept failed step", load: () => import("./shell.ts") },
   oci: { summary: "Run OCI bundles: an OCI runtime for Podman and others", load: () => import("./oci.ts") },
   demo: {
     summary: "Show all of it in a few seconds, in a temporary directory",

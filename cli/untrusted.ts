@@ -6,7 +6,7 @@ import { UsageError } from "./arguments.ts";
 export const untrustedOption = {
   value: "KEY=VALUE",
   multiple: true,
-  help: "What strangers' pull requests get: cpu, memory, pids, disk, log of a step, timeout of a\njob, private-networks=yes; may be repeated\n[default: cpu=1 memory=2GiB pids=512 disk=5GiB log=64MiB timeout=30m private-networks=no]",
+  help: "What strangers' pull requests get: cpu, memory, pids, disk, log of a step, timeout of a\njob, private-networks=yes, keep-on-failure=yes; may be repeated\n[default: cpu=1 memory=2GiB pids=512 disk=5GiB log=64MiB timeout=30m private-networks=no\nkeep-on-failure=no]",
 } as const;
 
 type Limit = keyof UntrustedPolicy["ceiling"];
@@ -32,10 +32,10 @@ export function parseUntrusted(words: readonly string[], defaults: UntrustedPoli
       const parsed = parseDuration(value);
       if (!parsed.ok) throw refuse(parsed.problem);
       policy = { ...policy, timeoutMs: parsed.value };
-    } else if (key === "private-networks") {
+    } else if (key === "private-networks" || key === "keep-on-failure") {
       if (value !== "yes" && value !== "no") throw refuse("it is yes or no");
-      policy = { ...policy, privateNetworks: value === "yes" };
-    } else throw refuse("it is cpu=, memory=, pids=, disk=, log=, timeout= or private-networks=");
+      policy = { ...policy, [key === "private-networks" ? "privateNetworks" : "keepsFailed"]: value === "yes" };
+    } else throw refuse("it is cpu=, memory=, pids=, disk=, log=, timeout=, private-networks= or keep-on-failure=");
   }
   return policy;
 }

@@ -3,6 +3,7 @@ import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { parseArguments, parseCount, type Usage } from "./arguments.ts";
 import { parseAllowed } from "./agent.ts";
+import { keepArguments, keepOptions, parseKeep } from "./keep.ts";
 import { limitArguments, limitOptions, parseLimits } from "./limits.ts";
 import { networkArguments, networkOptions, parseNetworks } from "./networks.ts";
 import {
@@ -38,6 +39,7 @@ The first Ctrl-C (or SIGTERM) drains: running jobs finish. The second stops: the
     ...limitOptions,
     untrusted: untrustedOption,
     "untrusted-pool": untrustedPoolOption,
+    ...keepOptions,
     "data-dir": dataDirOption,
     "log-level": logLevelOption,
   },
@@ -56,6 +58,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     parseUntrusted(values.untrusted, defaultUntrustedPolicy); // a mistake is told before anything is started
   }
   parseLimits(values, context); // as well
+  parseKeep(values);
   const logger = processLogger("up", values["log-level"], context);
   using signals = new StopSignals();
   const { ProcessTree } = await import("./process-tree.ts");
@@ -68,6 +71,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     serverArguments: untrustedPool === undefined ? [] : ["--untrusted-pool", untrustedPool],
     agentArguments: [
       ...limitArguments(values),
+      ...keepArguments(values),
       ...networkArguments(parseNetworks(values, context)),
       ...values.untrusted.flatMap((word) => ["--untrusted", word]),
       ...(untrustedPool === undefined ? [] : ["--pool", "default", "--pool", untrustedPool]),

@@ -20,5 +20,5 @@ export { parseRedisAddress, type RedisAddress } from "./redis-address.ts";
 export { checkRedis, type RedisProblem } from "./redis-check.ts";
 export { connectRedis, type RedisConnection, type RedisOptions, RedisUnavailableError } from "./redis-connection.ts";
 export { findRedisServer, installHint, type RedisServer } from "./redis-server.ts";
-export { ShellChannel, type ShellChannelHandlers, ShellRefusedError } from "./shell-channel.ts";
+export { ShellChannel, type ShellChannelHandlers, ShellRefusedError, type ShellSocket } from "./shell-channel.ts";
 export * from "./shell-protocol.ts";

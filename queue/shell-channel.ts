@@ -34,6 +34,9 @@ export interface ShellChannelHandlers<Message> {
   closed(reason: string | undefined): void;
 }
 
+/** A connection for a shell that the server has accepted. */
+export type ShellSocket = WebSocket;
+
 /** One end of a shell, from its connection on. */
 export class ShellChannel<Message extends { readonly type: string }> {
   readonly #socket: WebSocket;
@@ -73,7 +76,7 @@ export class ShellChannel<Message extends { readonly type: string }> {
   static async dial(
     url: URL,
     options: { readonly headers: Readonly<Record<string, string>>; readonly signal?: AbortSignal },
-  ): Promise<WebSocket> {
+  ): Promise<ShellSocket> {
     options.signal?.throwIfAborted();
     const { WebSocket: Socket } = loadWs();
     const address = new URL(url);

@@ -50,6 +50,7 @@ export class Container implements AsyncDisposable {
   readonly #outputs: readonly PipeReader[];
   readonly #status: PipeReader;
   readonly #stageZero: Promise<Reaped>;
+  readonly #isIdle: boolean;
   readonly #payloadGone = Promise.withResolvers<void>();
   readonly #gone = Promise.withResolvers<Reaped>();
   readonly #created = Promise.withResolvers<void>();
@@ -87,6 +88,8 @@ export class Container implements AsyncDisposable {
       readonly stderr: number;
       readonly status: number;
       readonly process: ProcessConfig | undefined;
+      /** It has no program of its own. */
+      readonly isIdle: boolean;
       /** The write end of the start pipe, and the memory for the process block at address `block`. */
       readonly start: { readonly fd: number; readonly processFd: number; readonly block: bigint } | undefined;
     },
@@ -98,6 +101,7 @@ export class Container implements AsyncDisposable {
     this.#granted = host.limits.granted(config.resources);
     this.#program = made.program;
     this.#process = made.process;
+    this.#isIdle = made.isIdle;
     this.#start = made.start;
     this.created = this.#created.promise;
     this.started = this.#started.promise;
@@ -208,6 +212,18 @@ export class Container implements AsyncDisposable {
     return this.#cgroup?.version === 1 && this.#cgroup.oomKills() > 0;
   }
 
+  /** From now on something runs in it. */
+  #keepLimits(): void {
+    this.#watching = this.#host.watch.add(() => this.#look());
+    this.#disk = this.#limitDisk();
+  }
+
+  /** What runs in it are further processes. */
+  #limitIdle(): void {
+    this.#startedAtMs = Date.now();
+    this.#keepLimits();
+  }
+
   #limitDisk(): DiskLimit {
     const { workspace, writableDir, uidRange } = this.#config;
     const { diskBytes: bytes, diskFiles } = this.#granted;
@@ -278,14 +294,14 @@ export class Container implements AsyncDisposable {
         if (this.#killed) this.#kill();
         break;
       case message.created:
+        if (this.#isIdle) this.#limitIdle();
         this.#created.resolve();
         break;
       case message.executed:
         this.#startedAtMs = timeOf(bytes);
         if (this.#startedAtMs === 0) break; // it was not
         this.#created.resolve();
-        this.#watching = this.#host.watch.add(() => this.#look());
-        this.#disk = this.#limitDisk();
+        this.#keepLimits();
         if (this.#stopReason === undefined) this.#limitTime();
         else this.#terminate();
         if (this.#failure === undefined) this.#started.resolve();

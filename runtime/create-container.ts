@@ -132,6 +132,7 @@ function createContainer(
       stderr: stderr.read,
       status: status.read,
       process,
+      isIdle: kind.isIdle === true,
       start: start === undefined ? undefined : { fd: start.write, processFd, block },
     });
   } catch (error) {

@@ -31,6 +31,7 @@ export class ExecProcess implements AsyncDisposable {
   readonly #input: Socket;
   readonly #terminal: number | undefined;
   #hasEnded = false;
+  #isOver = false;
   #grace: NodeJS.Timeout | undefined;
 
   /** @internal Takes ownership of the descriptors. */
@@ -98,9 +99,12 @@ export class ExecProcess implements AsyncDisposable {
     for (const output of this.#outputs) output.resume();
   }
 
-  /** Nobody is there any more: SIGHUP, and after a while SIGKILL, to all processes of its session. */
+  /**
+   * Nobody is there any more: SIGHUP, and after a while SIGKILL, to all processes of its session. When it has ended by itself,
+   * what it left in the background goes on.
+   */
   hangUp(): void {
-    if (this.#grace !== undefined) return;
+    if (this.#grace !== undefined || this.#isOver) return;
     this.#input.destroy();
     for (const output of this.#outputs) output.destroy();
     if (!this.#hasEnded) kill(-this.pid, SIGHUP);
@@ -121,6 +125,7 @@ export class ExecProcess implements AsyncDisposable {
     await Promise.all(this.#outputs.map((output) => output.ended));
     clearInterval(watch);
     this.#input.destroy();
+    this.#isOver = true;
     if (this.#grace !== undefined) {
       clearTimeout(this.#grace);
       killSession(this.pid);

@@ -83,6 +83,8 @@ export class Host implements AsyncDisposable {
   readonly imageStoreDir: string;
   /** Empty; containers attach their root file system on it, in their own mount namespace. */
   readonly attachDir: string;
+  /** For `writableDir`s of containers that outlast them; what is in it is swept like all that a killed agent leaves. */
+  readonly keptDir: string;
   /** Whether this kernel mounts overlays by descriptor and clones detached mounts (Linux 6.15). */
   readonly mountsDetachedOverlays: boolean;
   /** The layer on top of every image's: mount points and /etc files. */
@@ -126,6 +128,7 @@ export class Host implements AsyncDisposable {
     this.imageStoreDir = imageStorePath(options.imageStoreDir ?? `${stateDir}/images`);
     this.layerMounts = new LayerMounts(`${this.imageStoreDir}/shifted`);
     this.attachDir = `${stateDir}/attach`;
+    this.keptDir = `${stateDir}/kept`;
     this.skeletonDir = `${stateDir}/skeleton`;
     this.#lock = lock;
     this.limits = limits;
@@ -334,14 +337,14 @@ export class Host implements AsyncDisposable {
 
   async #prepare(): Promise<void> {
     const { stateDir } = this;
-    for (const name of ["containers", "workspaces"]) {
+    for (const name of ["containers", "kept", "workspaces"]) {
       if (existsSync(`${stateDir}/${name}`)) renameSync(`${stateDir}/${name}`, `${stateDir}/${name}.${Date.now()}.old`);
     }
-    for (const name of ["attach", "containers", "skeleton", "trash", "workspaces"]) {
+    for (const name of ["attach", "containers", "kept", "skeleton", "trash", "workspaces"]) {
       mkdirSync(`${stateDir}/${name}`, { recursive: true, mode: 0o755 });
     }
     mkdirSync(this.imageStoreDir, { recursive: true, mode: 0o755 });
-    for (const name of ["containers", "workspaces"]) spreadDirectories(`${stateDir}/${name}`);
+    for (const name of ["containers", "kept", "workspaces"]) spreadDirectories(`${stateDir}/${name}`);
     for (const name of readdirSync(stateDir)) {
       if (name.endsWith(".old")) await this.removeTree(`${stateDir}/${name}`);
     }
@@ -376,7 +379,7 @@ export class Host implements AsyncDisposable {
     await this.disk[Symbol.asyncDispose]();
     this.cgroups?.close();
     rmSync(this.attachDir, { recursive: true, force: true });
-    for (const name of ["containers", "workspaces", "trash"]) {
+    for (const name of ["containers", "kept", "workspaces", "trash"]) {
       try {
         rmdirSync(`${this.stateDir}/${name}`);
       } catch {

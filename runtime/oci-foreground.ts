@@ -2,6 +2,7 @@
 import { createReadStream, write } from "node:fs";
 import { constants } from "node:os";
 import { TIOCSWINSZ } from "./linux.ts";
+import { RawTerminal } from "./raw-terminal.ts";
 import { kill, reap } from "./reaper.ts";
 import { close, receiveDescriptor, trySyscall } from "./syscall.ts";
 
@@ -78,7 +79,7 @@ function showTerminal(master: number): { readonly ended: Promise<void>; readonly
     resize();
     process.stdout.on("resize", resize);
   }
-  if (process.stdin.isTTY) process.stdin.setRawMode(true);
+  const raw = RawTerminal.take(0);
   // The last reader of the other end makes the read fail with EIO: that is its end of file.
   const output = createReadStream("", { fd: master, autoClose: false });
   const ended = new Promise<void>((resolve) => {
@@ -90,7 +91,7 @@ function showTerminal(master: number): { readonly ended: Promise<void>; readonly
   return {
     ended,
     restore: () => {
-      if (process.stdin.isTTY) process.stdin.setRawMode(false);
+      raw?.[Symbol.dispose]();
       process.stdin.pause();
       process.stdout.off("resize", resize);
       close(master);

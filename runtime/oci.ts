@@ -26,4 +26,5 @@ export {
 } from "./oci-config.ts";
 export { OciConfigError } from "./oci-parser.ts";
 export { listStores, ociVersion, type OciRecord, type OciState, type OciStore } from "./oci-state.ts";
+export { RawTerminal } from "./raw-terminal.ts";
 export { socketPair } from "./syscall.ts";

@@ -197,20 +197,18 @@ describe("execInContainer", () => {
       /has ended|was killed/,
     );
     await ended[Symbol.asyncDispose]();
+    const filled = Promise.withResolvers<void>();
     const full = await runContainer(
       host.host,
-      host.script("sleep 1000 & sleep 1000 & sleep 1000 & wait", {
+      host.script("sleep 1000 & sleep 1000 & sleep 1000 & echo full; wait", {
         resources: { memoryBytes: 256 << 20, cpu: 2, pids: 5 },
+        output: () => filled.resolve(),
       }),
     );
-    const tried = () => execInContainer(full, { args: ["true"], env, output: () => {} }).then((run) => run.result);
-    let reason = "";
-    while (reason === "")
-      reason = await tried().then(
-        () => "",
-        (error: Error) => error.message,
-      );
-    expect(reason).toBe("Cannot start a process in the container: it has as many processes as it may have");
+    await filled.promise;
+    await expect(execInContainer(full, { args: ["true"], env, output: () => {} })).rejects.toThrow(
+      "Cannot start a process in the container: it has as many processes as it may have",
+    );
     await full[Symbol.asyncDispose]();
   });
 
