@@ -39,8 +39,8 @@ export async function podman(directory: string, rootDir: string): Promise<Engine
   const enter = ["-n", "-t", `${network.pid}`, "/usr/bin/env", `PATH=${process.env["PATH"] ?? "/usr/sbin:/usr/bin"}`];
   const argv = (...words: readonly string[]) => [...enter, path, ...global, ...words];
   const dispose = async () => {
-    for (const what of ["containers", "overlay-containers"]) spawnSync("umount", [`${own}/root/${what}`]);
-    spawnSync("nsenter", argv("system", "reset", "--force"));
+    // Not "podman system reset": that also deletes the machine's networks in /etc/containers.
+    spawnSync("umount", ["--recursive", `${own}/root/overlay`]);
     await end(network);
     removeCgroups();
   };
