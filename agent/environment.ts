@@ -1,6 +1,6 @@
 /** The environment of a step: all of it, and nothing of the agent's own. */
 import type { BuildInfo, RepositoryInfo } from "../queue/index.ts";
-import type { ImageConfig } from "../runtime/index.ts";
+import type { Image } from "../runtime/index.ts";
 import type { JobSpec, StepSpec } from "../pipelines/index.ts";
 
 /** Where every step finds the workspace. */
@@ -41,16 +41,19 @@ export function buildVariables(
 /**
  * Merges the whole environment of a step.
  *
- * Later wins: defaults, the image's, the pipeline's, the `SLIPWAY_` variables; these last no pipeline can forge.
+ * Later wins: defaults (HOME is that of the image's user), the image's, the pipeline's, the `SLIPWAY_` variables; these last no
+ * pipeline can forge.
  */
 export function stepEnvironment(
   step: Pick<StepSpec, "name" | "env">,
-  image: Pick<ImageConfig, "env">,
+  image: Pick<Image, "config" | "user">,
   variables: Readonly<Record<string, string>>,
 ): Record<string, string> {
+  const { config, user } = image;
   return {
     ...defaults,
-    ...image.env,
+    ...(user !== undefined && { HOME: user.home }),
+    ...config.env,
     ...step.env,
     ...variables,
     SLIPWAY: "true",

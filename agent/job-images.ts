@@ -64,6 +64,12 @@ export class JobImages implements AsyncDisposable {
     }
   }
 
+  /** Whether a program of theirs runs as another user than root; waits until they are there, as far as they are to be had now. */
+  async haveUsers(): Promise<boolean> {
+    const images = await Promise.allSettled([...this.#entries.values()].map(({ image }) => image));
+    return images.some((result) => result.status === "fulfilled" && result.value.user !== undefined);
+  }
+
   /** What a person should know of the image: which one a tag stands for, what was pulled. Told once. */
   takeNotes(step: NamedImage): readonly string[] {
     return this.#entries.get(keyOf(step))?.notes.splice(0) ?? [];

@@ -128,7 +128,11 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
   const early = options.workspace.ready !== undefined && next?.prepareWithoutWorkspace() === true;
   try {
     await ready;
-    if (uidRange !== undefined) await options.host.giveWorkspace(options.workspace, uidRange);
+    if (uidRange !== undefined) {
+      const { dir, copyOnWrite } = options.workspace;
+      if (copyOnWrite === true && (await images.haveUsers())) options.host.copyWorkspace(dir, uidRange);
+      await options.host.giveWorkspace(options.workspace, uidRange);
+    }
   } catch (error) {
     if (early) next?.discard();
     clearTimeout(timer);

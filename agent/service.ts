@@ -173,6 +173,7 @@ export class ServiceRun {
       workspace: { ...workspace, isOthers: true },
       resources,
       network,
+      ...(image.user !== undefined && { user: image.user }),
       ...(serviceGraceMs !== undefined && { graceMs: serviceGraceMs }),
       // What the image runs, it runs in a directory of its own.
       ...(run === undefined && { cwd: image.config.workingDir ?? "/" }),
@@ -191,7 +192,7 @@ export class ServiceRun {
     }
     return {
       args: script === undefined ? own : ["/bin/sh", "-e", "-c", "--", script, name],
-      env: stepEnvironment(this.#spec, image.config, this.#context.variables),
+      env: stepEnvironment(this.#spec, image, this.#context.variables),
     };
   }
 

@@ -273,6 +273,7 @@ export class StepRun implements Enterable {
     this.#config = {
       id: name,
       image,
+      ...(image.user !== undefined && { user: image.user }),
       uidRange,
       workspace,
       resources,
@@ -313,7 +314,7 @@ export class StepRun implements Enterable {
   }
 
   #environment(image: Image): Record<string, string> {
-    return stepEnvironment(this.#step, image.config, this.#context.variables);
+    return stepEnvironment(this.#step, image, this.#context.variables);
   }
 }
 

@@ -1,5 +1,5 @@
 /** COPY and ADD. */
-import { AccountError } from "./accounts.ts";
+import { AccountError } from "../runtime/index.ts";
 import { parseMode } from "./mode.ts";
 import type { SelectionSpec, TreeSpec } from "./file-tasks.ts";
 import { cacheKey } from "./key.ts";

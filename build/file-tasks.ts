@@ -3,6 +3,7 @@ import { createHash } from "node:crypto";
 import { mkdirSync, writeSync } from "node:fs";
 import { createGzip, createZstdCompress } from "node:zlib";
 import {
+  type Accounts,
   adoptUpper,
   defaultLayerLimits,
   fileAt,
@@ -10,10 +11,12 @@ import {
   isTarArchive,
   type LayerSummary,
   openLayerView,
+  resolveOwner,
+  resolveUser,
+  type ResolvedUser,
   unpackOver,
   writeLayerArchive,
 } from "../runtime/index.ts";
-import { type Accounts, resolveOwner, resolveUser, type ResolvedUser } from "./accounts.ts";
 import { digestContent, fingerprintSelections, openUnchanged, walkSelection } from "./content.ts";
 import { CopyError, CopyTarget, type Owner } from "./copy.ts";
 import type { FetchedFile, FetchedTree } from "./download.ts";

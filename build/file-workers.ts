@@ -1,7 +1,7 @@
 /** Threads that copy, digest and pack files. */
 import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
-import { AccountError } from "./accounts.ts";
+import { AccountError } from "../runtime/index.ts";
 import { CopyError } from "./copy.ts";
 import type { FileTaskKind, FileTaskResult, FileTaskSpec } from "./file-tasks.ts";
 import type { FileReply, FileRequest } from "./file-worker.ts";

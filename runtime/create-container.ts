@@ -4,6 +4,7 @@ import type { Delegation } from "./cgroup-delegation.ts";
 import { Container, writeProcess } from "./container.ts";
 import type { ContainerConfig, PreparedConfig, ProcessConfig } from "./container-config.ts";
 import { OwnedDescriptors } from "./descriptors.ts";
+import { isRootless } from "./file-owners.ts";
 import type { Host } from "./host.ts";
 import { launchedDescriptors } from "./launcher.ts";
 import { type LaunchPlan, planLaunch } from "./launch-plan.ts";
@@ -23,7 +24,7 @@ import { compileProgram, type Operation, type Program } from "./program.ts";
 import { boundDevices, cloneForContainer, makeUpper, mountDev, mountOverlay, overlayData } from "./rootfs.ts";
 import { sealedProgram } from "./start-program.ts";
 import { fillStores, listStores, makeStores, type StoreOwners, writeIdRanges } from "./nested.ts";
-import { stepConfig, type StepStore } from "./step-config.ts";
+import { stepConfig, type StepStore, type StepUser } from "./step-config.ts";
 import { type LaunchContext, planStep, type Source } from "./step-launch.ts";
 import { architecture, close, cString, open, syscall } from "./syscall.ts";
 import { hostIdOf, type UidRange } from "./uid-range.ts";
@@ -259,7 +260,7 @@ function launchContext(
     ...(nested === undefined ? {} : { user: there("user namespace", range.userNamespaceFd) }),
     rootfs: rootfsOf(host, config, config.writableDir ?? directory, { dry }),
     make: {
-      bind: (mount, options) => bind(mount, options, { range, dry }),
+      bind: (mount, options) => bind(mount, options, { range, dry, owner: workspaceOwner(config, mount), host }),
       dev: (_, { linux }) => mountDev(range, linux?.devices),
       boundDevices: ({ linux }) => boundDevices(linux?.devices),
       hostSys: cloneHostSys,
@@ -341,8 +342,14 @@ function rootfsOf(
 function bind(
   mount: OciMount,
   options: MountOptions,
-  { range, dry }: { readonly range: UidRange; readonly dry: boolean },
+  context: {
+    readonly host: Host;
+    readonly range: UidRange;
+    readonly dry: boolean;
+    readonly owner: StepUser | undefined;
+  },
 ): { readonly open: () => number; readonly isDirectory: boolean } {
+  const { host, range, dry, owner } = context;
   const { source = "" } = mount;
   const { recursiveBind: recursive, idMap } = options;
   const attributes = (recursive ? options.recursiveAttributes : options.attributes).set;
@@ -355,16 +362,27 @@ function bind(
     open: () =>
       idMap === "none"
         ? cloneMount(source, { attributes, recursive })
-        : cloneForContainer(source, range, { attributes, recursive }),
+        : cloneForContainer(source, range, { attributes, recursive, idMapFd: ownerMap(host, range, owner) }),
     isDirectory: stat?.isDirectory() ?? true,
   };
 }
 
+/** To whom the files of a mount are to belong: those of the workspace to the step's user, all others to whom they do on disk. */
+function workspaceOwner({ workspace, user }: PreparedConfig, { source, destination }: OciMount): StepUser | undefined {
+  return workspace !== undefined && source === workspace.dir && destination === "/workspace" ? user : undefined;
+}
+
+function ownerMap(host: Host, range: UidRange, owner: StepUser | undefined): number | undefined {
+  return owner === undefined || isRootless() ? undefined : host.workspaceOwners.get(range, owner);
+}
+
 /** A copy-on-write workspace. */
-function showWorkspace(host: Host, { workspace, uidRange }: PreparedConfig): number {
-  const shown = host.copyOnWriteWorkspace(workspace?.dir ?? "", uidRange);
+function showWorkspace(host: Host, { workspace, uidRange: range, user }: PreparedConfig): number {
+  const shown = host.copyOnWriteWorkspace(workspace?.dir ?? "", range);
   const attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
-  if (typeof shown === "string") return cloneForContainer(shown, uidRange, { attributes, recursive: false });
+  if (typeof shown === "string") {
+    return cloneForContainer(shown, range, { attributes, recursive: false, idMapFd: ownerMap(host, range, user) });
+  }
   return cloneMount(shown, { attributes });
 }
 

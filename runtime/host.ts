@@ -48,6 +48,7 @@ import type { HostFacts } from "./step-config.ts";
 import type { Ceiling } from "./step-resources.ts";
 import { close, open, SyscallError, syscall, trySyscall } from "./syscall.ts";
 import { type UidRange, UidRanges } from "./uid-range.ts";
+import { WorkspaceOwners } from "./workspace-owner.ts";
 import { Watch } from "./watch.ts";
 
 export interface HostOptions {
@@ -97,6 +98,7 @@ export class Host implements AsyncDisposable {
   /** Absent where the kernel's log cannot be read. */
   readonly oomReports = OomReports.open();
   readonly layerMounts: LayerMounts;
+  readonly workspaceOwners = new WorkspaceOwners();
   readonly programs = new ProgramCache();
   readonly removals = new Removals();
   readonly launchers: Launchers;
@@ -196,6 +198,7 @@ export class Host implements AsyncDisposable {
       [Symbol.dispose]: () => {
         for (const key of this.#workspaces.keys()) if (key.startsWith(`${range.key} `)) void this.#endWorkspace(key);
         this.layerMounts.release(range);
+        this.workspaceOwners.release(range);
         range[Symbol.dispose]();
       },
     };
@@ -249,6 +252,17 @@ export class Host implements AsyncDisposable {
         : copyTree(dir, `${directory}/copy`);
     this.#workspaces.set(key, { shown, directory });
     return shown;
+  }
+
+  /**
+   * Copies a directory to be a job's copy-on-write workspace, in place of an overlay: for jobs whose steps run as different
+   * users, each of which is to own the workspace, which an overlay cannot be mounted for.
+   */
+  copyWorkspace(dir: string, range: UidRange): void {
+    const key = `${range.key} ${dir}`;
+    if (isRootless() || this.#workspaces.has(key)) return;
+    const directory = this.#makeWorkspace(range);
+    this.#workspaces.set(key, { shown: copyTree(dir, `${directory}/copy`), directory });
   }
 
   /**
@@ -373,6 +387,7 @@ export class Host implements AsyncDisposable {
     this.oomReports?.close();
     this.programs.close();
     this.layerMounts.close();
+    this.workspaceOwners.close();
     this.#uidRanges.close();
     await Promise.all(this.#removals);
     await this.removals.close();

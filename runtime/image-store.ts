@@ -4,7 +4,8 @@
  *     blobs/ALGORITHM/HEX     manifests, configurations, archives of layers: see blob-store.ts
  *     layers/KEY/             unpacked layers: see layer-store.ts
  *     names/                  which manifest a name stands for: see image-names.ts
- *     archives/HASH.json      which layers a compressed image archive of a workspace holds
+ *     archives/NAME.json      what was found out about archives and images, and can be found out again
+ *     empty/                  an empty directory
  *     tmp/                    whatever is being written or deleted, locked by whoever does
  *
  * Everything is written in tmp/, and renamed to its place when it is whole and on disk, so that a process killed or a
@@ -103,6 +104,13 @@ export class ImageStore {
     const fd = openDescriptor(path, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL, 0o600);
     await rm(path, { force: true });
     return fd;
+  }
+
+  /** A directory that is and stays empty. */
+  async emptyDirectory(): Promise<string> {
+    const directory = join(this.directory, "empty");
+    await mkdir(directory, { recursive: true, mode: 0o700 });
+    return directory;
   }
 
   /** What `remember` kept under a name; undefined if there is nothing readable. */

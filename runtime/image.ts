@@ -4,12 +4,14 @@ import { promisify } from "node:util";
 import { readDockerArchive } from "./docker-archive.ts";
 import { resolveHostImage } from "./host-image.ts";
 import { defaultPath, type FoundImage, type ImageConfig } from "./image-config.ts";
+import type { ResolvedUser } from "./accounts.ts";
 import { formatBytes, ImageError } from "./image-error.ts";
 import { DirectoryFiles, type ImageFiles, scanTar } from "./image-files.ts";
 import { type ImagePins, MAX_LAYERS, pullImage, type PullPolicy } from "./image-pull.ts";
 import type { ImageLease } from "./image-lease.ts";
 import { ImageStore } from "./image-store.ts";
 import { layerKey, type LayerStore } from "./layer-store.ts";
+import { findImageUser } from "./image-user.ts";
 import { defaultLayerLimits, type LayerLimits } from "./layer.ts";
 import { LayerWorkers } from "./layer-workers.ts";
 import { O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_PATH, RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS } from "./linux.ts";
@@ -35,6 +37,8 @@ export interface Image {
   /** Host directories bound read-only over the layers, `/usr` for the image `host`. Targets are single top-level names. */
   readonly binds: readonly { readonly source: string; readonly target: string }[];
   readonly config: ImageConfig;
+  /** Whom `config.user` means in the image's own /etc/passwd and /etc/group. @default root */
+  readonly user?: ResolvedUser;
 }
 
 interface ResolveOptions {
@@ -112,7 +116,10 @@ async function resolveFromRegistry(
     const seconds = ((performance.now() - startedAtMs) / 1000).toFixed(1);
     const how = bytes === 0 ? "in the store" : `pulled ${formatBytes(bytes)} in ${seconds} s`;
     onNote?.(`image ${reference} is ${pulled.resolved}: ${how}`);
-    return { reference, digest: pulled.resolved, layers: pulled.layers, binds: [], config: pulled.image.config };
+    const { config } = pulled.image;
+    const user = await findImageUser(store, config.user, pulled.layers);
+    const image = { reference, digest: pulled.resolved, layers: pulled.layers, binds: [], config };
+    return user === undefined ? image : { ...image, user };
   } catch (error) {
     if (error instanceof ImageError) throw new ImageError(cannotUse(reference, error), { cause: error });
     if (error instanceof RegistryError) {
@@ -309,7 +316,7 @@ class Resolution {
     if (record === undefined) return undefined;
     const layers = await Promise.all(record.keys.map((key) => this.#store.layers.find(key, this.#lease)));
     if (!layers.every((layer) => layer !== undefined)) return undefined;
-    return { reference: this.#reference, digest: record.digest, layers, binds: [], config: record.config };
+    return await this.#withUser(record, layers);
   }
 
   /** A root file system in a tar archive: one layer, named by the archive's own digest. */
@@ -358,7 +365,16 @@ class Resolution {
       ),
       (error) => this.#workers.cancel(error),
     );
-    return { reference: this.#reference, digest: image.digest, layers, binds: [], config: image.config };
+    return await this.#withUser(image, layers);
+  }
+
+  async #withUser(
+    { digest, config }: { readonly digest: string; readonly config: ImageConfig },
+    layers: readonly string[],
+  ): Promise<Image> {
+    const user = await findImageUser(this.#store, config.user, layers);
+    const image = { reference: this.#reference, digest, layers, binds: [], config };
+    return user === undefined ? image : { ...image, user };
   }
 
   #produce(

@@ -44,6 +44,7 @@ export { type LayerArchiveOptions, writeLayerArchive } from "./layer-archive.ts"
 export type { LayerSummary } from "./layer.ts";
 export { type LayerViewOptions, openLayerView } from "./layer-view.ts";
 export { adoptUpper } from "./upper-layer.ts";
+export { AccountError, type Accounts, resolveOwner, resolveUser, type ResolvedUser } from "./accounts.ts";
 export { ImageStore, imageStorePath } from "./image-store.ts";
 export { type Collected, collectImages, type CollectOptions } from "./image-collect.ts";
 export { exportArchive, exportDirectory } from "./image-export.ts";

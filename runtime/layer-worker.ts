@@ -3,6 +3,7 @@ import { closeSync, constants, openSync } from "node:fs";
 import { basename, dirname } from "node:path";
 import { parentPort, workerData } from "node:worker_threads";
 import type { LayerTask, LayerTaskReply } from "./layer-workers.ts";
+import { readAccounts } from "./layer-accounts.ts";
 import { removeTree } from "./layer.ts";
 import { decompressFile, detectKind, hashFile, readTree, unpackLayer } from "./unpack.ts";
 
@@ -28,6 +29,8 @@ async function run(task: LayerTask): Promise<unknown> {
       return decompressFile(task.source, task.target, task.limits, checkCanceled);
     case "tree":
       return removedOnError(task.request.directory, () => readTree(task.request, checkCanceled));
+    case "accounts":
+      return readAccounts(task.layers, task.emptyDir);
     case "remove":
       return remove(task.path);
   }

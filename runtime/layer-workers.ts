@@ -1,6 +1,7 @@
 /** Threads that read archives and write layers. */
 import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
+import type { Accounts } from "./accounts.ts";
 import { ImageError } from "./image-error.ts";
 import type { LayerLimits, LayerSummary } from "./layer.ts";
 import type { ArchiveKind, ByteRange, TreeRequest, UnpackRequest } from "./unpack.ts";
@@ -12,6 +13,7 @@ export type LayerTask =
   | { readonly kind: "detect"; readonly source: ByteRange; readonly limits: LayerLimits }
   | { readonly kind: "decompress"; readonly source: ByteRange; readonly target: number; readonly limits: LayerLimits }
   | { readonly kind: "tree"; readonly request: TreeRequest }
+  | { readonly kind: "accounts"; readonly layers: readonly string[]; readonly emptyDir: string }
   | { readonly kind: "remove"; readonly path: string };
 
 interface LayerTaskResults {
@@ -20,6 +22,7 @@ interface LayerTaskResults {
   detect: ArchiveKind;
   decompress: number;
   tree: { readonly hash: string; readonly summary?: LayerSummary };
+  accounts: Accounts;
   remove: undefined;
 }
 

@@ -228,16 +228,16 @@ function makeDevice(dev: number, device: OciDevice, owner: { readonly base: numb
 export function cloneForContainer(
   path: string,
   range: UidRange,
-  options: { readonly attributes: number; readonly recursive: boolean },
+  options: { readonly attributes: number; readonly recursive: boolean; readonly idMapFd?: number | undefined },
 ): number {
-  const { attributes, recursive } = options;
+  const { attributes, recursive, idMapFd = range.userNamespaceFd } = options;
   if (isRootless()) return cloneMount(path, { attributes, recursive });
   try {
-    return cloneMount(path, { attributes, idMapFd: range.userNamespaceFd, recursive });
+    return cloneMount(path, { attributes, idMapFd, recursive });
   } catch (error) {
     if (!(error instanceof SyscallError) || error.errno !== EINVAL) throw error;
     // Something mounted below it does not know idmapped mounts: without that, then.
-    if (recursive) return cloneMount(path, { attributes, idMapFd: range.userNamespaceFd });
+    if (recursive) return cloneMount(path, { attributes, idMapFd });
     throw new Error(
       `Cannot mount "${path}" into a container: its file system does not support idmapped mounts; put the data directory on ext4, xfs or btrfs`,
       { cause: error },

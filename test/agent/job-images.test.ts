@@ -1,4 +1,4 @@
-import { mkdirSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -128,5 +128,76 @@ describe("a step in an image of a registry", () => {
       reason: expect.stringContaining("refuses the connection"),
     });
     expect(await run([{ image: `${away.host}/other`, run: "true" }])).toMatchObject({ status: "error" });
+  });
+});
+
+describe("a step in an image with a USER", () => {
+  const asUser = (User: string) => ({
+    config: { config: { User, WorkingDir: "/srv", Entrypoint: ["/none"], Cmd: ["x"] } },
+  });
+  const script = 'echo "$(id -u):$(id -g):$(id -G) $HOME $PWD"; touch mine; stat -c %u:%g . mine';
+
+  test.for([
+    ["ada", "1234:1235:1235 10 /home/ada /workspace"],
+    ["1234", "1234:1235:1235 10 /home/ada /workspace"],
+    ["ada:wheel", "1234:10:10 /home/ada /workspace"],
+    ["70000:70001", "70000:70001:70001 / /workspace"],
+    ["root", "0:0:0 /root /workspace"],
+  ])("%s runs as that, in a workspace of its own", async ([user, expected]) => {
+    registry.add("user", [shell], asUser(user as string));
+    const { status, output } = await run([{ image: `${registry.host}/t:user`, run: script }]);
+    const ids = (expected as string).split(":").slice(0, 2).join(":");
+    const lines = output.split("\n").map((line) => line.replace(/^0\.1 /, ""));
+    expect(lines.slice(1)).toEqual([expected, ids, ids]);
+    expect(status).toBe("success");
+  });
+
+  test.for([{ copyOnWrite: true }, { copyOnWrite: false }])(
+    "shares the workspace with steps of other users, each its owner: %o",
+    async ({ copyOnWrite }) => {
+      registry.add("ada", [shell], asUser("ada"));
+      registry.add("other", [shell], asUser("4321:4322"));
+      const dirOf = join(dir.path, `shared-${copyOnWrite}`);
+      mkdirSync(dirOf);
+      writeFileSync(join(dirOf, "committed"), "");
+      const check = 'stat -c "%n %u:%g" *; touch "by-$(id -u)"; echo x >> committed';
+      const { status, output } = await run(
+        ["host", `${registry.host}/t:ada`, `${registry.host}/t:other`, "host"].map((image) => ({ image, run: check })),
+        { workspace: { dir: dirOf, copyOnWrite } },
+      );
+      expect(status).toBe("success");
+      const last = output
+        .split("\n")
+        .filter((line) => line.startsWith("3.1") || !/^\d/.test(line))
+        .slice(-4);
+      expect(last.map((line) => line.replace(/^3\.1 /, ""))).toEqual([
+        "by-0 0:0",
+        "by-1234 0:0",
+        "by-4321 0:0",
+        "committed 0:0",
+      ]);
+      expect(output).toMatch(/committed 1234:1235[^]*committed 4321:4322/);
+      expect(readFileSync(join(dirOf, "committed"), "utf8")).toBe(copyOnWrite ? "" : "x\n".repeat(4));
+    },
+  );
+
+  test("fails where the image has no such user, whatever its links say", async () => {
+    registry.add("nobody", [shell], asUser("mallory"));
+    expect(await run([{ image: `${registry.host}/t:nobody`, run: "true" }])).toMatchObject({
+      status: "failure",
+      reason: expect.stringContaining(
+        'its USER is "mallory", but there is no user "mallory" in /etc/passwd of the image',
+      ),
+    });
+    writeFileSync(join(dir.path, "passwd"), "mallory:x:1:1::/:/bin/sh\n");
+    // One leads to a file of the host, the other to itself.
+    for (const linkName of [`../../../../../../${join(dir.path, "passwd")}`, "../../../../../../etc/passwd"]) {
+      registry.add(
+        "link",
+        [shell, gzipped(tarArchive([{ name: "etc/passwd", type: "2", linkName }]))],
+        asUser("mallory"),
+      );
+      expect(await run([{ image: `${registry.host}/t:link`, run: "true" }])).toMatchObject({ status: "failure" });
+    }
   });
 });

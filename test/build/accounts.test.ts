@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { AccountError, resolveOwner, resolveUser } from "../../build/accounts.ts";
+import { AccountError, resolveOwner, resolveUser } from "../../runtime/accounts.ts";
 import { ModeError, parseMode } from "../../build/mode.ts";
 
 const accounts = {

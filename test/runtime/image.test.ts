@@ -116,7 +116,14 @@ describe.skipIf(!isRoot)("resolveImage takes", () => {
       Cmd: ["x"],
     },
   };
-  const expectedConfig = { env: { PATH: "/opt/bin", EMPTY: "", A: "b=c" }, workingDir: "/srv", user: "1000:1000" };
+  const expectedConfig = {
+    env: { PATH: "/opt/bin", EMPTY: "", A: "b=c" },
+    entrypoint: ["/entry"],
+    cmd: ["x"],
+    workingDir: "/srv",
+    user: "1000:1000",
+  };
+  const user = { uid: 1000, gid: 1000, additionalGids: [], home: "/" };
 
   test("the archives of docker save, skopeo, crane and old Dockers, with the same layers", async () => {
     using fixture = new ImageFixture();
@@ -154,6 +161,7 @@ describe.skipIf(!isRoot)("resolveImage takes", () => {
         layers: image.layers,
         binds: [],
         config: expectedConfig,
+        user,
       });
     }
     expect({ leftovers: fixture.leftovers(), layers: fixture.layers().length }).toEqual({ leftovers: [], layers: 2 });
@@ -280,10 +288,10 @@ describe.skipIf(!isRoot)("resolveImage takes what the usual tools write", () => 
 describe.skipIf(!isRoot)("resolveImage refuses", () => {
   test.each<[string, string, (fixture: ImageFixture) => unknown, RegExp]>([
     [
-      "a reference to a registry",
-      "alpine:3",
+      "what is no name of an image",
+      "Alpine:3",
       () => {},
-      /neither "host" nor a path in the workspace that begins with ".\/"/,
+      /"Alpine" is not part of a name: .*; did you mean "alpine"\?/,
     ],
     ["what is missing", "./none.tar", () => {}, /image ".\/none.tar": there is no such file or directory/],
     ["a path out of the workspace", "./../store", () => {}, /leads out of the workspace/],
