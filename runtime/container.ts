@@ -13,6 +13,7 @@ import {
   type ProcessConfig,
 } from "./container-config.ts";
 import { type DiskLimit, filesFor } from "./disk-limit.ts";
+import { abortConnections } from "./fuse.ts";
 import type { Host } from "./host.ts";
 import type { Launcher } from "./launcher.ts";
 import { message, messageLength } from "./launch-plan.ts";
@@ -74,6 +75,7 @@ export class Container implements AsyncDisposable {
   #reaped: Reaped | undefined;
   #timer: NodeJS.Timeout | undefined;
   #killTimer: NodeJS.Timeout | undefined;
+  #stuckTimer: NodeJS.Timeout | undefined;
   #cleaned: Promise<void> | undefined;
 
   /** @internal Takes ownership of everything in `parts`. */
@@ -255,7 +257,15 @@ export class Container implements AsyncDisposable {
   /** Kills every process at once: the kernel takes a pid namespace down with its init. */
   #kill(): void {
     this.#killed = true;
-    if (this.pid !== 0 && this.#reaped === undefined) kill(this.pid, SIGKILL);
+    if (this.pid === 0 || this.#reaped !== undefined) return;
+    kill(this.pid, SIGKILL);
+    this.#releaseStuck();
+  }
+
+  /** A process that waits for a file system which it serves itself dies of no signal; only nested containers mount such. */
+  #releaseStuck(): void {
+    if (this.#config.nested === undefined) return;
+    this.#stuckTimer ??= setInterval(() => abortConnections(this.#config.uidRange), stuckMs);
   }
 
   /** Takes a container that was never started down: its init ends when the start pipe does. */
@@ -289,6 +299,7 @@ export class Container implements AsyncDisposable {
         // Not before stage 0 has ended: until init is reaped, its id means nobody else, and stage 0 writes id maps by it.
         void this.#stageZero.then(async () => {
           this.#reaped = await reap(value);
+          clearInterval(this.#stuckTimer);
           this.#gone.resolve(this.#reaped);
         });
         if (this.#killed) this.#kill();
@@ -306,8 +317,14 @@ export class Container implements AsyncDisposable {
         else this.#terminate();
         if (this.#failure === undefined) this.#started.resolve();
         break;
+      case message.payloadEnding:
+        // All of it is being killed; only what waits for itself stays.
+        this.#releaseStuck();
+        break;
       case message.payloadExited:
         this.#payloadStatus = value;
+        // The next step of the job has the same ids.
+        clearInterval(this.#stuckTimer);
         this.#exitedAtMs = timeOf(bytes);
         this.#payloadGone.resolve();
         if (this.#startedAtMs !== 0 && this.#failure === undefined) {
@@ -470,6 +487,9 @@ export class Container implements AsyncDisposable {
 
 /** How long an output that is read, and has nothing to be read, may stay open when its container is gone. */
 const idleOutputMs = 1000;
+
+/** How long what has been killed may take, before it is looked at what may keep it. */
+const stuckMs = 250;
 
 /** The one operation whose failure is the user's. */
 const executeProgram = "execute the program";

@@ -53,11 +53,12 @@ import { processBytes, processLayout } from "./process-block.ts";
 import { loadSeccomp, type SeccompFilter } from "./seccomp.ts";
 
 /**
- * Messages on the status descriptor beside `failMessage`: { u32 kind, u32 value, u64 0 }. The last two have a struct timespec
- * behind that, when it happened: the agent may be busy with something else and hear of it late. `executed` with a time of
- * zero means that the program was not executed: failed, or abandoned. `payloadExited` says that nothing but init is left.
+ * Messages on the status descriptor beside `failMessage`: { u32 kind, u32 value, u64 0 }. `executed` and `payloadExited` have a struct
+ * timespec behind that, when it happened: the agent may be busy with something else and hear of it late. `executed` with a time of
+ * zero means that the program was not executed: failed, or abandoned. `payloadExited` says that nothing but init is left;
+ * a nested container says `payloadEnding` before it kills what is, which may not be enough.
  */
-export const message = { initPid: 2, created: 3, executed: 4, payloadExited: 5 } as const;
+export const message = { initPid: 2, created: 3, executed: 4, payloadExited: 5, payloadEnding: 6 } as const;
 
 /** How long a message is that begins with `kind`. */
 export function messageLength(kind: number): number {
@@ -481,6 +482,15 @@ function superviseThePayload(plan: LaunchPlan): Operation[] {
       goto: "reap one",
     },
     readClock({ addressOf: "payloadExitedMessage", offset: messageBytes }),
+    ...(plan.userFd === undefined
+      ? []
+      : [
+          {
+            name: "report that what is left is killed",
+            call: "write",
+            args: [plan.statusFd, { bytes: message_(message.payloadEnding) }, messageBytes],
+          } as const,
+        ]),
     // Whoever is forking meanwhile fails at that: what this leaves alive is nobody but init.
     { name: "kill what is left", call: "kill", args: [-1, SIGKILL], tolerate: [ESRCH] },
     { label: "reap the rest" },

@@ -1,5 +1,6 @@
 /** Ranges of ids: every concurrently running job has one that nobody else has, as long as there are enough. */
 import { mkdirSync } from "node:fs";
+import { abortConnections } from "./fuse.ts";
 import { EAGAIN, LOCK_EX, LOCK_NB, O_CREAT, O_RDWR } from "./linux.ts";
 import { agentId, containerId, findOwnIds, type OwnIds, planRanges, type RangePlan } from "./own-ids.ts";
 import { close, open, SyscallError, trySyscall } from "./syscall.ts";
@@ -74,6 +75,8 @@ export class UidRanges {
   #range(index: number, release: () => void): UidRange {
     const plan = this.#plans[index] as RangePlan;
     const known = this.#namespaces.get(index);
+    // Nobody else has these ids: whatever still waits with them a killed agent left.
+    if (known === undefined && !this.#mayShare) abortConnections(plan);
     const userNamespaceFd = known ?? mapUserNamespace(plan.mappings, plan.mappings);
     this.#namespaces.set(index, userNamespaceFd);
     return {

@@ -149,6 +149,46 @@ describe("a nested step", () => {
   });
 });
 
+/** Serves a FUSE file system, takes a request of its own and never answers it: no signal ends who waits for that. */
+const stuck = `
+import ctypes, os, struct, threading
+libc = ctypes.CDLL(None, use_errno=True)
+fd = os.open("/dev/fuse", os.O_RDWR)
+os.makedirs("/f", exist_ok=True)
+options = f"fd={fd},rootmode=40000,user_id=0,group_id=0".encode()
+if libc.mount(b"x", b"/f", b"fuse", 0, options) != 0: print("cannot mount", ctypes.get_errno())
+def serve():
+    while True:
+        request = os.read(fd, 1 << 17)
+        if int.from_bytes(request[4:8], "little") == 26: # FUSE_INIT
+            answer = struct.pack("<IIIIHHIIHHI28x", 7, 31, 65536, 0, 12, 10, 4096, 1, 0, 0, 0)
+            os.write(fd, struct.pack("<Ii", 16 + len(answer), 0) + request[8:16] + answer)
+        else: print("taken", flush=True)
+threading.Thread(target=serve, daemon=True).start()
+os.stat("/f/x")
+`;
+
+describe("what waits for a file system of its own", () => {
+  test("is killed with its container", async () => {
+    const taken = Promise.withResolvers<void>();
+    const container = await runContainer(host.host, {
+      ...host.script("", { args: ["/usr/bin/python3", "-c", stuck], output: () => taken.resolve(), graceMs: 1 }),
+      nested,
+    });
+    await taken.promise;
+    container.stop("canceled", "enough");
+    expect(await container.result).toMatchObject({ reason: "canceled", exitCode: 137 });
+    await container[Symbol.asyncDispose]();
+  });
+
+  test("does not outlive the step's program", async () => {
+    const { stdout, exitCode } = await run(
+      `cat > /stuck.py <<'END'\n${stuck}\nEND\nmkfifo /taken; setsid python3 /stuck.py > /taken & read -r line < /taken; echo $line`,
+    );
+    expect({ stdout, exitCode }).toEqual({ stdout: "taken\n", exitCode: 0 });
+  });
+});
+
 describe("the host", () => {
   test("has its kernel's settings for itself", async () => {
     const files = ["kernel/core_pattern", "kernel/modprobe", "vm/panic_on_oom", "fs/file-max", "kernel/sysrq"].filter(
