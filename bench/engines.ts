@@ -119,8 +119,10 @@ function importImage(program: string, argv: readonly string[], rootDir: string):
 }
 
 function removeCgroups(): void {
-  const script = `rmdir /sys/fs/cgroup${cgroupParent} /sys/fs/cgroup/*${cgroupParent} 2>/dev/null`;
-  spawnSync("sh", ["-c", script]);
+  // Podman's monitors have one of their own in it.
+  for (const path of [`${cgroupParent}/conmon`, cgroupParent]) {
+    spawnSync("sh", ["-c", `rmdir /sys/fs/cgroup${path} /sys/fs/cgroup/*${path} 2>/dev/null`]);
+  }
 }
 
 async function networkNamespace(): Promise<ChildProcess & { readonly pid: number }> {

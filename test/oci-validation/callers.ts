@@ -38,7 +38,16 @@ export async function validateCallers(names: readonly string[]): Promise<number>
     }
     return failed > 0 ? 1 : 0;
   } finally {
+    spawnSync("umount", ["--recursive", join(directory, "podman/overlay")]);
     rmSync(directory, { recursive: true, force: true });
+    removeCgroups();
+  }
+}
+
+/** The parents that the callers make and leave; those in use by others stay. */
+function removeCgroups(): void {
+  for (const path of ["libpod_parent/conmon", "libpod_parent", "docker", "default"]) {
+    spawnSync("sh", ["-c", `rmdir /sys/fs/cgroup/${path} /sys/fs/cgroup/*/${path} 2>/dev/null`]);
   }
 }
 
