@@ -9,10 +9,11 @@
  *
  * @see {@link https://docs.kernel.org/admin-guide/cgroup-v2.html#delegation}
  */
-import { chownSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { chownSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import { agentCgroupPath, type CgroupHost, makeAgentCgroup, makeDirectory, readWords } from "./cgroup-host.ts";
 import type { CgroupDirectory } from "./cgroup-limits.ts";
 import type { ShownHierarchy } from "./cgroup-mounts.ts";
+import { directoriesIn } from "./cgroup-sweep.ts";
 
 /** What a container that has its cgroup for itself needs to be told. */
 export interface Delegation {
@@ -122,11 +123,18 @@ function give(directory: string, owner: number, files: readonly string[]): void 
 /** The processes of a cgroup and of all below it. */
 export function processesBelow(path: string): number[] {
   const own = readWords(`${path}/cgroup.procs`).map(Number);
-  let below: string[];
-  try {
-    below = readdirSync(path, { withFileTypes: true }).flatMap((entry) => (entry.isDirectory() ? [entry.name] : []));
-  } catch {
-    return own; // gone meanwhile
+  return [...own, ...directoriesIn(path).flatMap((name) => processesBelow(`${path}/${name}`))];
+}
+
+/** Lifts the limits on CPU time that a container has set below itself: who is killed needs some of it to end. */
+export function liftCpuLimits(path: string, version: 1 | 2): void {
+  const [file, none] = version === 2 ? ["cpu.max", "max"] : ["cpu.cfs_quota_us", "-1"];
+  for (const name of directoriesIn(path)) {
+    try {
+      writeFileSync(`${path}/${name}/${file}`, none);
+    } catch {
+      // gone meanwhile, or without this controller
+    }
+    liftCpuLimits(`${path}/${name}`, version);
   }
-  return [...own, ...below.flatMap((name) => processesBelow(`${path}/${name}`))];
 }

@@ -42,7 +42,8 @@ function hasProcesses(directory: string): boolean {
   return directoriesIn(directory).some((name) => hasProcesses(`${directory}/${name}`));
 }
 
-function directoriesIn(path: string): string[] {
+/** The cgroups right below one. */
+export function directoriesIn(path: string): string[] {
   try {
     return readdirSync(path, { withFileTypes: true })
       .filter((entry) => entry.isDirectory())

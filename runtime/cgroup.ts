@@ -10,7 +10,7 @@ import { existsSync } from "node:fs";
 import { rmdir } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { type CgroupHost, makeAgentCgroup, makeDirectory, readWords } from "./cgroup-host.ts";
-import { delegate, type Delegation, OtherHierarchies, processesBelow } from "./cgroup-delegation.ts";
+import { delegate, type Delegation, liftCpuLimits, OtherHierarchies, processesBelow } from "./cgroup-delegation.ts";
 import { type CgroupDirectory, setLimits } from "./cgroup-limits.ts";
 import { removeCgroupsBelow, removeCgroupTree, tryRemove } from "./cgroup-sweep.ts";
 import { type CgroupUsage, hadOwnOom, reachedOwnLimit, readMemory, readOomKills, readUsage } from "./cgroup-usage.ts";
@@ -158,6 +158,13 @@ export class Cgroup {
     if (directory === undefined) return [];
     if (this.#delegation !== undefined) return processesBelow(directory.path);
     return readWords(`${directory.path}/cgroup.procs`).map(Number);
+  }
+
+  /** Lets processes that have been killed end: whoever has cgroups of his own may have left them hardly any CPU time. */
+  hasten(): void {
+    if (this.#delegation === undefined) return;
+    const directory = this.#directories.find(({ controllers }) => controllers.includes("cpu"));
+    if (directory !== undefined) liftCpuLimits(directory.path, directory.version);
   }
 
   usage(): CgroupUsage {

@@ -262,10 +262,16 @@ export class Container implements AsyncDisposable {
     this.#releaseStuck();
   }
 
-  /** A process that waits for a file system which it serves itself dies of no signal; only nested containers mount such. */
+  /**
+   * A process that waits for a file system which it serves itself dies of no signal, and one without CPU time not soon: a
+   * nested container can have both.
+   */
   #releaseStuck(): void {
     if (this.#config.nested === undefined) return;
-    this.#stuckTimer ??= setInterval(() => abortConnections(this.#config.uidRange), stuckMs);
+    this.#stuckTimer ??= setInterval(() => {
+      this.#cgroup?.hasten();
+      abortConnections(this.#config.uidRange);
+    }, stuckMs);
   }
 
   /** Takes a container that was never started down: its init ends when the start pipe does. */
