@@ -31,7 +31,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
 
 /** Each thing by itself, and if nothing required is missing, all of it together. */
 async function checkRuntime(dataDir: string, { environment, obstacle }: Context): Promise<HostCheck[]> {
-  const { checkHost, checkMode, checkNetworks, Host, testHost } = await import("../runtime/index.ts");
+  const { checkHost, checkMode, checkNested, checkNetworks, Host, testHost } = await import("../runtime/index.ts");
   const mode = checkMode(environment, obstacle);
   // Nothing of what follows would work.
   if (obstacle !== undefined) return mode;
@@ -47,7 +47,12 @@ async function checkRuntime(dataDir: string, { environment, obstacle }: Context)
     await using host = await Host.open({ stateDir, allow: missing.length > 0 ? ["no-cgroups"] : [] });
     const networks = await checkNetworks();
     // Without them, steps can have no network or the host's.
-    return [...checks, await testHost(host), ...networks.map((check) => ({ ...check, required: false }))];
+    return [
+      ...checks,
+      await testHost(host),
+      await checkNested(host),
+      ...networks.map((check) => ({ ...check, required: false })),
+    ];
   } finally {
     rmSync(existed ? stateDir : dataDir, { recursive: true, force: true });
   }

@@ -34,6 +34,7 @@ export { RegistryClient } from "./registry-client.ts";
 export { RegistryError } from "./registry-error.ts";
 export { readRegistrySettings, type RegistrySettings } from "./registry-settings.ts";
 export { testHost } from "./self-test.ts";
+export { checkNested } from "./nested-check.ts";
 export { type AllowedDestination, type AllowList, lookUpAllowed, UnknownNameError } from "./network-allow.ts";
 export type { ContainerNetwork, JobNetwork, Refusals, Refused, Withheld } from "./network.ts";
 export { checkMode } from "./rootless-check.ts";

@@ -2,7 +2,7 @@ import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { checkHost, testHost } from "../../runtime/index.ts";
+import { checkHost, checkNested, testHost } from "../../runtime/index.ts";
 import { TestHost } from "./host-fixture.ts";
 
 test("checkHost finds what this host can do and leaves nothing behind", async () => {
@@ -21,6 +21,11 @@ test("testHost starts a whole container and leaves nothing behind", async () => 
   await using host = await TestHost.open();
   expect(await testHost(host.host)).toMatchObject({ ok: true, found: expect.stringMatching(/^started and gone in/) });
   expect(existsSync(join(host.host.stateDir, "self-test"))).toBe(false);
+});
+
+test("checkNested tries in a nested container what builders need", async () => {
+  await using host = await TestHost.open();
+  expect(await checkNested(host.host)).toMatchObject({ name: "nested steps", ok: true, required: false });
 });
 
 describe("checkHost on what limits need", () => {
