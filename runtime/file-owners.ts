@@ -6,20 +6,8 @@
  * files carry the ids of the job that sees them: a workspace those of its job, images those of the first range. A job with
  * another range sees a copy of the image's layers, made when it is needed for the first time.
  */
-import { execFileSync } from "node:child_process";
-import { createHash, randomBytes } from "node:crypto";
-import {
-  chmodSync,
-  existsSync,
-  lchownSync,
-  lstatSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-} from "node:fs";
-import { basename } from "node:path";
+import { createHash } from "node:crypto";
+import { chmodSync, lchownSync, lstatSync, readdirSync, readFileSync } from "node:fs";
 import { agentId, containerId, findOwnIds, type OwnIds, planRanges, type RangePlan } from "./own-ids.ts";
 
 let known: { readonly ids: OwnIds; readonly ranges: readonly RangePlan[] } | undefined;
@@ -38,7 +26,8 @@ export function isRootless(): boolean {
   return !jobIds().ids.all;
 }
 
-function firstRange(): RangePlan {
+/** The range whose ids files of images have on disk, where mounts map none. */
+export function firstRange(): RangePlan {
   return jobIds().ranges[0] as RangePlan;
 }
 
@@ -79,8 +68,8 @@ export function adoptTree(path: string): void {
   walk(Buffer.from(path), (id) => (containerId(first, id) === undefined ? diskOwner(0) : id));
 }
 
-/** Gives a tree of one range to another. */
-function shiftTree(path: string, from: RangePlan, to: RangePlan): void {
+/** Gives a tree of one range to another. File capabilities are lost. */
+export function shiftTree(path: string, from: RangePlan, to: RangePlan): void {
   walk(Buffer.from(path), (id) => {
     // Not in it: shifted already, by another name of the same file.
     const inside = containerId(from, id);
@@ -100,37 +89,5 @@ function walk(path: Buffer, change: (id: number) => number): void {
   if (!stat.isDirectory()) return;
   for (const name of readdirSync(path, { encoding: "buffer" })) {
     walk(Buffer.concat([path, Buffer.from("/"), name]), change);
-  }
-}
-
-/** Copies of layers for ranges other than the first, by range and layer. */
-export class ShiftedLayers {
-  readonly #directory: string;
-
-  /** @param directory On the file system of the layers; what is in it whose layer is gone goes. */
-  constructor(directory: string) {
-    this.#directory = directory;
-  }
-
-  /** The layer with the range's owners: itself, or a copy, which is made if it is not there. Blocks meanwhile. */
-  get(layer: string, range: RangePlan): string {
-    const first = firstRange();
-    if (range.base === first.base) return layer;
-    const parent = `${this.#directory}/${range.base}`;
-    const copy = `${parent}/${basename(layer)}-${createHash("sha256").update(layer).digest("hex").slice(0, 16)}`;
-    if (existsSync(copy)) return copy;
-    const making = `${parent}/new-${randomBytes(8).toString("hex")}`;
-    mkdirSync(parent, { recursive: true, mode: 0o755 });
-    try {
-      // Whiteouts and extended attributes come along.
-      execFileSync("cp", ["--archive", "--reflink=auto", "--", layer, making], { stdio: ["ignore", "ignore", "pipe"] });
-      shiftTree(making, first, range);
-      renameSync(making, copy);
-    } catch (error) {
-      rmSync(making, { recursive: true, force: true });
-      if (existsSync(copy)) return copy; // another container of the job was faster
-      throw new Error(`Cannot copy layer "${layer}" for a job with ids of its own`, { cause: error });
-    }
-    return copy;
   }
 }

@@ -44,6 +44,7 @@ import { ProgramCache } from "./program-cache.ts";
 import { Removals } from "./removals.ts";
 import { findMaskedPaths, findReadonlyPaths, LayerMounts, mountOverlay } from "./rootfs.ts";
 import { runDirectory } from "./run-directory.ts";
+import { ShiftedLayers } from "./shifted-layers.ts";
 import type { HostFacts } from "./step-config.ts";
 import type { Ceiling } from "./step-resources.ts";
 import { close, open, SyscallError, syscall, trySyscall } from "./syscall.ts";
@@ -128,7 +129,9 @@ export class Host implements AsyncDisposable {
     this.#networkOptions = options.networks ?? {};
     this.stateDir = stateDir;
     this.imageStoreDir = imageStorePath(options.imageStoreDir ?? `${stateDir}/images`);
-    this.layerMounts = new LayerMounts(`${this.imageStoreDir}/shifted`);
+    const shifted = new ShiftedLayers(this.imageStoreDir, `${stateDir}/workspaces`);
+    if (isRootless()) shifted.sweep();
+    this.layerMounts = new LayerMounts(shifted);
     this.attachDir = `${stateDir}/attach`;
     this.keptDir = `${stateDir}/kept`;
     this.skeletonDir = `${stateDir}/skeleton`;
@@ -197,7 +200,7 @@ export class Host implements AsyncDisposable {
       ...range,
       [Symbol.dispose]: () => {
         for (const key of this.#workspaces.keys()) if (key.startsWith(`${range.key} `)) void this.#endWorkspace(key);
-        this.layerMounts.release(range);
+        for (const copy of this.layerMounts.release(range)) void this.removeTree(copy);
         this.workspaceOwners.release(range);
         range[Symbol.dispose]();
       },

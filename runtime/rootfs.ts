@@ -1,6 +1,6 @@
 /** The file systems of one container, made in the agent as detached mounts: overlay, /dev, workspace. */
 import { chownSync, lstatSync, mkdirSync, rmSync, statSync } from "node:fs";
-import { isRootless, ShiftedLayers } from "./file-owners.ts";
+import { isRootless } from "./file-owners.ts";
 import {
   AT_SYMLINK_NOFOLLOW,
   EEXIST,
@@ -16,6 +16,7 @@ import { cloneMount, makeMount, type MountOption } from "./mount.ts";
 import type { OciDevice } from "./oci-config.ts";
 import { deviceNumber } from "./oci-file-system.ts";
 import { OciConfigError } from "./oci-parser.ts";
+import type { ShiftedLayers } from "./shifted-layers.ts";
 import { close, cString, SyscallError, syscall, trySyscall } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
 
@@ -24,9 +25,9 @@ export class LayerMounts {
   readonly #mounts = new Map<string, Map<string, { readonly mount: number; readonly directory: string }>>();
   readonly #shifted: ShiftedLayers;
 
-  /** @param shiftedDir Where copies of layers go, where mounts map no ids. */
-  constructor(shiftedDir: string) {
-    this.#shifted = new ShiftedLayers(shiftedDir);
+  /** @param shifted Where mounts map no ids. */
+  constructor(shifted: ShiftedLayers) {
+    this.#shifted = shifted;
   }
 
   get(layer: string, range: UidRange): number {
@@ -50,10 +51,15 @@ export class LayerMounts {
       : cloneMount(layer, { idMapFd: range.userNamespaceFd });
   }
 
-  /** Closes those of a range whose job is over: builds have hundreds that nobody else uses. */
-  release({ key }: Pick<UidRange, "key">): void {
+  /**
+   * Closes those of a range whose job is over: builds have hundreds that nobody else uses.
+   *
+   * @returns Directories to remove: copies for this range alone.
+   */
+  release({ key }: Pick<UidRange, "key">): string[] {
     for (const { mount } of this.#mounts.get(key)?.values() ?? []) close(mount);
     this.#mounts.delete(key);
+    return this.#shifted.release({ key });
   }
 
   close(): void {

@@ -157,7 +157,7 @@ function process(step: StepOptions, host: HostFacts): OciProcess {
     terminal: false,
     user: { uid, gid, additionalGids, umask },
     capabilities: { bounding, permitted: held, effective: held, inheritable: [], ambient: [] },
-    rlimits: rlimits(host.maxOpenFiles),
+    rlimits: rlimits(step.resources, host),
     oomScoreAdj: host.oomScoreAdj,
     // newuidmap and newgidmap are set-uid or have file capabilities; a set-uid program makes its user root of the range.
     noNewPrivileges: step.nested === undefined,
@@ -188,10 +188,16 @@ export const defaultCapabilities: readonly CapabilityName[] = capabilityNames.fi
   ]).has(name),
 );
 
-/** No core files; more descriptors than the usual 1024 allowed, but not by default: select(2) and slow closers. */
-function rlimits(maxOpenFiles: bigint): NonNullable<OciProcess["rlimits"]> {
+/**
+ * No core files; more descriptors than the usual 1024 allowed, but not by default: select(2) and slow closers. Without
+ * cgroups each of the container's users has as many processes as all of them should have together: the kernel counts them by
+ * user and user namespace (Linux 5.14), and stops a fork bomb at least.
+ */
+function rlimits({ pids }: OciResources, { maxOpenFiles, hasCgroups }: HostFacts): NonNullable<OciProcess["rlimits"]> {
   const hard = maxOpenFiles < 524_288n ? maxOpenFiles : 524_288n;
+  const processes = hasCgroups || pids?.limit === undefined || pids.limit <= 0n ? [] : [pids.limit];
   return [
+    ...processes.map((limit) => ({ type: "RLIMIT_NPROC" as const, soft: limit, hard: limit })),
     { type: "RLIMIT_CORE", soft: 0n, hard: 0n },
     { type: "RLIMIT_NOFILE", soft: hard < 1024n ? hard : 1024n, hard },
   ];

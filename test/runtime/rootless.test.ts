@@ -116,6 +116,21 @@ describe("a rootless step", () => {
     expect(steps[0]?.error).toMatch(/Cannot run as user 20000: a job has 16384 ids here.*subordinate ids/);
   });
 
+  test("has a limit of processes by user where there are no cgroups", async () => {
+    const script = `python3 -c 'import os, time
+n = 0
+try:
+    while n < 100:
+        if os.fork() == 0: time.sleep(30); os._exit(0)
+        n += 1
+except OSError: pass
+print(n, flush=True); os._exit(0)'`;
+    const [first, second] = (await runSteps([{ script, pids: 20 }, { script: "echo fine" }])).steps;
+    expect(Number(first?.stdout)).toBeGreaterThan(5);
+    expect(Number(first?.stdout)).toBeLessThan(20);
+    expect(second?.stdout).toBe("fine\n");
+  });
+
   test("hands exit codes, output and signals on", async () => {
     const { steps } = await runSteps([
       { script: "echo out; echo err >&2; exit 7" },

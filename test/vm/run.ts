@@ -15,16 +15,20 @@ import { fileURLToPath } from "node:url";
 const project = fileURLToPath(new URL("../..", import.meta.url));
 const packages = [
   "ca-certificates",
+  "dbus",
   "git",
   "iproute2",
   "kmod",
+  "libpam-systemd",
   "linux-image-cloud-amd64",
   "nftables",
+  "passt",
   "procps",
   "python3",
   "redis-server",
   "systemd-sysv",
   "udev",
+  "uidmap",
 ];
 const resultLine = /^SLIPWAY-VM (\d+)/;
 
@@ -67,7 +71,7 @@ function installProject(root: string, vitestArguments: readonly string[]): void 
   const script = [
     "#!/bin/sh",
     "cd /opt/slipway",
-    "export PATH=/opt/slipway/node_modules/.bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin HOME=/root NO_COLOR=1",
+    "export PATH=/opt/slipway/node_modules/.bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin HOME=/root NO_COLOR=1 SLIPWAY_TEST_SYSTEMD=1",
     "uname -r; stat -f -c 'cgroup file system: %T' /sys/fs/cgroup; node --version",
     "node cli/main.ts doctor || true",
     `{ vitest run --maxWorkers=1 --reporter=verbose ${quoted}; echo "SLIPWAY-VM $?"; } | cat`,

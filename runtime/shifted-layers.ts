@@ -1,0 +1,116 @@
+/** Copies of layers for jobs whose ids are not those that the layers have on disk. @see file-owners.ts */
+import { execFileSync } from "node:child_process";
+import { createHash, randomBytes } from "node:crypto";
+import { existsSync, mkdirSync, readdirSync, readlinkSync, renameSync, rmSync, symlinkSync } from "node:fs";
+import { basename, dirname } from "node:path";
+import { firstRange, shiftTree } from "./file-owners.ts";
+import type { UidRange } from "./uid-range.ts";
+
+/** Beside a copy: a symbolic link to the layer that it was made from. */
+const sourceSuffix = ".source";
+const unfinished = /^new-(\d+)-/;
+
+export class ShiftedLayers {
+  readonly #storeDir: string;
+  readonly #temporaryDir: string;
+  readonly #temporary = new Map<string, Map<string, string>>();
+
+  /**
+   * @param storeDir The image store; its layers never change, so copies of them stay, in `shifted` below it.
+   * @param temporaryDir For copies of other layers, which last as long as the range is claimed.
+   */
+  constructor(storeDir: string, temporaryDir: string) {
+    this.#storeDir = storeDir;
+    this.#temporaryDir = temporaryDir;
+  }
+
+  /** The layer with the range's owners: itself, or a copy, which is made if it is not there. Blocks meanwhile. */
+  get(layer: string, range: UidRange): string {
+    if (range.base === firstRange().base) return layer;
+    if (layer.startsWith(`${this.#storeDir}/`)) return this.#kept(layer, range);
+    let copies = this.#temporary.get(range.key);
+    if (copies === undefined) this.#temporary.set(range.key, (copies = new Map()));
+    const known = copies.get(layer);
+    if (known !== undefined) return known;
+    const copy = `${this.#temporaryDir}/layer-${range.key}-${randomBytes(6).toString("hex")}`;
+    copyShifted(layer, copy, range);
+    copies.set(layer, copy);
+    return copy;
+  }
+
+  /** The copies that nobody needs any more, for the caller to remove. */
+  release({ key }: Pick<UidRange, "key">): string[] {
+    const copies = [...(this.#temporary.get(key)?.values() ?? [])];
+    this.#temporary.delete(key);
+    return copies;
+  }
+
+  #kept(layer: string, range: UidRange): string {
+    const parent = `${this.#storeDir}/shifted/${range.base}`;
+    const copy = `${parent}/${createHash("sha256").update(layer).digest("hex").slice(0, 32)}`;
+    if (existsSync(copy)) return copy;
+    mkdirSync(parent, { recursive: true, mode: 0o755 });
+    const making = `${parent}/new-${process.pid}-${randomBytes(8).toString("hex")}`;
+    try {
+      copyShifted(layer, making, range);
+      link(layer, `${copy}${sourceSuffix}`);
+      renameSync(making, copy);
+    } catch (error) {
+      rmSync(making, { recursive: true, force: true });
+      if (!existsSync(copy)) throw error; // else another agent of this user was faster
+    }
+    return copy;
+  }
+
+  /** Removes what a killed agent has not finished, and copies whose layer the store has no more. */
+  sweep(): void {
+    for (const parent of list(`${this.#storeDir}/shifted`)) {
+      for (const path of list(parent)) {
+        const maker = unfinished.exec(basename(path))?.[1];
+        const isOver = maker === undefined ? isOrphan(path) : !existsSync(`/proc/${maker}`);
+        if (isOver) rmSync(path, { recursive: true, force: true });
+      }
+    }
+  }
+}
+
+/** The same for whoever makes it. */
+function link(target: string, path: string): void {
+  try {
+    symlinkSync(target, path);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+  }
+}
+
+/** A copy without a layer, or the link of such a copy. */
+function isOrphan(path: string): boolean {
+  const copy = path.endsWith(sourceSuffix) ? path.slice(0, -sourceSuffix.length) : path;
+  try {
+    return !existsSync(readlinkSync(`${copy}${sourceSuffix}`));
+  } catch {
+    return true;
+  }
+}
+
+function list(directory: string): string[] {
+  try {
+    return readdirSync(directory).map((name) => `${directory}/${name}`);
+  } catch {
+    return [];
+  }
+}
+
+function copyShifted(layer: string, target: string, range: UidRange): void {
+  mkdirSync(dirname(target), { recursive: true, mode: 0o755 });
+  try {
+    // Whiteouts and extended attributes come along.
+    execFileSync("cp", ["--archive", "--reflink=auto", "--", layer, target], { stdio: ["ignore", "ignore", "pipe"] });
+    shiftTree(target, firstRange(), range);
+  } catch (error) {
+    rmSync(target, { recursive: true, force: true });
+    throw new Error(`Cannot copy layer "${layer}" for a job with ids of its own: ${(error as Error).message}`, {
+      cause: error,
+    });
+  }
+}
