@@ -123,7 +123,7 @@ describe.skipIf(!isRoot)("resolveImage takes", () => {
     workingDir: "/srv",
     user: "1000:1000",
   };
-  const user = { uid: 1000, gid: 1000, additionalGids: [], home: "/" };
+  const user = { uid: 1000, gid: 1000, additionalGids: [1000], home: "/" };
 
   test("the archives of docker save, skopeo, crane and old Dockers, with the same layers", async () => {
     using fixture = new ImageFixture();
