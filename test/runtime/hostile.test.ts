@@ -5,7 +5,13 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { type Container, type ContainerConfig, runContainer, type UidRange } from "../../runtime/index.ts";
+import {
+  type Container,
+  type ContainerConfig,
+  prepareContainer,
+  runContainer,
+  type UidRange,
+} from "../../runtime/index.ts";
 import { TestHost } from "./host-fixture.ts";
 
 const MiB = 1024 ** 2;
@@ -116,7 +122,7 @@ while True: x.append(bytearray(1 << 20))'`;
 
   test("prints without end to somebody who reads slowly, and is killed for it", async () => {
     let printed = 0;
-    const config = host.script("yes", {
+    const { args, env, ...config } = host.script("yes", {
       uidRange: range,
       resources,
       output: (_, chunk) => {
@@ -126,7 +132,9 @@ while True: x.append(bytearray(1 << 20))'`;
         return false;
       },
     });
-    const container: Container = await runContainer(host.host, config);
+    // Known before its first output comes.
+    const container: Container = prepareContainer(host.host, config);
+    await container.start({ args, env });
     const result = await container.result;
     await container[Symbol.asyncDispose]();
     expect(result).toMatchObject({ reason: "log", exitCode: 137, message: "killed: printed more than 10 MiB" });
