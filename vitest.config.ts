@@ -4,10 +4,10 @@ import { defineConfig } from "vitest/config";
 // system test: real Git, real Redis, the real kernel.
 const unit = [
   "test/architecture.test.ts",
-  "test/build/{accounts,parse,parse-fuzz,pattern,stage-state,word}.test.ts",
+  "test/build/{parse,parse-fuzz,pattern,stage-state,word}.test.ts",
   "test/agent/{clone-url,masker,step-log}.test.ts",
   "test/pipelines/**/*.test.ts",
-  "test/runtime/{cgroup-usage,launch-plan,oom-log,own-ids,program,seccomp,seccomp-bpf,seccomp-oci,step-resources,subordinate-ids,tar-reader,walker}.test.ts",
+  "test/runtime/{accounts,cgroup-usage,launch-plan,oom-log,own-ids,program,seccomp,seccomp-bpf,seccomp-oci,step-resources,subordinate-ids,tar-reader,walker}.test.ts",
   "test/queue/redis-address.test.ts",
   "test/cli/{arguments,did-you-mean,terminal}.test.ts",
 ];
