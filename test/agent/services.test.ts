@@ -182,7 +182,7 @@ describe("a service that fails", () => {
   test("by going to the background is told to stay in the foreground", async () => {
     const result = await run(`
       services:
-        daemon: { run: "redis-server --daemonize yes --save '' --dir /tmp", ready: { port: 6379 } }
+        daemon: { run: "sleep 600 &", ready: { port: 6379 } }
       steps: ["true"]
     `);
     expect(result.reason).toContain("let it stay in the foreground");
