@@ -1,0 +1,109 @@
+/**
+ * Debian's own container tools in a nested step, as they are. Half a gigabyte of packages, so only on request:
+ *
+ *   mmdebstrap --variant=minbase --include=buildah,podman,docker.io,bubblewrap,mmdebstrap,uidmap,iptables,iproute2,\
+ *     fuse-overlayfs,slirp4netns,busybox-static,ca-certificates,containernetworking-plugins,procps,crun bookworm /tmp/tools
+ *   SLIPWAY_TEST_NESTED_ROOTFS=/tmp/tools npm test -- test/runtime/nested-tools.test.ts
+ *
+ * The image that they build and run is one program, busybox: no registry is asked.
+ */
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { Image } from "../../runtime/index.ts";
+import { type Ended, TestHost } from "./host-fixture.ts";
+
+const rootDir = process.env["SLIPWAY_TEST_NESTED_ROOTFS"] ?? "";
+const user = { uid: 1000, gid: 1000 };
+
+describe.skipIf(rootDir === "")("in a nested step", () => {
+  let host: TestHost;
+  let image: Image;
+  beforeAll(async () => {
+    host = await TestHost.open();
+    const layer = host.workspace();
+    mkdirSync(join(layer, "etc"));
+    const passwd = readFileSync(join(rootDir, "etc/passwd"), "utf8");
+    const hasUser = /^[^:]*:[^:]*:1000:/m.test(passwd);
+    const more = hasUser ? "" : "user:x:1000:1000::/home/user:/bin/sh\n";
+    writeFileSync(join(layer, "etc/passwd"), `${passwd}${more}`);
+    image = { reference: rootDir, layers: [rootDir, layer], binds: [], config: { env: {} } };
+    expect(existsSync(join(rootDir, "usr/bin/podman"))).toBe(true);
+  });
+  afterAll(async () => host[Symbol.asyncDispose]());
+
+  /** A script beside a Dockerfile. */
+  function run(script: string, options: { readonly asUser?: boolean; readonly network?: "job" } = {}): Promise<Ended> {
+    const home = options.asUser === true ? "/tmp/home" : "/root";
+    const prologue = `
+      exec 2>&1; mkdir -p /tmp/build ${home}; cd /tmp/build; cp /bin/busybox .
+      cat > Dockerfile <<'END'
+FROM scratch
+COPY busybox /bin/busybox
+RUN ["/bin/busybox", "sh", "-c", "/bin/busybox mkdir /made && /bin/busybox --install -s /bin"]
+RUN id -u > /made/by
+END
+`;
+    return host.run(`set +e\n${prologue}\n${script}`, {
+      image,
+      nested: { home },
+      env: { PATH: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", HOME: home },
+      resources: { memoryBytes: 2 * 2 ** 30, cpu: 2, pids: 2000 },
+      ...(options.asUser === true && { user }),
+    });
+  }
+  const limit = { timeout: 240_000 };
+
+  test.for(["chroot", "oci", "rootless"])("buildah bud and run, isolation %s", limit, async (isolation) => {
+    const { stdout } = await run(`
+        buildah bud --isolation ${isolation} -t made . > log 2>&1 || cat log
+        container=$(buildah from localhost/made) && buildah run --isolation ${isolation} $container -- cat /made/by`);
+    expect(stdout).toBe("0\n");
+  });
+
+  test.for([{ asUser: false }, { asUser: true }])(
+    "podman build and run with a network, as a user: $asUser",
+    limit,
+    async ({ asUser }) => {
+      const { stdout } = await run(
+        `podman build -t made . > log 2>&1 || cat log
+        podman run --rm localhost/made sh -c 'cat /made/by; ip -o address | grep -c "scope global"' 2> log || cat log`,
+        { asUser },
+      );
+      expect(stdout).toMatch(/^0\n[1-9]\n$/);
+    },
+  );
+
+  test("buildah as a user", limit, async () => {
+    const { stdout } = await run(
+      `buildah bud -t made . > log 2>&1 || cat log
+        container=$(buildah from localhost/made) && buildah run $container -- cat /made/by`,
+      { asUser: true },
+    );
+    expect(stdout).toBe("0\n");
+  });
+
+  test("dockerd, docker build and docker run, with a bridge, limits and --privileged", limit, async () => {
+    const { stdout } = await run(`
+        dockerd > daemon 2>&1 &
+        for i in $(seq 300); do docker version > /dev/null 2>&1 && break; sleep 0.1; done
+        docker build -t made . > log 2>&1 || cat log daemon
+        docker run --rm made sh -c 'cat /made/by; ip -o address | grep -c 172.17'
+        docker run --rm -m 64m --pids-limit 50 made echo limited
+        docker run --rm --privileged made sh -c 'mount -t tmpfs none /made && echo mounted'`);
+    expect(stdout).toBe("0\n1\nlimited\nmounted\n");
+  });
+
+  test.for([{ asUser: false }, { asUser: true }])(
+    "bwrap and unshare, as a user: $asUser",
+    limit,
+    async ({ asUser }) => {
+      const { stdout } = await run(
+        `bwrap --ro-bind / / --dev /dev --proc /proc --unshare-all true && echo bwrap
+        unshare --user --map-root-user --pid --fork --mount --net --mount-proc true && echo unshare`,
+        { asUser },
+      );
+      expect(stdout).toBe("bwrap\nunshare\n");
+    },
+  );
+});
