@@ -1,19 +1,26 @@
-/** A job of three `true` steps: what it takes beyond the steps themselves, after start-up. */
+/**
+ * A job of three `true` steps: what it takes beyond the steps themselves, after start-up. And the gap between two steps,
+ * also where a step takes long enough (`sleep 0.05`) for the next one's container to be created meanwhile.
+ */
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { executeJob } from "../agent/index.ts";
-import { parsePipeline } from "../pipelines/index.ts";
+import { type JobSpec, parsePipeline } from "../pipelines/index.ts";
 import { Host } from "../runtime/index.ts";
 import { machine, milliseconds, summarize, table } from "./stats.ts";
 
-const pipelineFile =
-  "jobs:\n  three:\n    steps:\n" +
-  ["one", "two", "three"].map((name) => `      - name: ${name}\n        run: "true"\n`).join("");
+/** Without a network: making one is measured elsewhere, and what a step is in does not change the gap. */
+function parseJob(scripts: readonly string[]): JobSpec {
+  const steps = scripts.map((run, i) => ({ name: `step ${i}`, run }));
+  const [job] = parsePipeline(JSON.stringify({ network: "none", jobs: { bench: { steps } } }), {}).pipeline?.jobs ?? [];
+  if (job === undefined) throw new Error("The benchmark's own pipeline is invalid");
+  return job;
+}
 
 export async function benchRun(options: { readonly runs: number; readonly json: boolean }): Promise<void> {
-  const [job] = parsePipeline(pipelineFile, {}).pipeline?.jobs ?? [];
-  if (job === undefined) throw new Error("The benchmark's own pipeline is invalid");
+  const short = parseJob(["true", "true", "true"]);
+  const long = parseJob(Array.from({ length: 5 }, () => "sleep 0.05"));
   const directory = mkdtempSync(join(tmpdir(), "slipway-bench-"));
   try {
     const workspace = join(directory, "workspace");
@@ -23,35 +30,39 @@ export async function benchRun(options: { readonly runs: number; readonly json: 
     const totals: number[] = [];
     const overheads: number[] = [];
     const gaps: number[] = [];
+    const longGaps: number[] = [];
     const warmUp = 5;
-    for (let run = -warmUp; run < options.runs; run++) {
+    let sequence = 0;
+    const execute = async (job: JobSpec) => {
       const startMs = performance.now();
-      const result = await executeJob(job, {
+      const { status, reason, steps } = await executeJob(job, {
         host,
-        id: `bench${run + warmUp}`,
+        id: `bench${sequence++}`,
         workspace: { dir: workspace, copyOnWrite: true },
         variables: {},
         logDir,
         reporter: {},
       });
       const totalMs = performance.now() - startMs;
-      if (result.status !== "success") throw new Error(`Cannot measure: ${result.reason}`);
+      if (status !== "success") throw new Error(`Cannot measure: ${reason}`);
+      const gaps = steps.slice(1).map((step, i) => (step.startedAtMs ?? 0) - (steps[i]?.finishedAtMs ?? 0));
+      // A step's own time is its program's, from execve to its end.
+      const stepsMs = steps.reduce((sum, { startedAtMs = 0, finishedAtMs = 0 }) => sum + finishedAtMs - startedAtMs, 0);
+      return { totalMs, overheadMs: totalMs - stepsMs, gaps };
+    };
+    for (let run = -warmUp; run < options.runs; run++) {
+      const [first, second] = [await execute(short), await execute(long)];
       if (run < 0) continue;
-      // A step's own time is its program's, from execve to the end of its output.
-      const stepsMs = result.steps.reduce(
-        (sum, { startedAtMs = 0, finishedAtMs = 0 }) => sum + finishedAtMs - startedAtMs,
-        0,
-      );
-      totals.push(totalMs);
-      overheads.push(totalMs - stepsMs);
-      result.steps
-        .slice(1)
-        .forEach((step, i) => gaps.push((step.startedAtMs ?? 0) - (result.steps[i]?.finishedAtMs ?? 0)));
+      totals.push(first.totalMs);
+      overheads.push(first.overheadMs);
+      gaps.push(...first.gaps);
+      longGaps.push(...second.gaps);
     }
     const rows = [
       { name: "overhead of the job", ...summarize(overheads) },
       { name: "the whole job", ...summarize(totals) },
-      { name: "gap between two steps (whole ms)", ...summarize(gaps) },
+      { name: "gap between two steps", ...summarize(gaps) },
+      { name: "gap between two steps of 50 ms", ...summarize(longGaps) },
     ];
     if (options.json) {
       console.log(JSON.stringify({ benchmark: "run", machine: machine(), unit: "ms", results: rows }));
