@@ -9,6 +9,7 @@ export { buildVariables, stepEnvironment, workspaceTarget } from "./environment.
 export { lowerResources, type StepCeiling } from "./ceiling.ts";
 export { wantsNetwork } from "./job-network.ts";
 export { executeJob, type JobOptions } from "./job.ts";
+export { type ExplainedStep, explainJob } from "./explain.ts";
 export type { JobReporter, JobResult, StepResult } from "./report.ts";
 export { defaultUntrustedPolicy, type UntrustedPolicy } from "./untrusted.ts";
 export { StepLog, type LogTap, type StepLogOptions } from "./step-log.ts";

@@ -4,6 +4,7 @@ import { formatBytes, type Resources, type StepSpec } from "../pipelines/index.t
 import {
   type Container,
   type ContainerResult,
+  explainContainer,
   execInContainer,
   type Image,
   ImageError,
@@ -91,6 +92,22 @@ export class StepRun implements Enterable {
       return container;
     };
     this.#prepared = create().catch(() => undefined);
+  }
+
+  /** What its container would be, and how it would be made; nothing is. */
+  async explain(): Promise<ReturnType<typeof explainContainer>> {
+    const { host, image, uidRange } = this.#context;
+    const found = await image("now");
+    const { network, nested } = this.#step;
+    // The job's, which nobody makes for this.
+    const named = {
+      namespaceFd: -1,
+      resolvConf: "",
+      hosts: () => "",
+      ...(nested && { owner: uidRange.userNamespaceFd }),
+    };
+    const config = this.#prepareConfig(found, network === "none" || network === "host" ? network : named);
+    return explainContainer(host, config, this.#processConfig(found));
   }
 
   /**

@@ -3,6 +3,8 @@ import { basename } from "node:path";
 import {
   buildVariables,
   executeJob,
+  explainJob,
+  type JobOptions,
   type JobResult,
   sharedPins,
   type StepCeiling,
@@ -71,10 +73,24 @@ export class LocalBuild {
     this.#running.set(name, ended);
   }
 
-  async #execute(job: JobSpec, signal: AbortSignal): Promise<Pick<JobResult, "status" | "reason">> {
-    const { host, registry, root, event, jobs, context } = this.#options;
+  /** Prints what the containers of all steps would be, as one JSON array. */
+  async explain(signal: AbortSignal): Promise<number> {
+    const { jobs, context } = this.#options;
+    const steps: { job: string; step: string; config: unknown; operations: string[] }[] = [];
+    for (const job of jobs) {
+      for (const { name, config, operations } of await explainJob(job, { ...this.#jobOptions(job), signal })) {
+        const lines = operations.trimEnd().split("\n");
+        steps.push({ job: job.name, step: name, config: JSON.parse(config) as unknown, operations: lines });
+      }
+    }
+    context.print(`${JSON.stringify(steps, undefined, 2)}\n`);
+    return exitCodes.success;
+  }
+
+  #jobOptions(job: JobSpec): Omit<JobOptions, "reporter" | "signal"> {
+    const { host, registry, root, event, jobs } = this.#options;
     const repository = { name: basename(root) };
-    return await executeJob(job, {
+    return {
       host,
       id: `run-${process.pid}-${jobs.indexOf(job)}`,
       workspace: { dir: root, copyOnWrite: true },
@@ -82,6 +98,13 @@ export class LocalBuild {
       pins: this.#pins,
       variables: buildVariables(job, { ...event, number: 0, event: event.kind }, repository),
       ceiling: this.#options.ceiling,
+    };
+  }
+
+  async #execute(job: JobSpec, signal: AbortSignal): Promise<Pick<JobResult, "status" | "reason">> {
+    const { context } = this.#options;
+    return await executeJob(job, {
+      ...this.#jobOptions(job),
       reporter: {
         stepStarted: (index) => this.#transcript.stepStarted(job.name, index),
         stepOutput: (index, stream, bytes) => this.#transcript.output(job.name, index, streams[stream], bytes),

@@ -43,6 +43,9 @@ The first Ctrl-C cancels the jobs and cleans up, the second stops at once.`,
       multiple: true,
       help: "Run although this is missing: no-cgroups (no memory, cpu and pids limits)",
     },
+    explain: {
+      help: "Run nothing: print what each step's container would be, as JSON with an OCI config.json for each",
+    },
     ...networkOptions,
     ...limitOptions,
     registries: registriesOption,
@@ -52,6 +55,7 @@ The first Ctrl-C cancels the jobs and cleans up, the second stops at once.`,
     ["slipway run", "all jobs, side by side where they do not need each other"],
     ["slipway run --job test --job lint", "two of them"],
     ["slipway run --event tag --branch v1.2.0", "what pushing this tag would run"],
+    ["slipway run --job test --explain | jq '.[0].config'", "the configuration of the first step's container"],
   ],
 } as const satisfies Usage;
 
@@ -90,11 +94,11 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     ceiling: limits.together,
   });
   // Meanwhile images are looked up; a step that gets none says why.
-  if (jobs.some(wantsNetwork)) void host.openNetworks().catch(() => {});
+  if (!values.explain && jobs.some(wantsNetwork)) void host.openNetworks().catch(() => {});
   const build = new LocalBuild({ host, registry, root, event, jobs, jobsAtOnce, ceiling: limits.each, context });
   const cancel = AbortSignal.any([signals.drain, context.outputClosed]);
   signals.stop.addEventListener("abort", () => process.exit(exitCodes.buildFailed));
-  return await build.run(cancel);
+  return await (values.explain ? build.explain(cancel) : build.run(cancel));
 }
 
 /** Opens the first state directory that no other `slipway run` uses. */

@@ -237,6 +237,7 @@ export function describeStep(
 
 /** Of a descriptor of ours, for whoever reads the configuration. */
 function pathOf(fd: number): string {
+  if (fd < 0) return "/proc/AGENT/fd/NETWORK"; // of a network that has not been made
   return `/proc/${globalThis.process.pid}/fd/${fd}`;
 }
 

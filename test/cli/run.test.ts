@@ -46,6 +46,21 @@ async function createCheckout(
 const jobs = (text: string) => `jobs:\n${text.replace(/^/gm, "  ")}`;
 const step = (run: string, more = "") => `steps: [{ run: ${JSON.stringify(run)}${more} }]`;
 
+describe("slipway run --explain", () => {
+  test("prints each step's configuration and operations, and runs nothing", async () => {
+    const pipeline = jobs(`a:\n  ${step("touch ran", ", network: none")}\nb:\n  ${step("true", ", nested: true")}`);
+    const { code, stdout, stderr } = await runPipeline(pipeline, ["--explain"]);
+    expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+    const steps = JSON.parse(stdout) as { job: string; config: Record<string, unknown>; operations: string[] }[];
+    expect(steps.map(({ job }) => job)).toEqual(["a", "b"]);
+    expect(steps[0]?.config).toMatchObject({
+      process: { args: ["/bin/sh", "-e", "-c", "--", "touch ran", "touch ran"], noNewPrivileges: true },
+    });
+    expect(steps[1]?.config).toMatchObject({ process: { noNewPrivileges: false } });
+    expect(steps[0]?.operations.at(-1)).toContain("execute the program");
+  });
+});
+
 describe("slipway run", () => {
   test("runs steps in a container and shows names, output, durations and a table", async () => {
     const pipeline = jobs('hello:\n  steps:\n    - name: greet\n      run: echo "hello, $(id -u)"; echo oops >&2');
