@@ -7,7 +7,7 @@
  *
  * The image that they build and run is one program, busybox: no registry is asked.
  */
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { Image } from "../../runtime/index.ts";
@@ -28,7 +28,6 @@ describe.skipIf(rootDir === "")("in a nested step", () => {
     const more = hasUser ? "" : "user:x:1000:1000::/home/user:/bin/sh\n";
     writeFileSync(join(layer, "etc/passwd"), `${passwd}${more}`);
     image = { reference: rootDir, layers: [rootDir, layer], binds: [], config: { env: {} } };
-    expect(existsSync(join(rootDir, "usr/bin/podman"))).toBe(true);
   });
   afterAll(async () => host[Symbol.asyncDispose]());
 
