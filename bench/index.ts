@@ -4,6 +4,7 @@ import { parseArgs } from "node:util";
 const benchmarks: Record<string, (options: { readonly runs: number; readonly json: boolean }) => Promise<void>> = {
   launcher: async (options) => (await import("./launcher.ts")).benchLauncher(options),
   log: async (options) => (await import("./log.ts")).benchLog(options),
+  pull: async (options) => (await import("./pull.ts")).benchPull(options),
   run: async (options) => (await import("./run.ts")).benchRun(options),
   memory: async (options) => (await import("./memory.ts")).benchMemory(options),
   seccomp: async (options) => (await import("./seccomp.ts")).benchSeccomp(options),
