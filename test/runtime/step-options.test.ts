@@ -35,16 +35,17 @@ describe("user", () => {
     );
   });
 
-  test("can write what is its own and nothing of root's", async () => {
+  test("can write the workspace, which is its own, and nothing of root's", async () => {
     const workspace = host.workspace();
     writeFileSync(join(workspace, "roots"), "");
     chmodSync(workspace, 0o777);
     const { stdout } = await host.run(
-      "echo 1 > mine; stat -c '%u %g' mine; (echo 1 > roots) 2>&1; echo out > /dev/stdout; echo 1 > /dev/null",
+      "echo 1 > mine; stat -c '%u %g' mine; echo 1 > roots; (echo 1 > /etc/hosts) 2>&1; echo out > /dev/stdout; echo 1 > /dev/null",
       { user, workspace: { dir: workspace } },
     );
-    expect(stdout).toMatch(/^1000 100\n.*roots: Permission denied\n$/m);
-    expect(lstatSync(join(workspace, "mine")).uid).toBe(1000);
+    expect(stdout).toMatch(/^1000 100\n.*hosts: Permission denied\n$/m);
+    // Root's for the steps of other users, who see it as theirs.
+    expect(lstatSync(join(workspace, "mine")).uid).toBe(0);
   });
 
   test("may have a working directory that only it can enter, or none that exists yet", async () => {
@@ -130,7 +131,7 @@ test("capabilities are those that are asked for", async () => {
 });
 
 test("writableDir keeps what was written, and a later container goes on in it", async () => {
-  const writableDir = join(host.host.stateDir, "kept");
+  const writableDir = join(host.host.stateDir, "written");
   mkdirSync(writableDir);
   await host.run("echo kept > /file; rm /etc/hosts", { writableDir });
   expect(readFileSync(join(writableDir, "upper/file"), "utf8")).toBe("kept\n");
