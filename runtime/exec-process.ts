@@ -1,13 +1,13 @@
 /** A further process in a container: its input, output, terminal and end. */
-import { readdirSync, readFileSync } from "node:fs";
+import { closeSync, readdirSync, readFileSync } from "node:fs";
 import { constants } from "node:os";
 import { Socket } from "node:net";
 import { ReadStream } from "node:tty";
 import type { OutputSink } from "./container-config.ts";
-import { SIGHUP, SIGKILL, TIOCSWINSZ } from "./linux.ts";
+import { F_DUPFD_CLOEXEC, SIGHUP, SIGKILL, TIOCSWINSZ } from "./linux.ts";
 import { PipeReader } from "./output.ts";
 import { kill, type Reaped, signalAll } from "./reaper.ts";
-import { trySyscall } from "./syscall.ts";
+import { syscall, trySyscall } from "./syscall.ts";
 
 /** How long an output may stay open behind its process with nothing coming: somebody else holds it. */
 const idleOutputMs = 200;
@@ -29,7 +29,12 @@ export class ExecProcess implements AsyncDisposable {
   readonly result: Promise<ExecResult>;
   readonly #outputs: readonly PipeReader[];
   readonly #input: Socket;
-  readonly #terminal: number | undefined;
+  readonly #isTerminal: boolean;
+  /**
+   * The terminal's master once more, until the process has ended: one that closes its standard descriptors before it exits, as
+   * coreutils do, ends the reading (EIO), and closing the last master then hangs up the process.
+   */
+  #terminal: number | undefined;
   #hasEnded = false;
   #isOver = false;
   #grace: NodeJS.Timeout | undefined;
@@ -46,7 +51,8 @@ export class ExecProcess implements AsyncDisposable {
   ) {
     const { output, terminal, pipes } = made;
     this.pid = pid;
-    this.#terminal = terminal;
+    this.#isTerminal = terminal !== undefined;
+    if (terminal !== undefined) this.#terminal = syscall("fcntl", terminal, F_DUPFD_CLOEXEC, 0);
     if (pipes === undefined) {
       let master: Socket | undefined;
       const reader = new PipeReader(
@@ -76,13 +82,13 @@ export class ExecProcess implements AsyncDisposable {
 
   /** Ends its standard input; on a terminal as Ctrl-D does. */
   endInput(): void {
-    if (this.#terminal === undefined) this.#input.end();
+    if (!this.#isTerminal) this.#input.end();
     else this.write(Buffer.from([4]), () => {});
   }
 
   /** Gives its terminal another size, and tells it. */
   resize({ rows, columns }: { readonly rows: number; readonly columns: number }): void {
-    if (this.#terminal === undefined || this.#input.destroyed) return;
+    if (this.#terminal === undefined) return;
     const size = Buffer.alloc(8); // struct winsize
     size.writeUInt16LE(rows, 0);
     size.writeUInt16LE(columns, 2);
@@ -105,6 +111,7 @@ export class ExecProcess implements AsyncDisposable {
    */
   hangUp(): void {
     if (this.#grace !== undefined || this.#isOver) return;
+    this.#closeTerminal();
     this.#input.destroy();
     for (const output of this.#outputs) output.destroy();
     if (!this.#hasEnded) kill(-this.pid, SIGHUP);
@@ -116,9 +123,15 @@ export class ExecProcess implements AsyncDisposable {
     await this.result;
   }
 
+  #closeTerminal(): void {
+    if (this.#terminal !== undefined) closeSync(this.#terminal);
+    this.#terminal = undefined;
+  }
+
   async #finish(ended: Promise<Reaped>): Promise<ExecResult> {
     const { exitCode, signal } = await ended;
     this.#hasEnded = true;
+    this.#closeTerminal();
     const watch = setInterval(() => {
       for (const output of this.#outputs) output.destroyIfIdle();
     }, idleOutputMs);

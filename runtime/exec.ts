@@ -96,12 +96,13 @@ export async function execInContainer(container: Container, options: ExecOptions
       limitProcess(id, process.rlimits);
     });
     const [stdin = -1, stdout = -1, stderr = -1] = ours.kept;
-    descriptors.release(stdin, stdout, stderr, terminal ?? -1);
     const { output } = options;
-    return new ExecProcess(pid, ended, {
+    const running = new ExecProcess(pid, ended, {
       output,
       ...(terminal === undefined ? { pipes: { stdin, stdout, stderr } } : { terminal }),
     });
+    descriptors.release(stdin, stdout, stderr, terminal ?? -1);
+    return running;
   } catch (error) {
     // What there was to be joined has just gone.
     const { code } = error as NodeJS.ErrnoException;

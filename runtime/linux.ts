@@ -126,6 +126,7 @@ export const F_SEAL_SEAL = 1;
 export const F_SEAL_SHRINK = 2;
 export const F_SEAL_GROW = 4;
 export const F_SEAL_WRITE = 8;
+export const F_DUPFD_CLOEXEC = 1030;
 export const F_SETPIPE_SZ = 1031;
 export const CLOSE_RANGE_CLOEXEC = 4;
 export const LOCK_SH = 1;

@@ -287,6 +287,14 @@ describe("a terminal", () => {
     await container[Symbol.asyncDispose]();
   });
 
+  test("stays as long as the program runs, though that has closed it already", async () => {
+    const container = await idle();
+    const script = "exec 0<&- 1>&- 2>&-; sleep 0.3; exit 7";
+    const run = await Run.start(container, ["/bin/sh", "-c", script], { terminal });
+    expect(await run.process.result).toEqual({ exitCode: 7 });
+    await container[Symbol.asyncDispose]();
+  });
+
   test("that is hung up takes the shell, what it runs and what ignores it", async () => {
     const container = await idle();
     const run = await Run.start(container, ["/bin/sh"], { terminal });
