@@ -9,7 +9,7 @@ const unit = [
   "test/pipelines/**/*.test.ts",
   "test/runtime/{accounts,cgroup-usage,launch-plan,oom-log,own-ids,program,seccomp,seccomp-bpf,seccomp-oci,step-resources,subordinate-ids,tar-reader,walker}.test.ts",
   "test/queue/redis-address.test.ts",
-  "test/cli/{arguments,did-you-mean,terminal}.test.ts",
+  "test/cli/{arguments,did-you-mean,find-step,held-output,shell-escape,terminal}.test.ts",
 ];
 
 export default defineConfig({

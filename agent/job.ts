@@ -165,8 +165,8 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
     const current: StepRun = next;
     options.reporter.stepStarted?.(index, { startedAtMs: Date.now(), log: current.log });
     const outcome = await current.run({
-      running: () => {
-        options.access?.running(index, current);
+      running: (running) => {
+        options.access?.running(index, running);
         next = prepareStep(index + 1);
         next?.prepare();
       },
@@ -217,7 +217,7 @@ async function offer(
     await kept[Symbol.asyncDispose]();
     return undefined;
   }
-  step.note(note);
+  step.log.note(note);
   return kept;
 }
 

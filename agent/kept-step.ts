@@ -75,9 +75,6 @@ export class KeptStep implements Enterable, AsyncDisposable {
     }
   }
 
-  /** Its log is closed; the server writes there who enters it. */
-  note(): void {}
-
   /** Ends the shell, if one is open, and removes everything. @param why Told to whoever is in it. */
   async dispose(why: string): Promise<void> {
     if (this.#isOver) return;
@@ -113,6 +110,8 @@ export class KeptStep implements Enterable, AsyncDisposable {
       process,
       // Ended for one of its limits, it ends the shell.
       cut: Promise.race([this.ended, container.result.then(({ message }) => message ?? "its container has ended")]),
+      // Its log is closed; the server writes there who enters it.
+      left: () => {},
       [Symbol.asyncDispose]: async () => {
         process.hangUp();
         await close.disposeAsync();

@@ -17,6 +17,7 @@ import type { JobContext } from "./job.ts";
 import type { SharedNetwork } from "./job-network.ts";
 import { LastLines } from "./last-lines.ts";
 import type { StepResult } from "./report.ts";
+import { RunningStep } from "./running-step.ts";
 import { waitUntilReady } from "./service-ready.ts";
 import { containerFacts } from "./step.ts";
 import type { StepLog } from "./step-log.ts";
@@ -51,6 +52,7 @@ export class ServiceRun {
   readonly #over = new AbortController();
   readonly #startedAtMs = Date.now();
   #container: Container | undefined;
+  #running: RunningStep | undefined;
   /** Why it was stopped before its time. */
   #problem: string | undefined;
   #isReady = false;
@@ -84,6 +86,8 @@ export class ServiceRun {
       this.#context.signal.throwIfAborted();
       this.#container = await runContainer(this.#context.host, this.#config(image, network));
       if (this.#isStopped) this.stop();
+      this.#running = new RunningStep(this.#container, this.#program(image, "").env, this.#context.log);
+      this.#context.access?.running(this.#context.index, this.#running);
       void this.#watchReadiness(this.#container, image);
       const result = await this.#container.result;
       this.#over.abort(new Error("the service has ended"));
@@ -91,6 +95,7 @@ export class ServiceRun {
     } catch (error) {
       return { ...this.#describeError(asError(error)), startedAtMs: this.#startedAtMs, finishedAtMs: Date.now() };
     } finally {
+      this.#running?.end();
       if (this.#container !== undefined) this.#context.later(this.#container[Symbol.asyncDispose]());
     }
   }

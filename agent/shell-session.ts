@@ -71,22 +71,19 @@ class ShellSession {
 
   async #run(step: Enterable, { args, terminal, by }: ShellOpenStep): Promise<void> {
     const entered = await step.enter({
+      by,
       args,
       terminal,
       output: (stream, chunk) => this.#channel.write(shellData[stream], chunk),
     });
     this.#entered = entered;
-    const startedAtMs = performance.now();
-    step.note(`shell opened by ${by}`);
     this.#channel.send({ type: "opened", text: args === undefined ? "a shell" : (args[0] ?? "") });
     // Nobody is there any more: what runs is hung up, and its end told to nobody.
     const gone = this.#closed.promise.then(() => undefined);
     const result = await Promise.race([entered.process.result, gone]);
     const reason = result === undefined ? undefined : await whyCut(entered, result);
+    entered.left(result === undefined ? "nobody is there any more" : (reason ?? `exit code ${result.exitCode}`));
     await entered[Symbol.asyncDispose]();
-    const seconds = Math.round((performance.now() - startedAtMs) / 1000);
-    const how = result === undefined ? "nobody is there any more" : (reason ?? `exit code ${result.exitCode}`);
-    step.note(`shell closed after ${seconds} s: ${how}`);
     if (result === undefined) return;
     const { exitCode } = result;
     this.#channel.send({ type: "exit", exitCode, ...(reason !== undefined && { reason }) });
@@ -95,6 +92,6 @@ class ShellSession {
 
 /** What the exit code does not say. */
 async function whyCut({ cut }: Entered, { signal }: ExecResult): Promise<string | undefined> {
-  const mayBeTold = signal === "SIGKILL" || signal === "SIGHUP";
+  const mayBeTold = signal === "SIGKILL" || signal === "SIGTERM" || signal === "SIGHUP";
   return await Promise.race([cut, mayBeTold ? delay(endDelayMs, undefined, { ref: false }) : undefined]);
 }

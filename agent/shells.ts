@@ -127,8 +127,8 @@ export class AttemptShells implements StepAccess, Disposable {
     readonly kept: KeptSteps;
     readonly onOver: () => void;
   };
-  #running: { readonly index: number; readonly step: Enterable } | undefined;
-  #lastEnded = -1;
+  /** By index; undefined once it has ended. */
+  readonly #steps = new Map<number, Enterable | undefined>();
   readonly #waiting = new Map<number, PromiseWithResolvers<Enterable>>();
 
   /** @internal */
@@ -152,12 +152,9 @@ export class AttemptShells implements StepAccess, Disposable {
   }
 
   running(index: number, step: Enterable): void {
-    this.#running = { index, step };
+    this.#steps.set(index, step);
     this.#waiting.get(index)?.resolve(step);
-    void step.ended.then(() => {
-      this.#lastEnded = Math.max(this.#lastEnded, index);
-      if (this.#running?.step === step) this.#running = undefined;
-    });
+    void step.ended.then(() => this.#steps.set(index, undefined));
   }
 
   async failed(index: number, step: KeptStep): Promise<string | undefined> {
@@ -176,10 +173,11 @@ export class AttemptShells implements StepAccess, Disposable {
     await this.#options.kept.report(this.#claimed.attemptId);
   }
 
-  /** The step if it runs; if it is about to, the server having heard of it earlier, waits for that. */
+  /** The step if it runs, undefined if it has; if it is about to, the server having heard of it earlier, waits for that. */
   find(index: number): Promise<Enterable> | undefined {
-    if (this.#running?.index === index) return Promise.resolve(this.#running.step);
-    if (index <= Math.max(this.#lastEnded, this.#running?.index ?? -1)) return undefined;
+    const step = this.#steps.get(index);
+    if (step !== undefined) return Promise.resolve(step);
+    if (this.#steps.has(index)) return undefined;
     const waiting = this.#waiting.get(index) ?? Promise.withResolvers<Enterable>();
     waiting.promise.catch(() => {});
     this.#waiting.set(index, waiting);

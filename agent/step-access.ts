@@ -8,7 +8,7 @@ import type { StepResult } from "./report.ts";
 export interface StepAccess {
   /** Whether this step is to be kept if it fails; asked before its container is made. */
   keeps(step: StepSpec): boolean;
-  /** The step's program runs. */
+  /** The program of a step or service runs; indices of services follow those of steps. */
   running(index: number, step: Enterable): void;
   /**
    * A step that is to be kept has failed and ended its job, which waits for the answer: undefined, and the step is disposed of;
@@ -21,13 +21,13 @@ export interface StepAccess {
 export interface Enterable {
   /** Opens a shell, or runs a command, as the step's program would be run. @throws {Error} If that is not possible. */
   enter(options: EnterOptions): Promise<Entered>;
-  /** Adds lines of Slipway's own to the step's log, where it is still written. */
-  note(text: string): void;
   /** Resolves when nobody can be in it any more, and says why. */
   readonly ended: Promise<string>;
 }
 
 export interface EnterOptions {
+  /** Who it is, for the step's log. */
+  readonly by: string;
   /** @default the image's shell: bash where there is one, else sh */
   readonly args?: readonly string[] | undefined;
   /** With what the person's terminal is called. @default three pipes */
@@ -40,6 +40,8 @@ export interface Entered extends AsyncDisposable {
   readonly process: ExecProcess;
   /** Resolves with the reason if something else than the process itself ended it. */
   readonly cut: Promise<string>;
+  /** Says, for the step's log, how it went; the first word counts. */
+  left(how: string): void;
 }
 
 /** The image's own shell, the way an interactive one is started: no login, which would set another PATH. */

@@ -5,7 +5,6 @@ import {
   type Container,
   type ContainerResult,
   explainContainer,
-  execInContainer,
   type Image,
   ImageError,
   type PreparedConfig,
@@ -21,7 +20,8 @@ import type { JobContext } from "./job.ts";
 import { KeptStep } from "./kept-step.ts";
 import { describeRefused } from "./refused.ts";
 import type { StepResult } from "./report.ts";
-import { type Enterable, type Entered, type EnterOptions, shellProcess } from "./step-access.ts";
+import { RunningStep } from "./running-step.ts";
+import type { Enterable } from "./step-access.ts";
 import type { StepLog } from "./step-log.ts";
 
 export interface StepContext extends JobContext {
@@ -40,9 +40,8 @@ export interface StepContext extends JobContext {
  *
  * The container's remains are removed beside the following steps (`later`), for the user waits for the job, not for them.
  */
-export class StepRun implements Enterable {
+export class StepRun {
   readonly log: StepLog;
-  readonly ended: Promise<string>;
   readonly #step: StepSpec;
   readonly #context: StepContext;
   readonly #network: StepNetwork;
@@ -55,9 +54,7 @@ export class StepRun implements Enterable {
   /** Output of that time: who reports the step has not been told of it yet. */
   #held: { readonly stream: 1 | 2; readonly bytes: Buffer }[] | undefined;
   #onSucceeded: (() => void) | undefined;
-  readonly #ended = Promise.withResolvers<string>();
-  /** Its program has been executed, so there is something to look at. */
-  #hasRun = false;
+  #running: RunningStep | undefined;
   #env: Readonly<Record<string, string>> = {};
   #config: PreparedConfig | undefined;
   /** Where the container's changes are if they may have to be kept. */
@@ -66,7 +63,6 @@ export class StepRun implements Enterable {
 
   constructor(step: StepSpec, context: StepContext) {
     this.log = context.log;
-    this.ended = this.#ended.promise;
     this.#step = step;
     this.#context = context;
     this.#network = new StepNetwork(context.network, step);
@@ -150,7 +146,7 @@ export class StepRun implements Enterable {
    * @param on.running Called when its program runs.
    * @param on.succeeded Called when it has succeeded and nothing of it runs any more, before its result is put together.
    */
-  async run(on: { readonly running: () => void; readonly succeeded?: () => void }): Promise<StepResult> {
+  async run(on: { readonly running: (step: Enterable) => void; readonly succeeded?: () => void }): Promise<StepResult> {
     const startedAtMs = Date.now();
     this.#onSucceeded = on.succeeded;
     try {
@@ -162,30 +158,20 @@ export class StepRun implements Enterable {
         await this.#begun;
       }
       if (this.#container === undefined) throw new Error("Cannot run the step: it has no container");
-      this.#hasRun = true;
-      on.running();
+      this.#running = new RunningStep(this.#container, this.#env, this.log);
+      on.running(this.#running);
       this.#noteWeight();
       const result = await this.#container.result;
       return { ...describe(result, this.log, this.#lowered(result)), ...(await this.#takeRefused()) };
     } catch (error) {
       return { ...describeError(this.#step, asError(error), this.#context), startedAtMs, finishedAtMs: Date.now() };
     } finally {
-      this.#ended.resolve("the step has ended");
+      this.#running?.end();
       if (this.#container !== undefined) {
         this.#gone = this.#container[Symbol.asyncDispose]();
         this.#context.later(this.#gone);
       }
     }
-  }
-
-  async enter(options: EnterOptions): Promise<Entered> {
-    if (this.#container === undefined) throw new Error("The step does not run yet");
-    const process = await execInContainer(this.#container, shellProcess(options, this.#env));
-    return { process, cut: this.ended, [Symbol.asyncDispose]: async () => await process[Symbol.asyncDispose]() };
-  }
-
-  note(text: string): void {
-    this.log.note(text);
   }
 
   /**
@@ -194,7 +180,7 @@ export class StepRun implements Enterable {
    */
   keep(): KeptStep | undefined {
     const writableDir = this.#writableDir;
-    if (!this.#hasRun || writableDir === undefined || this.#config === undefined) return undefined;
+    if (this.#running === undefined || writableDir === undefined || this.#config === undefined) return undefined;
     this.#writableDir = undefined;
     const { signal: _, timeoutMs: __, onExit: ___, ...config } = this.#config;
     return new KeptStep({

@@ -12,6 +12,8 @@ import {
 } from "../agent/index.ts";
 import { advance, type JobSpec, type PipelineEvent, type Status } from "../pipelines/index.ts";
 import type { Host, RegistryClient } from "../runtime/index.ts";
+import { HeldOutput } from "./held-output.ts";
+import { LocalShells } from "./local-shell.ts";
 import { duration, plain } from "./terminal.ts";
 import { Transcript, type Outcome } from "./transcript.ts";
 import { exitCodes, type Context } from "./verb.ts";
@@ -25,26 +27,34 @@ export interface LocalBuildOptions {
   readonly jobsAtOnce: number;
   /** The most that each step gets. */
   readonly ceiling: StepCeiling;
+  /** A person looks at the step that fails before its job goes on. */
+  readonly shellOnFailure: boolean;
+  /** Canceling. */
+  readonly signal: AbortSignal;
   readonly context: Context;
 }
 
 /** One build in this process: the planner's jobs, run by the agent's executor as their needs allow. */
 export class LocalBuild {
-  readonly #options: LocalBuildOptions;
+  readonly #options: Omit<LocalBuildOptions, "shellOnFailure">;
   readonly #transcript: Transcript;
   readonly #statuses = new Map<string, Status>();
   readonly #running = new Map<string, Promise<void>>();
   readonly #pins = sharedPins();
+  readonly #shells: LocalShells | undefined;
 
-  constructor(options: LocalBuildOptions) {
-    this.#options = options;
-    this.#transcript = new Transcript(options.jobs, options.context);
+  constructor({ shellOnFailure, ...options }: LocalBuildOptions) {
+    const held = new HeldOutput(options.context.print);
+    const context = { ...options.context, print: held.print };
+    this.#options = { ...options, context };
+    this.#transcript = new Transcript(options.jobs, context);
+    this.#shells = shellOnFailure ? new LocalShells({ context, held, signal: options.signal }) : undefined;
     for (const { name } of options.jobs) this.#statuses.set(name, "queued");
   }
 
   /** Runs the jobs in the order of their needs and says how it went as an exit code. */
-  async run(signal: AbortSignal): Promise<number> {
-    const { jobs, jobsAtOnce, context } = this.#options;
+  async run(): Promise<number> {
+    const { jobs, jobsAtOnce, context, signal } = this.#options;
     const startedAtMs = performance.now();
     for (;;) {
       if (signal.aborted) this.#cancelQueued(signal);
@@ -56,17 +66,17 @@ export class LocalBuild {
           ? exitCodes.success
           : this.#failureCode(next.status);
       }
-      for (const name of next.ready.slice(0, jobsAtOnce - this.#running.size)) this.#start(name, signal);
+      for (const name of next.ready.slice(0, jobsAtOnce - this.#running.size)) this.#start(name);
       await Promise.race(this.#running.values());
     }
   }
 
-  #start(name: string, signal: AbortSignal): void {
+  #start(name: string): void {
     const job = this.#options.jobs.find((candidate) => candidate.name === name);
     if (job === undefined) throw new Error(`No job ${JSON.stringify(name)} in the plan`);
     this.#statuses.set(name, "running");
     const startedAtMs = performance.now();
-    const ended = this.#execute(job, signal).then(({ status, reason }) => {
+    const ended = this.#execute(job).then(({ status, reason }) => {
       this.#running.delete(name);
       this.#end(name, { status, durationMs: performance.now() - startedAtMs, ...(reason !== undefined && { reason }) });
     });
@@ -74,8 +84,8 @@ export class LocalBuild {
   }
 
   /** Prints what the containers of all steps would be, as one JSON array. */
-  async explain(signal: AbortSignal): Promise<number> {
-    const { jobs, context } = this.#options;
+  async explain(): Promise<number> {
+    const { jobs, context, signal } = this.#options;
     const steps: { job: string; step: string; config: unknown; operations: string[] }[] = [];
     for (const job of jobs) {
       for (const { name, config, operations } of await explainJob(job, { ...this.#jobOptions(job), signal })) {
@@ -101,16 +111,26 @@ export class LocalBuild {
     };
   }
 
-  async #execute(job: JobSpec, signal: AbortSignal): Promise<Pick<JobResult, "status" | "reason">> {
-    const { context } = this.#options;
+  async #execute(job: JobSpec): Promise<Pick<JobResult, "status" | "reason">> {
+    const { context, signal } = this.#options;
+    // A shell's step is told when the shell begins.
+    let told: number | undefined;
+    const stepFinished = (index: number, result: StepResult) => {
+      if (index !== told) this.#transcript.stepFinished(job.name, index, outcome(result));
+    };
+    const access = this.#shells?.access(job, (index, result) => {
+      stepFinished(index, result);
+      told = index;
+    });
     return await executeJob(job, {
       ...this.#jobOptions(job),
       reporter: {
         stepStarted: (index) => this.#transcript.stepStarted(job.name, index),
         stepOutput: (index, stream, bytes) => this.#transcript.output(job.name, index, streams[stream], bytes),
-        stepFinished: (index, result) => this.#transcript.stepFinished(job.name, index, outcome(result)),
+        stepFinished,
         problem: (error) => context.warn(`slipway: ${error.message}`),
       },
+      ...(access !== undefined && { access }),
       signal,
     });
   }

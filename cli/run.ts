@@ -37,6 +37,7 @@ The first Ctrl-C cancels the jobs and cleans up, the second stops at once.`,
     event: { value: "EVENT", help: "Run what this event would: push, tag or pull_request" },
     branch: { value: "NAME", help: "The branch (or with --event tag, the tag) [default: the one checked out]" },
     jobs: { short: "j", value: "N", help: "Jobs to run at the same time [default: one per core]" },
+    "shell-on-failure": { help: "Open a shell in the step that fails, as it is then; its job goes on when it ends" },
     file: { short: "f", value: "FILE", help: "The pipeline file [default: the nearest .slipway.yml]" },
     allow: {
       value: "WEAKNESS",
@@ -54,6 +55,7 @@ The first Ctrl-C cancels the jobs and cleans up, the second stops at once.`,
   examples: [
     ["slipway run", "all jobs, side by side where they do not need each other"],
     ["slipway run --job test --job lint", "two of them"],
+    ["slipway run --job test --shell-on-failure", "and have a look at the step that fails"],
     ["slipway run --event tag --branch v1.2.0", "what pushing this tag would run"],
     ["slipway run --job test --explain | jq '.[0].config'", "the configuration of the first step's container"],
   ],
@@ -95,10 +97,21 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   });
   // Meanwhile images are looked up; a step that gets none says why.
   if (!values.explain && jobs.some(wantsNetwork)) void host.openNetworks().catch(() => {});
-  const build = new LocalBuild({ host, registry, root, event, jobs, jobsAtOnce, ceiling: limits.each, context });
   const cancel = AbortSignal.any([signals.drain, context.outputClosed]);
   signals.stop.addEventListener("abort", () => process.exit(exitCodes.buildFailed));
-  return await (values.explain ? build.explain(cancel) : build.run(cancel));
+  const build = new LocalBuild({
+    host,
+    registry,
+    root,
+    event,
+    jobs,
+    jobsAtOnce,
+    ceiling: limits.each,
+    shellOnFailure: values["shell-on-failure"],
+    signal: cancel,
+    context,
+  });
+  return await (values.explain ? build.explain() : build.run());
 }
 
 /** Opens the first state directory that no other `slipway run` uses. */

@@ -10,6 +10,7 @@ import {
 } from "../queue/index.ts";
 import type { Api } from "./api.ts";
 import { EscapeFilter } from "./shell-escape.ts";
+import { terminalName, terminalSize } from "./shell-terminal.ts";
 import { plain } from "./terminal.ts";
 import type { Context } from "./verb.ts";
 
@@ -179,16 +180,6 @@ class ShellClient {
     clearTimeout(this.#patience);
     for (const cleanup of this.#cleanups.splice(0)) cleanup();
   }
-}
-
-function terminalSize(): { rows: number; columns: number } {
-  return { rows: process.stdout.rows || 24, columns: process.stdout.columns || 80 };
-}
-
-/** What the step's programs look up what they may send in. */
-function terminalName({ environment }: Context): string {
-  const term = environment["TERM"] ?? "";
-  return /^[\w.+-]{1,64}$/.test(term) ? term : "xterm-256color";
 }
 
 /** For the step's log; the server adds where it comes from. */

@@ -14,8 +14,8 @@ const usage = {
   summary: "Open a terminal in a step that runs, or in a failed one that was kept",
   description: `
 BUILD is a build's id, a repository's name and number (team/app#12), or a repository's name for its newest build; without
-it, the newest of all. STEP is JOB/STEP, a job or a step, by name or position from 0; without it, the only one there is
-to enter: the running one, or the failed one that keep_on_failure has kept.
+it, the newest of all. STEP is JOB/STEP, a job or a step, by name or position from 0, or a service by its name; without it,
+the only one there is to enter: the step that runs, or the failed one that keep_on_failure has kept.
 
 The shell runs beside the step's own program, in its container: same files, environment, user and limits, and it ends with
 the step. In a kept step it runs in a new container over what the step has left. Who may change builds may open it (the
@@ -78,8 +78,9 @@ export async function findTarget(
   return { build: await findBuild(api, repository), rest: reference.slice(repository.length + 1) };
 }
 
-/** A step as it is listed. */
+/** A step, or service, as it is listed. */
 interface Candidate {
+  readonly isService: boolean;
   readonly job: JobView;
   readonly position: number;
   readonly name: string;
@@ -95,8 +96,16 @@ export function findStep(
   rest: string,
 ): { readonly job: number; readonly step: number } {
   const all = build.jobs.flatMap((job): Candidate[] => {
-    const states = job.attempts.at(-1)?.steps ?? [];
-    return job.stepNames.map((name, position) => ({ job, position, name, state: states[position] }));
+    const { steps = [], services = [] } = job.attempts.at(-1) ?? {};
+    const states = [...steps, ...services];
+    // Positions of services follow those of steps.
+    return [...job.stepNames, ...job.serviceNames].map((name, position) => ({
+      job,
+      position,
+      name,
+      state: states[position],
+      isService: position >= job.stepNames.length,
+    }));
   });
   const { meant, isWhole } = matches(all, rest);
   const title = `${plain(build.repository.name)}#${build.number}`;
@@ -124,9 +133,11 @@ function matches(
   all: readonly Candidate[],
   rest: string,
 ): { readonly meant: readonly Candidate[]; readonly isWhole: boolean } {
-  if (rest === "") return { meant: all, isWhole: false };
+  // A service is meant only by its name.
+  const steps = all.filter(({ isService }) => !isService);
+  if (rest === "") return { meant: steps, isWhole: false };
   const is = (name: string, position: number, text: string) => text === name || text === String(position);
-  const inJob = all.filter(({ job }) => is(job.name, job.position, rest));
+  const inJob = steps.filter(({ job }) => is(job.name, job.position, rest));
   if (inJob.length > 0) return { meant: inJob, isWhole: inJob.length === 1 };
   const byBoth = all.filter(({ job, name, position }) =>
     [job.name, String(job.position)].some(

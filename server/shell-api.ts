@@ -109,7 +109,7 @@ function targetOf(store: Store, build: BuildView, key: LogKey): ShellTarget {
   }
   const state = row === undefined ? "has not begun" : `is over (${row.status}) and not kept`;
   const open = build.jobs.flatMap(({ name, attempts }) =>
-    (attempts.at(-1)?.steps ?? [])
+    [...(attempts.at(-1)?.steps ?? []), ...(attempts.at(-1)?.services ?? [])]
       .filter((step) => step.status === "running" || step.kept !== undefined)
       .map((step) => `${name}/${step.name} (${step.kept ? "kept" : "running"})`),
   );

@@ -3,6 +3,7 @@ import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type CommandOptions, environment, type Outcome, slipway, TemporaryDirectory } from "./command.ts";
+import { TerminalRun } from "./terminal-run.ts";
 
 /** Keeps what runs need on a disk of its own, not in the data directory of whoever runs the tests. */
 let data: TemporaryDirectory;
@@ -222,6 +223,37 @@ bad:
     await using checkout = await createCheckout(jobs(`a:\n  ${step("while :; do echo y; done")}`));
     const output = execFileSync("bash", ["-c", script], { cwd: checkout.path, encoding: "utf8", env: environment() });
     expect(output).toMatch(/^a ▶ .*\na │ y\ncode 1\n$/);
+  });
+
+  const failing = jobs(
+    `a:\n  env: { GREETING: hello }\n  steps:\n    - echo one > one\n    - { name: fails, run: "echo made > /made; exit 3" }\n    - echo never\n` +
+      `b:\n  steps:\n    - sleep 0.2; echo from b\n`,
+  );
+
+  test("--shell-on-failure opens a shell in the step that fails; what else is shown waits for its end", async () => {
+    const script = "cat one /made; echo $GREETING; pwd; until test -e /go; do sleep 1; touch /go; done; exit 4\n";
+    const { code, stdout, stderr } = await runPipeline(failing, ["--shell-on-failure"], { input: script });
+    expect(code).toBe(1);
+    expect(stderr).toContain("slipway: a shell in a/fails, as it failed (exit code 3); exit goes on\n");
+    expect(stdout).toMatch(/a ✗ fails .*exit code 3\none\nmade\nhello\n\/workspace\nb │ from b\n/);
+    expect(stdout.match(/✗ fails .*exit code 3\n/g)).toHaveLength(1);
+    expect(stdout).not.toContain("never\na");
+  });
+
+  test("--shell-on-failure gives it this terminal, with its size, and takes it back", async () => {
+    await using checkout = await createCheckout(failing);
+    await using run = new TerminalRun(["run", "--data-dir", data.path, "--shell-on-failure", "--job", "a"], {
+      cwd: checkout.path,
+      env: { TERM: "dumb" },
+      rows: 31,
+      columns: 99,
+    });
+    await run.until(/as it failed/);
+    run.type("echo size $(stty size); cat /made\r");
+    expect(await run.until(/\nsize (.*)\r\nmade\r\n/)).toBe("31 99");
+    run.type("exit\r");
+    expect(await run.exited).toEqual({ code: 1, signal: null });
+    expect(run.text).toMatch(/failure in /);
   });
 
   test("leaves nothing but its image store", () => {

@@ -18,7 +18,12 @@ export class TerminalRun implements AsyncDisposable {
 
   constructor(
     args: readonly string[],
-    options: { readonly rows?: number; readonly columns?: number; readonly env?: NodeJS.ProcessEnv } = {},
+    options: {
+      readonly rows?: number;
+      readonly columns?: number;
+      readonly cwd?: string;
+      readonly env?: NodeJS.ProcessEnv;
+    } = {},
   ) {
     this.#fd = open("/dev/ptmx", O_RDWR | O_NOCTTY);
     syscall("ioctl", this.#fd, TIOCSPTLCK, Buffer.alloc(4));
@@ -28,6 +33,7 @@ export class TerminalRun implements AsyncDisposable {
     this.child = spawn("setsid", ["--ctty", "--wait", process.execPath, bin, ...args], {
       stdio: [slave, slave, slave],
       env: environment(options.env),
+      cwd: options.cwd,
     });
     close(slave);
     this.#master = new ReadStream(this.#fd);

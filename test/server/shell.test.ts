@@ -3,19 +3,16 @@ import { connect, type Socket } from "node:net";
 import { once } from "node:events";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import {
-  agentInboxSchema,
-  agentMessageSchema,
   attemptTokenHeader,
   CancelChannel,
   connectRedis,
   type KeptResponse,
   type RenewResponse,
-  ShellChannel,
   shellData,
-  type ShellMessage,
 } from "../../queue/index.ts";
 import type { BuildView } from "../../server/index.ts";
 import { Harness, type TestAttempt, type TestRepository, twoJobs, until } from "./harness.ts";
+import { End } from "./shell-end.ts";
 
 let harness: Harness;
 let repository: TestRepository;
@@ -25,58 +22,6 @@ beforeAll(async () => {
   repository = await harness.repository("owner/shells");
 });
 afterAll(() => harness[Symbol.asyncDispose]());
-
-/** One end of a shell that remembers what it heard. */
-class End {
-  readonly messages: ShellMessage[] = [];
-  readonly bytes: Buffer[] = [];
-  readonly channel: ShellChannel<ShellMessage>;
-  /** Undefined while it is open. */
-  closed: { readonly reason: string | undefined } | undefined;
-  /** What has come and was not said to be taken. */
-  readonly untaken: (() => void)[] = [];
-  holds = false;
-  drains = 0;
-
-  constructor(
-    channel: (handlers: ConstructorParameters<typeof ShellChannel<ShellMessage>>[2]) => ShellChannel<ShellMessage>,
-  ) {
-    this.channel = channel({
-      message: (message) => void this.messages.push(message),
-      data: (kind, bytes, taken) => {
-        this.bytes.push(Buffer.concat([Buffer.from([kind]), bytes]));
-        if (this.holds) this.untaken.push(taken);
-        else taken();
-      },
-      drain: () => void this.drains++,
-      closed: (reason) => (this.closed = { reason }),
-    });
-    this.channel.start();
-  }
-
-  static async person(
-    build: BuildView,
-    query = "job=first&step=greet",
-    headers: Record<string, string> = {},
-  ): Promise<End> {
-    const url = new URL(`/api/builds/${build.id}/shell?${query}`, harness.server.address);
-    const authorization = { authorization: `Bearer ${harness.server.adminToken}` };
-    const socket = await ShellChannel.dial(url, { headers: { ...authorization, ...headers } });
-    return new End((handlers) => new ShellChannel(socket, agentMessageSchema as never, handlers as never) as never);
-  }
-
-  static async agent(session: string, attempt: TestAttempt, token = attempt.claimed.token): Promise<End> {
-    const url = new URL(`/api/agent/shells/${session}`, harness.server.address);
-    const headers = { authorization: `Bearer ${harness.server.agentToken}`, [attemptTokenHeader]: token };
-    const socket = await ShellChannel.dial(url, { headers });
-    return new End((handlers) => new ShellChannel(socket, agentInboxSchema as never, handlers as never) as never);
-  }
-
-  /** All bytes of one kind. */
-  text(kind: number): string {
-    return Buffer.concat(this.bytes.filter((bytes) => bytes[0] === kind).map((bytes) => bytes.subarray(1))).toString();
-  }
-}
 
 const open = { type: "open", by: "ada@laptop", terminal: { rows: 24, columns: 80, term: "xterm" } } as const;
 
@@ -94,9 +39,9 @@ async function waitingSession(attempt: TestAttempt): Promise<string> {
 
 async function paired() {
   const { build, attempt } = await running();
-  const person = await End.person(build);
+  const person = await End.person(harness, build);
   person.channel.send(open);
-  const agent = await End.agent(await waitingSession(attempt), attempt);
+  const agent = await End.agent(harness, await waitingSession(attempt), attempt);
   await until(() => agent.messages.length > 0);
   return { build, attempt, person, agent };
 }
@@ -134,7 +79,7 @@ describe("a shell in a running step", () => {
       (attemptId) => void woken.push(attemptId),
     );
     await subscription.ready;
-    const person = await End.person(build);
+    const person = await End.person(harness, build);
     person.channel.send(open);
     await until(() => woken.length > 0);
     expect(woken).toEqual([attempt.claimed.attemptId]);
@@ -188,11 +133,11 @@ describe("a shell in a running step", () => {
 
   test("is open once in a step; the next person is told who has it", async () => {
     const { build, attempt, person } = await paired();
-    await expect(End.person(build)).rejects.toThrow(
+    await expect(End.person(harness, build)).rejects.toThrow(
       "Somebody has a shell in this step already: ada@laptop (127.0.0.1)",
     );
     person.channel.close();
-    const again = await until(() => End.person(build).catch(() => undefined));
+    const again = await until(() => End.person(harness, build).catch(() => undefined));
     again.channel.close();
     await attempt.finish({ status: "failure" });
   });
@@ -203,7 +148,7 @@ describe("a shell is refused", () => {
     const { build, attempt } = await running();
     const { agentToken } = harness.server;
     for (const authorization of ["", `Bearer ${agentToken}`, "Bearer wrong"]) {
-      await expect(End.person(build, undefined, { authorization })).rejects.toMatchObject({ status: 401 });
+      await expect(End.person(harness, build, undefined, { authorization })).rejects.toMatchObject({ status: 401 });
     }
     await attempt.finish({ status: "failure" });
   });
@@ -212,7 +157,7 @@ describe("a shell is refused", () => {
     const { build, attempt } = await running();
     const login = await harness.call("POST", "/login", { body: { token: harness.server.adminToken } });
     const cookie = (login.headers.get("set-cookie") ?? "").split(";")[0] ?? "";
-    const from = (origin: string) => End.person(build, undefined, { authorization: "", cookie, origin });
+    const from = (origin: string) => End.person(harness, build, undefined, { authorization: "", cookie, origin });
     await expect(from("https://evil.example")).rejects.toMatchObject({ status: 403 });
     const own = await from(harness.server.address);
     own.channel.close();
@@ -221,26 +166,28 @@ describe("a shell is refused", () => {
 
   test("in a step that does not run, with what can be entered instead", async () => {
     const { build, attempt } = await running();
-    await expect(End.person(build, "job=second&step=0")).rejects.toThrow("The job has not begun: no agent has it yet");
-    await expect(End.person(build, "job=none&step=0")).rejects.toThrow('has no job "none"');
+    await expect(End.person(harness, build, "job=second&step=0")).rejects.toThrow(
+      "The job has not begun: no agent has it yet",
+    );
+    await expect(End.person(harness, build, "job=none&step=0")).rejects.toThrow('has no job "none"');
     await attempt.step(0, { status: "success", exitCode: 0 });
-    await expect(End.person(build)).rejects.toThrow('Step 0 of job "first" is over (success) and not kept');
+    await expect(End.person(harness, build)).rejects.toThrow('Step 0 of job "first" is over (success) and not kept');
     await attempt.finish({ status: "success" });
     const second = await harness.claim();
     await second.step(0, { status: "running" });
-    await expect(End.person(build)).rejects.toThrow("; a shell can be opened in second/part (running)");
+    await expect(End.person(harness, build)).rejects.toThrow("; a shell can be opened in second/part (running)");
     await second.finish({ status: "failure" });
   });
 
   test("to an agent that does not have the attempt", async () => {
     const { build, attempt } = await running();
-    const person = await End.person(build);
+    const person = await End.person(harness, build);
     person.channel.send(open);
     const session = await waitingSession(attempt);
-    await expect(End.agent(session, attempt, "wrong")).rejects.toMatchObject({ status: 409 });
-    await expect(End.agent("nonsense", attempt)).rejects.toMatchObject({ status: 404 });
-    const agent = await End.agent(session, attempt);
-    await expect(End.agent(session, attempt)).rejects.toMatchObject({ status: 404 });
+    await expect(End.agent(harness, session, attempt, "wrong")).rejects.toMatchObject({ status: 409 });
+    await expect(End.agent(harness, "nonsense", attempt)).rejects.toMatchObject({ status: 404 });
+    const agent = await End.agent(harness, session, attempt);
+    await expect(End.agent(harness, session, attempt)).rejects.toMatchObject({ status: 404 });
     agent.channel.close();
     person.channel.close();
     await attempt.finish({ status: "failure" });
@@ -249,7 +196,7 @@ describe("a shell is refused", () => {
   test("if it does not begin with what is wanted", async () => {
     const { build, attempt } = await running();
     const ask = async (say: (person: End) => void) => {
-      const person = await until(() => End.person(build).catch(() => undefined));
+      const person = await until(() => End.person(harness, build).catch(() => undefined));
       say(person);
       await until(() => person.closed);
       return person.messages.at(-1);
@@ -293,13 +240,13 @@ describe("kept steps", () => {
     const { build, attempt, untilMs } = await failed();
     const step = async () => (await harness.build(build.id)).jobs[0]?.attempts[0]?.steps[0];
     expect((await step())?.kept).toEqual({ untilMs, bytes: 4096 });
-    const person = await End.person(build, "job=0&step=0");
+    const person = await End.person(harness, build, "job=0&step=0");
     person.channel.send(open);
     const { shells } = await until(async () => {
       const answer = await kept(attempt, [{ step: 0, untilMs }]);
       return answer.shells.length > 0 && answer;
     });
-    const agent = await End.agent(shells[0] as string, attempt);
+    const agent = await End.agent(harness, shells[0] as string, attempt);
     await until(() => agent.messages.length > 0);
     person.channel.close();
     await until(() => agent.closed);
@@ -310,7 +257,7 @@ describe("kept steps", () => {
     );
     await kept(attempt, []);
     expect((await step())?.kept).toBeUndefined();
-    await expect(End.person(build)).rejects.toThrow("is over (failure) and not kept");
+    await expect(End.person(harness, build)).rejects.toThrow("is over (failure) and not kept");
   });
 
   test("are discarded by hand: shown no more, and the agent is told", async () => {
@@ -377,7 +324,7 @@ describe("the server", () => {
     const wrong = await answer([`GET ${path} HTTP/1.1`, authorization, "Connection: Upgrade", "Upgrade: websocket"]);
     expect(wrong).toMatch(/^HTTP\/1\.1 400 /);
     // The step is free again.
-    const person = await until(() => End.person(build).catch(() => undefined));
+    const person = await until(() => End.person(harness, build).catch(() => undefined));
     person.channel.close();
     await attempt.finish({ status: "failure" });
   });
