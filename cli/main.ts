@@ -66,8 +66,19 @@ async function main(argv: readonly string[]): Promise<void> {
   const entry = findEntry(argv[0] ?? "");
   const obstacle = entry?.containers === undefined || wantsHelp(argv) ? undefined : await gainPrivileges();
   const context = createContext(obstacle);
-  // Not process.exitCode: what a verb leaves open must not keep a finished command. Writes to standard output are synchronous.
-  process.exit(await runVerb(argv, context));
+  const code = await runVerb(argv, context);
+  await Promise.all([flush(process.stdout), flush(process.stderr)]);
+  // Not process.exitCode: what a verb leaves open must not keep a finished command.
+  process.exit(code);
+}
+
+/** Waits until a reader has taken what was written, or is gone: `process.exit` would drop what a full pipe has not taken yet. */
+async function flush(stream: NodeJS.WriteStream): Promise<void> {
+  if (stream.writableLength === 0 || stream.destroyed) return;
+  await new Promise<void>((resolve) => {
+    stream.once("close", resolve);
+    stream.write("", () => resolve());
+  });
 }
 
 function findEntry(name: string): Entry | undefined {

@@ -43,6 +43,25 @@ describe("slipway", () => {
     }
   });
 
+  test("what it prints is whole however late it is read", async () => {
+    await using directory = await TemporaryDirectory.create({
+      "pipeline.yml": `jobs:\n${Array.from({ length: 1000 }, (_, index) => `  job${index}: { wrong: 1 }\n`).join("")}`,
+    });
+    const file = join(directory.path, "pipeline.yml");
+    const args = [
+      "-c",
+      '"$0" "$@" | { sleep 1; cat; }',
+      process.execPath,
+      bin,
+      "lint",
+      "--json",
+      ...Array<string>(10).fill(file),
+    ];
+    const { stdout } = await run("/bin/sh", args);
+    expect(stdout.length).toBeGreaterThan(1 << 17);
+    expect(() => JSON.parse(stdout)).not.toThrow();
+  });
+
   test("--version prints the version of package.json", async () => {
     expect((await slipway(["--version"])).stdout).toMatch(/^slipway \d+\.\d+\.\d+\n$/);
   });
