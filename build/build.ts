@@ -49,6 +49,12 @@ export interface StageResult {
   readonly state: StageState;
 }
 
+/** For an overlay, which takes no directory twice: what a layer contributes further down is covered by itself. */
+export function directoriesOf(layers: readonly StageLayer[]): string[] {
+  const all = layers.map(({ directory }) => directory);
+  return all.filter((directory, index) => all.lastIndexOf(directory) === index);
+}
+
 export interface Failure {
   readonly suggestion?: string | undefined;
   readonly exitCode?: number | undefined;

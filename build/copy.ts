@@ -20,6 +20,8 @@ export interface CopyOptions {
   /** Everything counts as root's where there is no owner. */
   readonly ignoreOwners: boolean;
   readonly mode?: ModeChange | undefined;
+  /** Files of an image that go to a host: they may not bring privileges, set-user-id bits or capabilities, with them. */
+  readonly isPlain?: boolean;
   readonly checkCanceled?: () => void;
 }
 
@@ -312,8 +314,9 @@ export class CopyTarget {
     },
   ): void {
     fileAt.chownAt(file, "", attributes.owner);
-    for (const [name, value] of attributes.xattrs ?? []) fileAt.setXattr(file, name, value);
-    fileAt.chmodOpen(file, attributes.mode);
+    const { isPlain = false } = this.#options;
+    if (!isPlain) for (const [name, value] of attributes.xattrs ?? []) fileAt.setXattr(file, name, value);
+    fileAt.chmodOpen(file, isPlain ? attributes.mode & 0o1777 : attributes.mode);
     if (attributes.time !== undefined) fileAt.setTimesAt(place.parent, place.name, attributes.time);
   }
 

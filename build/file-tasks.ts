@@ -131,6 +131,11 @@ interface Task {
     };
     readonly result: ArchiveResult;
   };
+  /** Copies what layers amount to into a directory of the host's, as this process's own files. */
+  export: {
+    readonly spec: { readonly layers: readonly string[]; readonly directory: string; readonly view: ViewSpec };
+    readonly result: undefined;
+  };
   /** The same layer under another name, without a copy of what its files hold. */
   link: { readonly spec: { readonly from: string; readonly to: string }; readonly result: LayerSummary };
 }
@@ -194,6 +199,21 @@ const tasks: {
     }
   },
   archive,
+  export: ({ layers, directory, view }, checkCanceled) =>
+    withView(layers, view, (root) => {
+      const [uid, gid] = [process.geteuid?.() ?? 0, process.getegid?.() ?? 0];
+      const options = { owner: { uid, gid }, ignoreOwners: true, isPlain: true, checkCanceled };
+      const target = fileAt.openRoot(directory);
+      try {
+        const tree = { root, name: "the image" };
+        const selections = selectFiles(tree, ".", { parents: false, excludes: new PathPatterns([]), checkCanceled });
+        const copy = new CopyTarget(target, "/", options);
+        for (const selection of selections) copy.copy(root, selection);
+      } finally {
+        fileAt.closeFile(target);
+      }
+      return undefined;
+    }),
   link({ from, to }, checkCanceled) {
     const source = fileAt.openRoot(from);
     try {

@@ -9,7 +9,7 @@ import {
   mediaTypes,
   putImage,
 } from "../runtime/index.ts";
-import type { StageLayer, StageResult } from "./build.ts";
+import { directoriesOf, type StageLayer, type StageResult } from "./build.ts";
 import type { BuildCache } from "./build-cache.ts";
 import { type Configuration, formatConfiguration } from "./configuration.ts";
 import type { ArchiveResult, Compression } from "./file-tasks.ts";
@@ -29,6 +29,8 @@ export interface FinishOptions {
   readonly annotations?: Readonly<Record<string, string>> | undefined;
   /** In full: `docker.io/library/app:1`. */
   readonly names: readonly string[];
+  /** Keeps its layers as those of images, too. @default whether it has names */
+  readonly isKept?: boolean | undefined;
   readonly signal: AbortSignal;
 }
 
@@ -37,6 +39,8 @@ export interface FinishedImage {
   /** Digest of its configuration: what Docker calls the image's id. */
   readonly id: string;
   readonly configuration: Configuration;
+  /** Directories of its layers, base first, none twice. */
+  readonly directories: readonly string[];
 }
 
 const layerTypes: Readonly<Record<Compression, string>> = {
@@ -66,7 +70,8 @@ export async function finishImage(stage: StageResult, options: FinishOptions): P
     { config, layers: layers.map(({ descriptor }) => descriptor), names, ...(annotations && { annotations }) },
     lease,
   );
-  return { manifest, id: `sha256:${createHash("sha256").update(config).digest("hex")}`, configuration };
+  const id = `sha256:${createHash("sha256").update(config).digest("hex")}`;
+  return { manifest, id, configuration, directories: directoriesOf(stage.layers) };
 }
 
 async function describeLayer(
@@ -76,7 +81,7 @@ async function describeLayer(
   if (layer.kind === "base") return { diffId: layer.diffId, descriptor: layer.descriptor };
   const { diffId, digest, size } = await archiveOf(layer, options);
   const descriptor = { mediaType: layerTypes[options.compression ?? "gzip"], digest, size };
-  if (options.names.length > 0) await nameLayer(layer.directory, { diffId, descriptor }, options);
+  if (options.isKept ?? options.names.length > 0) await nameLayer(layer.directory, { diffId, descriptor }, options);
   return { diffId, descriptor };
 }
 

@@ -50,6 +50,9 @@ export interface ImageBuildOptions {
   readonly labels?: Readonly<Record<string, string>> | undefined;
   /** In full. */
   readonly names?: readonly string[] | undefined;
+  /** Keeps the image's layers unpacked in the store, so that steps and builds start with it. @default whether it has names */
+  readonly isKept?: boolean | undefined;
+  readonly annotations?: Readonly<Record<string, string>> | undefined;
   readonly compression?: Compression | undefined;
   readonly noCache?: boolean | undefined;
   /** What builds of other trust must not share caches with. @default "" */
@@ -117,8 +120,20 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
     reporter,
     signal,
   });
-  const { labels, names = [], compression } = options;
-  return await finishImage(result, { store, cache, workers, lease, compression, epochSeconds, labels, names, signal });
+  const { labels, annotations, names = [], isKept, compression } = options;
+  return await finishImage(result, {
+    store,
+    cache,
+    workers,
+    lease,
+    compression,
+    epochSeconds,
+    labels,
+    annotations,
+    names,
+    isKept,
+    signal,
+  });
 }
 
 interface ReadDockerfile {

@@ -4,7 +4,7 @@ import { type ContainerResult, ExecError, type LayerSummary, runContainer, type 
 import type { LayerDraft } from "./build-cache.ts";
 import { cacheKey } from "./key.ts";
 import { type OperationContext, OperationError, type OperationPlace, type OperationPlan } from "./operation.ts";
-import { hostPlatform } from "./platform.ts";
+import { formatPlatform, hostPlatform } from "./platform.ts";
 import { type PlannedMount, planMount } from "./run-mounts.ts";
 import { proxyArgs, type RunOperation } from "./stage-state.ts";
 import type { MountTarget } from "./stubs.ts";
@@ -137,7 +137,9 @@ class Command {
       throw new OperationError(error.message, {
         cause: error,
         exitCode: error.code === "ENOENT" ? 127 : 126,
-        ...(isForeign && { suggestion: `this machine runs no programs for ${platform.architecture}` }),
+        ...(isForeign && {
+          suggestion: `this machine runs no programs for ${formatPlatform(platform)}: register an emulator with binfmt_misc (Debian: qemu-user-static), or let a stage FROM --platform=$BUILDPLATFORM do the work`,
+        }),
       });
     }
   }

@@ -1,7 +1,7 @@
 /** Builds one stage: its base, the triggers of that, its instructions in their order. */
 import { quote, type Span } from "../pipelines/index.ts";
 import { AccountError } from "../runtime/index.ts";
-import type { Build, StageLayer, StageResult } from "./build.ts";
+import { type Build, directoriesOf, type StageLayer, type StageResult } from "./build.ts";
 import type { CachedLayer } from "./build-cache.ts";
 import type { Platform } from "./configuration.ts";
 import { CopyError } from "./copy.ts";
@@ -220,12 +220,6 @@ function wordAtFault(instruction: StageInstruction, error: unknown): { readonly 
   if (error instanceof PathPatternError) return (instruction as CopyInstruction).excludes?.[0] ?? whole;
   if (error instanceof SelectError || error instanceof CopyError) return whole;
   return undefined;
-}
-
-/** For an overlay, which takes no directory twice: what a layer contributes further down is covered by itself. */
-function directoriesOf(layers: readonly StageLayer[]): string[] {
-  const all = layers.map(({ directory }) => directory);
-  return all.filter((directory, index) => all.lastIndexOf(directory) === index);
 }
 
 /** The stages and images that an instruction takes files from. */

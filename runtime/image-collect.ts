@@ -1,5 +1,6 @@
 /** Makes room in the image store: what nobody uses goes, the longest unused first. */
 import { ImageError } from "./image-error.ts";
+import { indexedManifests } from "./image-index.ts";
 import type { NamedImage } from "./image-names.ts";
 import type { ImageStore } from "./image-store.ts";
 import { layerKey } from "./layer-store.ts";
@@ -81,10 +82,16 @@ async function readContent(store: ImageStore): Promise<Content> {
   const byManifest = Map.groupBy(names, ({ manifest }) => manifest.digest);
   const images = await Promise.all(
     [...byManifest].map(async ([digest, named]) => {
-      const ids = await partIds(store, digest);
+      const ids = [await partIds(store, digest)];
+      // A name of several platforms holds them all.
+      for (const index of new Set(named.map(({ resolved }) => resolved))) {
+        const manifests = await indexedManifests(store, index);
+        if (index !== undefined && manifests.length > 0) ids.push([index]);
+        for (const manifest of manifests) ids.push(await partIds(store, manifest));
+      }
       return {
         names: named,
-        parts: [...new Set(ids)].map((id) => parts.get(id)).filter((part) => part !== undefined),
+        parts: [...new Set(ids.flat())].map((id) => parts.get(id)).filter((part) => part !== undefined),
         usedAtMs: Math.max(...named.map(({ usedAtMs }) => usedAtMs)),
       };
     }),

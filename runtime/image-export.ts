@@ -12,6 +12,7 @@ import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import type { BlobIdentity } from "./blob-store.ts";
 import { ImageError } from "./image-error.ts";
+import type { StoredIndex } from "./image-index.ts";
 import type { ImageLease } from "./image-lease.ts";
 import { mediaTypes } from "./image-manifest.ts";
 import { archiveSource } from "./image-push.ts";
@@ -29,6 +30,8 @@ export interface ExportOptions {
   readonly lease: ImageLease;
   /** In full, as the store knows it. */
   readonly name?: string;
+  /** Several names, instead of one. */
+  readonly names?: readonly string[];
   readonly signal?: AbortSignal;
 }
 
@@ -45,7 +48,10 @@ interface Member {
  *
  * @throws {ImageError} If a layer's archive cannot be had, or is not what it should be.
  */
-export async function* exportArchive(image: StoredImage, options: ExportOptions): AsyncGenerator<Buffer, void> {
+export async function* exportArchive(
+  image: StoredImage | StoredIndex,
+  options: ExportOptions,
+): AsyncGenerator<Buffer, void> {
   const members = await imageMembers(image, options);
   const directories = new Set(members.flatMap(({ name }) => parents(name)));
   const entries = [...[...directories].map((name) => ({ name, size: undefined, read: undefined })), ...members].sort(
@@ -71,7 +77,11 @@ export async function* exportArchive(image: StoredImage, options: ExportOptions)
 }
 
 /** Writes a directory, which must be empty or missing. @throws {ImageError} As `exportArchive`. */
-export async function exportDirectory(image: StoredImage, directory: string, options: ExportOptions): Promise<void> {
+export async function exportDirectory(
+  image: StoredImage | StoredIndex,
+  directory: string,
+  options: ExportOptions,
+): Promise<void> {
   await mkdir(directory, { recursive: true });
   if ((await readdir(directory)).length > 0) {
     throw new ImageError(`Cannot export to "${directory}": it is not empty`);
@@ -83,46 +93,58 @@ export async function exportDirectory(image: StoredImage, directory: string, opt
   }
 }
 
-async function imageMembers(image: StoredImage, options: ExportOptions): Promise<Member[]> {
-  const { name } = options;
-  const tag = name === undefined || name.includes("@") ? undefined : name;
+async function imageMembers(given: StoredImage | StoredIndex, options: ExportOptions): Promise<Member[]> {
+  const { name, names = name === undefined ? [] : [name] } = options;
+  const tags = names.filter((each) => !each.includes("@"));
   const file = (path: string, content: Buffer): Member => ({
     name: path,
     size: content.length,
     read: () => Readable.from([content]),
   });
   const json = (path: string, value: unknown) => file(path, Buffer.from(JSON.stringify(value)));
-  const { mediaType, digest, size } = describeManifest(image);
-  const annotations =
-    tag === undefined
-      ? {}
-      : { "io.containerd.image.name": tag, "org.opencontainers.image.ref.name": tag.slice(tag.lastIndexOf(":") + 1) };
+  const isIndex = "images" in given;
+  const images = isIndex ? given.images : [given];
+  const { mediaType, digest, size } = isIndex ? given.descriptor : describeManifest(given);
+  const listed = tags.map((tag) => ({
+    annotations: {
+      "io.containerd.image.name": tag,
+      "org.opencontainers.image.ref.name": tag.slice(tag.lastIndexOf(":") + 1),
+    },
+  }));
   const layers = await Promise.all(
-    [...new Map(image.layers.map((layer) => [layer.descriptor.digest, layer])).values()].map(
+    [...new Map(images.flatMap((image) => image.layers).map((layer) => [layer.descriptor.digest, layer])).values()].map(
       async ({ descriptor, diffId }) => {
         const source = await archiveSource(descriptor, diffId, options);
         return { name: blobPath(descriptor.digest), size: descriptor.size, read: () => verified(descriptor, source) };
       },
     ),
   );
+  const small = new Map<string, Buffer>();
+  if (isIndex) small.set(digest, given.content);
+  for (const image of images) {
+    small.set(image.manifestDigest, image.manifestContent);
+    small.set(image.manifest.config.digest, image.configContent);
+  }
   return [
     json("oci-layout", { imageLayoutVersion: "1.0.0" }),
     json("index.json", {
       schemaVersion: 2,
       mediaType: mediaTypes.index,
-      manifests: [{ mediaType, digest, size, ...(tag === undefined ? {} : { annotations }) }],
+      manifests: (listed.length === 0 ? [{}] : listed).map((names) => ({ mediaType, digest, size, ...names })),
     }),
-    json("manifest.json", [
-      {
-        Config: blobPath(image.manifest.config.digest),
-        RepoTags: tag === undefined ? null : [familiarName(parseReference(tag))],
-        Layers: image.layers.map(({ descriptor }) => blobPath(descriptor.digest)),
-      },
-    ]),
-    file(blobPath(digest), image.manifestContent),
-    file(blobPath(image.manifest.config.digest), image.configContent),
+    // What reads this knows nothing of platforms.
+    ...(isIndex ? [] : [json("manifest.json", [dockerManifest(given, tags)])]),
+    ...[...small].map(([each, content]) => file(blobPath(each), content)),
     ...layers,
   ];
+}
+
+function dockerManifest(image: StoredImage, tags: readonly string[]): object {
+  return {
+    Config: blobPath(image.manifest.config.digest),
+    RepoTags: tags.length === 0 ? null : tags.map((tag) => familiarName(parseReference(tag))),
+    Layers: image.layers.map(({ descriptor }) => blobPath(descriptor.digest)),
+  };
 }
 
 /** Whoever reads the archive must not find out that the disk, or a registry, has damaged it. */

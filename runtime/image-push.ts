@@ -2,6 +2,7 @@
 import { createReadStream } from "node:fs";
 import type { BlobIdentity } from "./blob-store.ts";
 import { ImageError } from "./image-error.ts";
+import type { StoredIndex } from "./image-index.ts";
 import type { ImageLease } from "./image-lease.ts";
 import type { ImageStore } from "./image-store.ts";
 import { layerKey } from "./layer-store.ts";
@@ -84,6 +85,16 @@ export async function pushImage(image: StoredImage, reference: ImageReference, o
     const repositories = [`${reference.registry}/${reference.repository}`];
     await store.layers.noteBlob(layerKey(diffId), { mediaType: type, digest, size, repositories }).catch(() => {});
   }
+}
+
+/** Pushes an index: its images, then itself under the reference's tag. @throws As `pushImage`. */
+export async function pushIndex(index: StoredIndex, reference: ImageReference, options: PushOptions): Promise<void> {
+  const { registry, repository } = reference;
+  for (const image of index.images) await pushImage(image, { registry, repository }, options);
+  const { mediaType, digest } = index.descriptor;
+  const { client, signal } = options;
+  const manifest = { content: index.content, mediaType, digest, tag: reference.tag };
+  await pushManifest(client, client.origin(reference), manifest, signal);
 }
 
 type Repository = Pick<ImageReference, "registry" | "repository">;

@@ -49,11 +49,12 @@ export { AccountError, type Accounts, resolveOwner, resolveUser, type ResolvedUs
 export { ImageStore, imageStorePath } from "./image-store.ts";
 export { type Collected, collectImages, type CollectOptions } from "./image-collect.ts";
 export { exportArchive, exportDirectory } from "./image-export.ts";
+export { putIndex, readStoredIndex, type StoredIndex } from "./image-index.ts";
 export { importImage } from "./image-import.ts";
 export { type Descriptor, mediaTypes } from "./image-manifest.ts";
 export type { NamedImage } from "./image-names.ts";
 export { pullImage, type PulledImage, type PullProgress } from "./image-pull.ts";
-export { pushImage, type PushProgress } from "./image-push.ts";
+export { pushImage, pushIndex, type PushProgress } from "./image-push.ts";
 export { defaultLayerLimits } from "./layer.ts";
 export { layerKey } from "./layer-store.ts";
 export { familiarName, formatReference, type ImageReference, parseReference } from "./registry-reference.ts";

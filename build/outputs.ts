@@ -1,0 +1,125 @@
+/** Where a built image goes: an OCI layout, an archive for Docker, a registry, or just its files into a directory. */
+import { createWriteStream, mkdirSync, realpathSync, renameSync, rmSync, statSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
+import { Readable, type Writable } from "node:stream";
+import { pipeline } from "node:stream/promises";
+import {
+  exportArchive,
+  exportDirectory,
+  type ImageLease,
+  type ImageStore,
+  parseReference,
+  pushImage,
+  pushIndex,
+  type PushProgress,
+  type RegistryClient,
+  type StoredImage,
+} from "../runtime/index.ts";
+import type { FileWorkers } from "./file-workers.ts";
+import type { BuiltImage } from "./platform-builds.ts";
+import { BuildError } from "./report.ts";
+
+/** One thing to do with what was built. That it gets names in the store is no output: see `names` of the build. */
+export type BuildOutput =
+  /** An OCI layout: a directory, which must be empty or missing, or a tar archive. */
+  | { readonly kind: "oci"; readonly path: string; readonly isDirectory: true }
+  | { readonly kind: "oci"; readonly path: string | Writable; readonly isDirectory: false }
+  /** A tar archive that `docker load` and `podman load` take. One platform. */
+  | { readonly kind: "docker"; readonly path: string | Writable }
+  /** Under the names that the build has, or others. */
+  | { readonly kind: "registry"; readonly names?: readonly string[] | undefined }
+  /** The image's files, as files of this process, over what is in the directory. One platform. */
+  | { readonly kind: "local"; readonly directory: string };
+
+export interface OutputOptions {
+  readonly store: ImageStore;
+  readonly lease: ImageLease;
+  /** Pushes; fetches archives of base layers that the store has unpacked only. */
+  readonly client: RegistryClient;
+  /** Needed for `local`. */
+  readonly workers?: FileWorkers | undefined;
+  /** As the host has it; see `mountsDetachedOverlays`. @default false */
+  readonly overlaysByPath?: boolean | undefined;
+  readonly onProgress?: ((progress: PushProgress) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * Does one output.
+ *
+ * @throws {BuildError} If what was built does not fit the output. @throws {ImageError} If an archive cannot be had or a
+ *   registry denies access. @throws {RegistryError}
+ */
+export async function writeOutput(built: BuiltImage, output: BuildOutput, options: OutputOptions): Promise<void> {
+  const { store, lease, client, signal } = options;
+  const exported = { store, lease, client, names: built.names, ...(signal && { signal }) };
+  switch (output.kind) {
+    case "oci":
+      if (output.isDirectory) await exportDirectory(built.stored, output.path, exported);
+      else await writeArchive(exportArchive(built.stored, exported), output.path, signal);
+      break;
+    case "docker":
+      await writeArchive(exportArchive(onePlatform(built, "docker"), exported), output.path, signal);
+      break;
+    case "registry":
+      await push(built, output.names ?? built.names, options);
+      break;
+    case "local":
+      await writeFiles(built, output.directory, options);
+      break;
+  }
+}
+
+function onePlatform({ stored }: BuiltImage, kind: BuildOutput["kind"]): StoredImage {
+  if (!("images" in stored)) return stored;
+  throw new BuildError(`an output of type ${kind} holds one platform, not ${stored.images.length}: use type=oci`);
+}
+
+/** A broken archive must not pass for a whole one: it gets its name when it is whole. */
+async function writeArchive(
+  archive: AsyncIterable<Buffer>,
+  to: string | Writable,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const source = Readable.from(archive, { objectMode: false });
+  if (typeof to !== "string") {
+    await pipeline(source, to, { signal, end: false });
+    return;
+  }
+  const stat = statSync(to, { throwIfNoEntry: false });
+  if (stat !== undefined && !stat.isFile()) {
+    // A pipe.
+    await pipeline(source, createWriteStream(to), { signal });
+    return;
+  }
+  const path = stat === undefined ? to : realpathSync(to);
+  const beside = join(dirname(path), `.${basename(path).slice(0, 200)}.${crypto.randomUUID().slice(0, 8)}`);
+  try {
+    await pipeline(source, createWriteStream(beside, { flags: "wx" }), { signal });
+    renameSync(beside, path);
+  } catch (error) {
+    rmSync(beside, { force: true });
+    throw error;
+  }
+}
+
+async function push(built: BuiltImage, names: readonly string[], options: OutputOptions): Promise<void> {
+  const { stored } = built;
+  if (names.length === 0) throw new BuildError("an image without a name cannot be pushed: give it one");
+  for (const name of names) {
+    const reference = parseReference(name);
+    if ("images" in stored) await pushIndex(stored, reference, options);
+    else await pushImage(stored, reference, options);
+  }
+}
+
+/** What the image's layers amount to. */
+async function writeFiles(built: BuiltImage, directory: string, options: OutputOptions): Promise<void> {
+  const { store, workers, signal } = options;
+  if (workers === undefined) throw new Error("No threads to write files with");
+  onePlatform(built, "local");
+  const layers = built.images[0]?.directories ?? [];
+  mkdirSync(directory, { recursive: true });
+  const view = { emptyDir: await store.emptyDirectory(), byPath: options.overlaysByPath ?? false };
+  await workers.run("export", { layers, directory, view }, signal);
+}

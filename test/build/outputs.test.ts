@@ -1,0 +1,198 @@
+import { execFileSync } from "node:child_process";
+import { lstatSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { type BuildOutput, buildImages, type PlatformBuildOptions, writeOutput } from "../../build/index.ts";
+import {
+  collectImages,
+  importImage,
+  ImageLease,
+  ImageStore,
+  pullImage,
+  parseReference,
+  readStoredIndex,
+  RegistryClient,
+  defaultLayerLimits,
+} from "../../runtime/index.ts";
+import { BuildFixture } from "./build-fixture.ts";
+import { isRoot } from "../runtime/image-fixture.ts";
+import { DebianRegistry } from "../runtime/registry-fixture.ts";
+
+const amd64 = { os: "linux", architecture: "amd64" };
+const arm64 = { os: "linux", architecture: "arm64" };
+const foreign = process.arch === "arm64" ? amd64 : arm64;
+
+describe.skipIf(!isRoot)("writeOutput", () => {
+  let fixture: BuildFixture;
+  let registry: DebianRegistry;
+  const client = new RegistryClient({}, { retryBaseMs: 1 });
+  beforeAll(async () => {
+    fixture = await BuildFixture.open();
+    registry = await DebianRegistry.start();
+  });
+  afterAll(async () => {
+    client[Symbol.dispose]();
+    await registry[Symbol.asyncDispose]();
+    await fixture[Symbol.asyncDispose]();
+  });
+
+  const build = (
+    dockerfile: string,
+    files: Readonly<Record<string, string>>,
+    options: Partial<PlatformBuildOptions> = {},
+  ) =>
+    buildImages({
+      host: fixture.host,
+      uidRange: fixture.range,
+      store: fixture.store,
+      images: fixture.images,
+      lease: fixture.lease,
+      contextDir: fixture.context(files),
+      dockerfile: { content: Buffer.from(dockerfile), name: "Dockerfile" },
+      resources: { memoryBytes: 256 << 20, cpu: 2, pids: 128 },
+      network: "none",
+      workers: fixture.workers,
+      ...options,
+    });
+  const write = (built: Awaited<ReturnType<typeof build>>, output: BuildOutput) =>
+    writeOutput(built, output, {
+      store: fixture.store,
+      lease: fixture.lease,
+      client,
+      workers: fixture.workers,
+      overlaysByPath: !fixture.host.mountsDetachedOverlays,
+    });
+  const skopeo = (...args: string[]) => execFileSync("skopeo", args, { encoding: "utf8" });
+  const path = (name: string) => join(fixture.directory, name);
+
+  test("writes layouts and archives that skopeo, podman and our own import read", async () => {
+    const names = ["docker.io/library/app:1", "localhost/app:latest"];
+    const built = await build("FROM base\nCOPY a /a\nENV E=1\n", { a: "a" }, { names });
+    await write(built, { kind: "oci", path: path("layout"), isDirectory: true });
+    await write(built, { kind: "oci", path: path("oci.tar"), isDirectory: false });
+    await write(built, { kind: "docker", path: path("docker.tar") });
+    const inspected = ["oci:", "oci-archive:", "docker-archive:"].map((transport, index) => {
+      const source = `${transport}${path(["layout", "oci.tar", "docker.tar"][index] as string)}`;
+      // Several names of one image: which one is asked for must be said.
+      const name = index === 2 ? ":docker.io/library/app:1" : ":1";
+      return (JSON.parse(skopeo("inspect", `${source}${name}`)) as { Env: string[] }).Env;
+    });
+    expect(inspected).toEqual(Array.from({ length: 3 }, () => ["PATH=/bin:/usr/bin", "E=1"]));
+    const storage = ["--root", path("podman"), "--runroot", path("podman-run"), "--storage-driver", "vfs"];
+    const loaded = execFileSync("podman", [...storage, "load", "-q", "-i", path("docker.tar")], { encoding: "utf8" });
+    expect(loaded).toContain("localhost/app:1");
+    using lease = new ImageLease();
+    const other = await ImageStore.open(path("other"));
+    const imported = await importImage(path("oci.tar"), { store: other, lease });
+    expect(imported).toMatchObject({ manifest: { digest: built.descriptor.digest } });
+    await other.settled();
+  });
+
+  test("writes an archive over an older one, and none if it is canceled", async () => {
+    const built = await build("FROM scratch\nCOPY a /a\n", { a: "a" });
+    writeFileSync(path("old.tar"), "old");
+    await write(built, { kind: "oci", path: path("old.tar"), isDirectory: false });
+    expect(readFileSync(path("old.tar")).length).toBeGreaterThan(2000);
+    await expect(
+      writeOutput(
+        built,
+        { kind: "oci", path: path("canceled.tar"), isDirectory: false },
+        { store: fixture.store, lease: fixture.lease, client, signal: AbortSignal.abort(new Error("enough")) },
+      ),
+    ).rejects.toThrow(/abort|enough/);
+    expect(readdirSync(fixture.directory).filter((name) => name.includes("canceled"))).toEqual([]);
+  });
+
+  test("pushes an image under its names, the second time nothing", async () => {
+    const names = [`${registry.host}/app:1`, `${registry.host}/other:2`];
+    const built = await build("FROM base\nCOPY a /a\nRUN echo 1 > /b\n", { a: "pushed" }, { names });
+    await write(built, { kind: "registry" });
+    for (const name of names) {
+      const { Digest } = JSON.parse(skopeo("inspect", "--tls-verify=false", `docker://${name}`)) as { Digest: string };
+      expect(Digest).toBe(built.descriptor.digest);
+    }
+    const states: string[] = [];
+    const progress = { onProgress: ({ state }: { state: string }) => void states.push(state) };
+    await writeOutput(built, { kind: "registry" }, { store: fixture.store, lease: fixture.lease, client, ...progress });
+    expect(new Set(states)).toEqual(new Set(["there"]));
+    await expect(write({ ...built, names: [] }, { kind: "registry" })).rejects.toThrow(
+      "an image without a name cannot be pushed",
+    );
+  });
+
+  test("makes an index of several platforms: in the store, a layout, a registry", async () => {
+    const names = [`${registry.host}/many:1`];
+    const dockerfile = "FROM scratch\nARG TARGETARCH\nCOPY $TARGETARCH /arch\nLABEL arch=$TARGETARCH\n";
+    const built = await build(dockerfile, { amd64: "a", arm64: "b" }, { names, platforms: [amd64, arm64, amd64] });
+    expect(built.images.map(({ configuration }) => configuration.config.Labels)).toEqual([
+      { arch: "amd64" },
+      { arch: "arm64" },
+    ]);
+    const record = await fixture.store.names.get(names[0] as string);
+    const own = built.images[process.arch === "arm64" ? 1 : 0];
+    expect(record).toMatchObject({ manifest: { digest: own?.manifest.digest }, resolved: built.descriptor.digest });
+    // Collecting what no name needs leaves both platforms' images.
+    const { digest } = built.descriptor;
+    await collectImages(fixture.store, { untagged: true });
+    expect((await readStoredIndex(fixture.store, digest))?.images).toHaveLength(2);
+
+    await write(built, { kind: "oci", path: path("many"), isDirectory: true });
+    const raw = JSON.parse(skopeo("inspect", "--raw", `oci:${path("many")}:1`)) as {
+      manifests: { platform: { architecture: string } }[];
+    };
+    expect(raw.manifests.map(({ platform }) => platform.architecture)).toEqual(["amd64", "arm64"]);
+    await write(built, { kind: "registry" });
+    using lease = new ImageLease();
+    const store = await ImageStore.open(path("puller"));
+    for (const platform of [amd64, arm64]) {
+      const reference = parseReference(names[0] as string);
+      const pulled = await pullImage(reference, { store, client, lease, limits: defaultLayerLimits, platform });
+      expect(readFileSync(join(pulled.layers[0] as string, "arch"), "utf8")).toBe(
+        platform.architecture === "amd64" ? "a" : "b",
+      );
+    }
+    await store.settled();
+    await expect(write(built, { kind: "docker", path: path("many.tar") })).rejects.toThrow(
+      "an output of type docker holds one platform, not 2: use type=oci",
+    );
+  });
+
+  test("writes the files of an image over a directory, following no link out of it and keeping no privilege", async () => {
+    const dockerfile =
+      "FROM base AS files\nRUN mkdir /out && cd /out && echo a > a && chmod 4755 a && chown 1000:1000 a && mkdir link && echo x > link/x && ln -s a s\nFROM scratch\nCOPY --from=files /out /\n";
+    const built = await build(dockerfile, {});
+    const directory = path("files");
+    mkdirSync(directory);
+    mkdirSync(path("outside"));
+    writeFileSync(join(directory, "kept"), "kept");
+    await write(built, { kind: "local", directory });
+    expect(readdirSync(directory).sort()).toEqual(["a", "kept", "link", "s"]);
+    const { mode, uid } = lstatSync(join(directory, "a"));
+    expect([mode & 0o7777, uid]).toEqual([0o755, process.getuid?.()]);
+    const hostile = path("hostile");
+    mkdirSync(hostile);
+    symlinkSync(path("outside"), join(hostile, "link"));
+    await expect(write(built, { kind: "local", directory: hostile })).rejects.toThrow("is not a directory");
+    expect(readdirSync(path("outside"))).toEqual([]);
+  });
+
+  test("says so when a command of another architecture cannot be run", async () => {
+    const elf = Buffer.alloc(64);
+    elf.write("\x7fELF\x02\x01\x01", "latin1");
+    elf.writeUInt16LE(2, 16);
+    elf.writeUInt16LE(foreign.architecture === "arm64" ? 183 : 62, 18);
+    writeFileSync(path("foreign-sh"), elf, { mode: 0o755 });
+    const dockerfile = "FROM scratch\nCOPY --chmod=755 sh /bin/sh\nRUN true\n";
+    const contextDir = fixture.context({});
+    writeFileSync(join(contextDir, "sh"), elf);
+    await expect(build(dockerfile, {}, { contextDir, platforms: [foreign] })).rejects.toMatchObject({
+      exitCode: 126,
+      diagnostic: { suggestion: expect.stringContaining(`no programs for linux/${foreign.architecture}`) as string },
+    });
+  });
+
+  test("leaves nothing half-written", async () => {
+    await fixture.settled();
+    expect(fixture.leftovers()).toEqual([]);
+  });
+});
