@@ -5,8 +5,13 @@
 import { readdirSync, statSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import type { ImageLease, ImageStore, LayerSummary } from "../runtime/index.ts";
+import { formatBytes } from "../pipelines/index.ts";
+import type { ImageLease, ImageStore, LayerSummary, StepResources } from "../runtime/index.ts";
 import { cacheKey } from "./key.ts";
+import { OperationError } from "./operation.ts";
+
+/** What an inode takes, at least. */
+const ENTRY_BYTES = 256;
 
 /** Where a new layer is written: all on one file system, and gone with whatever is in it if that fails. */
 export interface LayerDraft {
@@ -24,18 +29,46 @@ export interface CachedLayer {
   readonly madeAtMs: number;
 }
 
+export interface BuildCacheOptions {
+  readonly store: ImageStore;
+  /** Holds every layer that is found or made. */
+  readonly lease: ImageLease;
+  /**
+   * What builds of other trust must not find, nor have found for them: what a command makes does not depend on its key alone, but
+   * on whom it has reached. @default ""
+   */
+  readonly namespace?: string | undefined;
+  /** What all layers together may have that are made. @default any number */
+  readonly diskBytes?: number | undefined;
+}
+
 export class BuildCache {
   readonly store: ImageStore;
   readonly lease: ImageLease;
+  readonly #namespace: string;
+  readonly #diskBytes: number;
+  #usedBytes = 0;
 
-  /** @param lease Holds every layer that is found or made. */
-  constructor(store: ImageStore, lease: ImageLease) {
+  constructor({ store, lease, namespace = "", diskBytes = Infinity }: BuildCacheOptions) {
     this.store = store;
     this.lease = lease;
+    this.#namespace = namespace;
+    this.#diskBytes = diskBytes;
+  }
+
+  /** What is left of the disk that the build may have. */
+  get leftBytes(): number {
+    return Math.max(0, this.#diskBytes - this.#usedBytes);
+  }
+
+  /** A command gets no more of the disk than is left for its build. */
+  limit(resources: StepResources): StepResources {
+    if (this.#diskBytes === Infinity) return resources;
+    return { ...resources, diskBytes: Math.min(resources.diskBytes ?? Infinity, this.leftBytes) };
   }
 
   async find(key: string): Promise<CachedLayer | undefined> {
-    const directory = await this.store.layers.find(nameOf(key), this.lease);
+    const directory = await this.store.layers.find(this.#nameOf(key), this.lease);
     return directory === undefined ? undefined : describe(key, directory);
   }
 
@@ -46,7 +79,7 @@ export class BuildCache {
     signal: AbortSignal,
   ): Promise<CachedLayer> {
     const directory = await this.store.layers.produce(
-      nameOf(key),
+      this.#nameOf(key),
       async (files) => {
         const scratch: string[] = [];
         const draft = {
@@ -58,7 +91,9 @@ export class BuildCache {
           },
         };
         try {
-          return await write(draft);
+          const summary = await write(draft);
+          this.#spend(summary);
+          return summary;
         } finally {
           await Promise.all(scratch.map((path) => rm(path, { recursive: true, force: true })));
         }
@@ -74,23 +109,32 @@ export class BuildCache {
    * @returns The key to make it by: another one if somebody uses the layer of this one.
    */
   async forget(key: string): Promise<string> {
-    const gone = await this.store.layers.takeOut(nameOf(key));
+    const gone = await this.store.layers.takeOut(this.#nameOf(key));
     if (gone !== undefined) await rm(gone, { recursive: true, force: true });
     return (await this.find(key)) === undefined ? key : cacheKey(key, { again: crypto.randomUUID() });
   }
 
   /** What was found out about something that does not change, by a key. */
   async recall(key: string): Promise<unknown> {
-    return await this.store.recall(nameOf(key));
+    return await this.store.recall(this.#nameOf(key));
   }
 
   async remember(key: string, value: unknown): Promise<void> {
-    await this.store.remember(nameOf(key), value);
+    await this.store.remember(this.#nameOf(key), value);
   }
-}
 
-function nameOf(key: string): string {
-  return `build-${key}`;
+  #spend({ bytes, entries }: LayerSummary): void {
+    // A file of no bytes takes some of the disk, too.
+    this.#usedBytes += bytes + entries * ENTRY_BYTES;
+    if (this.#usedBytes <= this.#diskBytes) return;
+    throw new OperationError(`the layers of this build have more than ${formatBytes(this.#diskBytes)}`, {
+      suggestion: "raise the limit, or let the Dockerfile make less",
+    });
+  }
+
+  #nameOf(key: string): string {
+    return `build-${this.#namespace === "" ? key : cacheKey(key, { namespace: this.#namespace })}`;
+  }
 }
 
 function describe(key: string, directory: string): CachedLayer {

@@ -39,6 +39,7 @@ export class Downloads implements AsyncDisposable {
   readonly #store: ImageStore;
   readonly #network: "none" | "host" | ContainerNetwork;
   readonly #signal: AbortSignal;
+  readonly #maxBytes: () => number;
   readonly #fetched = new Map<string, Promise<FetchedFile | FetchedTree>>();
   readonly #files = new Set<number>();
   readonly #stack = new AsyncDisposableStack();
@@ -51,10 +52,13 @@ export class Downloads implements AsyncDisposable {
     /** Of the build's commands. */
     readonly network: "none" | "host" | ContainerNetwork;
     readonly signal: AbortSignal;
+    /** Of the next file. */
+    readonly maxBytes: () => number;
   }) {
     this.#store = options.store;
     this.#network = options.network;
     this.#signal = options.signal;
+    this.#maxBytes = options.maxBytes;
   }
 
   /** Fetches what a URL names, once in a build. @throws {OperationError} */
@@ -78,7 +82,12 @@ export class Downloads implements AsyncDisposable {
     const [algorithm = "sha256", expected] = checksum === undefined || checksum === "" ? [] : checksum.split(":");
     const file = await this.#store.scratchFile();
     this.#files.add(file);
-    const { digest, size, mtimeSeconds } = await this.#download({ url, target: file, maxBytes: MAX_BYTES, algorithm });
+    const { digest, size, mtimeSeconds } = await this.#download({
+      url,
+      target: file,
+      maxBytes: Math.min(MAX_BYTES, this.#maxBytes()),
+      algorithm,
+    });
     if (expected !== undefined && expected !== digest) {
       throw new OperationError(`${url} has the checksum ${algorithm}:${digest}`, {
         suggestion: `expected is ${checksum}: if that is an older version's, write the new one`,

@@ -57,6 +57,7 @@ export interface ImageBuildOptions {
   readonly noCache?: boolean | undefined;
   /** What builds of other trust must not share caches with. @default "" */
   readonly cacheNamespace?: string | undefined;
+  /** Limits of each command; `diskBytes` also of all layers that are made. */
   readonly resources: StepResources;
   readonly network: "none" | "host" | ContainerNetwork;
   /** Commands that run at the same time. @default 4 */
@@ -86,8 +87,13 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
   mkdirSync(emptyDir, { recursive: true, mode: 0o755 });
   await using own = options.workers === undefined ? new FileWorkers() : undefined;
   const workers = options.workers ?? (own as FileWorkers);
-  const cache = new BuildCache(store, lease);
-  await using downloads = new Downloads({ store, network: options.network, signal });
+  const cache = new BuildCache({
+    store,
+    lease,
+    namespace: options.cacheNamespace,
+    diskBytes: options.resources.diskBytes,
+  });
+  await using downloads = new Downloads({ store, network: options.network, signal, maxBytes: () => cache.leftBytes });
   const operations = new OperationPlanner({
     host,
     uidRange: options.uidRange,

@@ -82,6 +82,7 @@ function withPlatform(reporter: BuildReporter, platform: Platform): BuildReporte
   };
   return {
     started: (step) => reporter.started?.(named(step)),
+    command: (command) => reporter.command?.(command),
     output: (step, chunk) => reporter.output?.(named(step), chunk),
     ended: (step, end) => reporter.ended?.(named(step), end),
     warned: (diagnostic) => reporter.warned?.(diagnostic),

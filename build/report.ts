@@ -7,11 +7,22 @@ export interface BuildStep {
   readonly title: string;
 }
 
+/** A command that runs. */
+export interface BuildCommand {
+  /** Lets what its output was told to wait for go on; does nothing if it does not wait. */
+  resumeOutput(): void;
+}
+
 export interface BuildReporter {
   /** A step begins, or is found in the cache. */
   started?(step: BuildStep): void;
-  /** Output of a command; the chunk is valid during the call only. Returning false has the command wait for `resume`. */
-  output?(step: BuildStep, chunk: { readonly stream: "stdout" | "stderr"; readonly bytes: Uint8Array }): void;
+  /** A command runs, and may have had output already. */
+  command?(command: BuildCommand): void;
+  /** Output of a command; the chunk is valid during the call only. Returning false has the command wait for `resumeOutput`. */
+  output?(
+    step: BuildStep,
+    chunk: { readonly stream: "stdout" | "stderr"; readonly bytes: Uint8Array },
+  ): boolean | undefined | void;
   ended?(step: BuildStep, end: { readonly cached: boolean; readonly durationMs: number }): void;
   /** What is no error but probably no intention. */
   warned?(diagnostic: Diagnostic): void;

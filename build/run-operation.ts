@@ -106,7 +106,7 @@ class Command {
     readonly mounts: readonly StepMount[];
     readonly writableDir: string;
   }): Promise<void> {
-    const { host, uidRange, resources, network, reporter, signal } = this.#context;
+    const { host, uidRange, resources, network, reporter, signal, cache } = this.#context;
     const { args, cwd, network: wanted } = this.#operation;
     const { step, layers, platform } = this.#place;
     const { user, env, mounts, writableDir } = container;
@@ -123,11 +123,12 @@ class Command {
         hostname,
         mounts,
         writableDir,
-        resources,
+        resources: cache.limit(resources),
         network: wanted === "none" ? "none" : network,
         output: (stream, bytes) => reporter.output?.(step, { stream, bytes }),
         signal,
       });
+      reporter.command?.(running);
       const result = await running.result;
       signal.throwIfAborted();
       if (result.reason !== "exited" || result.exitCode !== 0) throw commandFailed(result);
