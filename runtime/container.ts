@@ -25,6 +25,7 @@ import { processBlock } from "./process-block.ts";
 import { sampleProcesses } from "./process-sample.ts";
 import { failMessage, messageBytes, type Operation, type Program } from "./program.ts";
 import { decodeWaitStatus, kill, type Reaped, readProcessIo, reap, signalAll } from "./reaper.ts";
+import type { RootFileSystem } from "./root-pool.ts";
 import type { StepResources } from "./step-resources.ts";
 import { close, errnoName, syscall, trySyscall } from "./syscall.ts";
 
@@ -44,6 +45,7 @@ export class Container implements AsyncDisposable {
   readonly #host: Host;
   readonly #config: PreparedConfig;
   readonly #directory: string;
+  readonly #root: RootFileSystem | undefined;
   readonly #cgroup: Cgroup | undefined;
   /** What it has of what it asked for. */
   readonly #granted: StepResources;
@@ -84,6 +86,8 @@ export class Container implements AsyncDisposable {
     config: PreparedConfig,
     made: {
       readonly directory: string;
+      /** To be given back; without, the directory is deleted. */
+      readonly root: RootFileSystem | undefined;
       readonly launcher: Launcher;
       readonly program: Program;
       readonly stdout: number;
@@ -99,6 +103,7 @@ export class Container implements AsyncDisposable {
     this.#host = host;
     this.#config = config;
     this.#directory = made.directory;
+    this.#root = made.root;
     this.#cgroup = made.launcher.cgroup;
     this.#granted = host.limits.granted(config.resources);
     this.#program = made.program;
@@ -485,7 +490,8 @@ export class Container implements AsyncDisposable {
   async #clean(): Promise<void> {
     this.#abandon();
     await this.#end();
-    const removal = this.#host.removeTree(this.#directory);
+    const { roots } = this.#host;
+    const removal = this.#root === undefined ? this.#host.removeTree(this.#directory) : roots.giveBack(this.#root);
     await this.#cgroup?.remove(this.#host.removals);
     await removal;
   }

@@ -1,5 +1,5 @@
 /** Creates containers: file systems, limits, pipes, and a launcher that becomes one. */
-import { chownSync, mkdirSync, statSync, writeFileSync } from "node:fs";
+import { mkdirSync, statSync } from "node:fs";
 import type { Delegation } from "./cgroup-delegation.ts";
 import { Container, writeProcess } from "./container.ts";
 import type { ContainerConfig, PreparedConfig, ProcessConfig } from "./container-config.ts";
@@ -17,10 +17,11 @@ import {
   O_WRONLY,
 } from "./linux.ts";
 import { cloneMount } from "./mount.ts";
-import type { ContainerNetwork } from "./network.ts";
+import type { NetworkLayer } from "./network-files.ts";
 import type { OciConfig, OciMount } from "./oci-config.ts";
 import type { MountOptions } from "./oci-mount-options.ts";
 import { compileProgram, type Operation, type Program } from "./program.ts";
+import type { RootFileSystem } from "./root-pool.ts";
 import { boundDevices, cloneForContainer, makeUpper, mountDev, mountOverlay, overlayData } from "./rootfs.ts";
 import { sealedProgram } from "./start-program.ts";
 import { fillStores, listStores, makeStores, type StoreOwners, writeIdRanges } from "./nested.ts";
@@ -80,10 +81,16 @@ function createContainer(
   }
   const descriptors = new OwnedDescriptors();
   const launcher = host.launchers.take();
-  const directory = `${host.stateDir}/containers/${launcher.name}`;
+  let root: RootFileSystem | undefined;
+  let directory = `${host.stateDir}/containers/${launcher.name}`;
   try {
-    mkdirSync(directory, { mode: 0o700 });
-    host.disk.adopt(directory);
+    if (isPooled(host, config)) {
+      root = takeRoot(host, config, launcher.name);
+      ({ directory } = root);
+    } else {
+      mkdirSync(directory, { mode: 0o700 });
+      host.disk.adopt(directory);
+    }
     const step = describeStep(host, config, process, directory);
     launcher.cgroup?.limit(step.linux?.resources ?? {});
     const stdout = descriptors.pipe();
@@ -99,12 +106,9 @@ function createContainer(
       config.nested === undefined ? undefined : launcher.cgroup?.delegate(hostIdOf(config.uidRange, 0, "user"));
     const cgroupFd = delegation === undefined ? launcher.cgroup?.openDirectory() : undefined;
     if (cgroupFd !== undefined) descriptors.own(cgroupFd);
-    if (typeof config.network === "object" && config.topLayer === undefined) {
-      writeNetworkFiles(config, directory, config.network);
-    }
     const nested = prepareNested(config, directory);
     const { plan, sources } = planStep(step, {
-      ...launchContext(host, config, directory),
+      ...launchContext(host, config, directory, { root }),
       ...kind,
       ...(delegation === undefined ? {} : delegated(delegation)),
       status: there("status", status.write),
@@ -127,6 +131,7 @@ function createContainer(
     if (start !== undefined) descriptors.release(start.write, processFd);
     return new Container(host, config, {
       directory,
+      root,
       launcher,
       program,
       stdout: stdout.read,
@@ -138,7 +143,7 @@ function createContainer(
     });
   } catch (error) {
     void host.launchers.discard(launcher);
-    void host.removeTree(directory);
+    void (root === undefined ? host.removeTree(directory) : host.roots.discard(root));
     throw error;
   } finally {
     descriptors.closeAll();
@@ -248,7 +253,7 @@ function launchContext(
   host: Host,
   config: PreparedConfig,
   directory: string,
-  { dry = false } = {},
+  { dry = false, root }: { readonly dry?: boolean; readonly root?: RootFileSystem | undefined } = {},
 ): Omit<LaunchContext, "status" | "process" | "start" | "cgroup"> {
   const { uidRange: range, network, nested } = config;
   return {
@@ -259,7 +264,10 @@ function launchContext(
     hierarchies: host.shownHierarchies,
     ...(typeof network === "object" ? { network: there("network", network.namespaceFd) } : {}),
     ...(nested === undefined ? {} : { user: there("user namespace", range.userNamespaceFd) }),
-    rootfs: rootfsOf(host, config, config.writableDir ?? directory, { dry }),
+    rootfs:
+      root === undefined
+        ? rootfsOf(host, config, config.writableDir ?? directory, { dry })
+        : { whole: { name: "root file system", open: () => root.open() } },
     make: {
       bind: (mount, options) => bind(mount, options, { range, dry, owner: workspaceOwner(config, mount), host }),
       dev: (_, { linux }) => mountDev(range, linux?.devices),
@@ -296,48 +304,59 @@ function there(name: string, fd: number): Source {
   return { name, open: () => fd, isOthers: true };
 }
 
-/** /etc/hosts and /etc/resolv.conf of a job's network, over those of the skeleton; before the overlay is mounted. */
-function writeNetworkFiles(config: PreparedConfig, directory: string, network: ContainerNetwork): void {
-  const { base: owner } = config.uidRange;
-  const etc = `${config.writableDir ?? directory}/upper/etc`;
-  mkdirSync(etc, { recursive: true, mode: 0o755 });
-  writeFileSync(`${etc}/hosts`, network.hosts(hostnameOf(config)), { mode: 0o644 });
-  writeFileSync(`${etc}/resolv.conf`, network.resolvConf, { mode: 0o644 });
-  for (const path of [etc, `${etc}/hosts`, `${etc}/resolv.conf`]) chownSync(path, owner, owner);
+/**
+ * Whether the next container may have the same root file system, if this one changes nothing in it: not where somebody looks
+ * at what was written, and not where what a container has made may outlive it in the kernel.
+ */
+function isPooled(host: Host, { writableDir, topLayer, nested }: PreparedConfig): boolean {
+  return host.mountsDetachedOverlays && writableDir === undefined && topLayer === undefined && nested === undefined;
+}
+
+function takeRoot(host: Host, config: PreparedConfig, name: string): RootFileSystem {
+  const files = networkFiles(host, config);
+  const { image, uidRange: range } = config;
+  return host.roots.take([...image.layers, host.skeletonDir], files === undefined ? [] : [files], { range, name });
+}
+
+/** The layer over all others, where a job's network has something to say. */
+function networkFiles(host: Host, config: PreparedConfig): NetworkLayer | undefined {
+  const { network, topLayer, uidRange: range } = config;
+  if (typeof network !== "object" || topLayer !== undefined) return undefined;
+  return host.networkFiles.get(network, { hostname: hostnameOf(config), range });
 }
 
 function rootfsOf(
   host: Host,
-  { image, uidRange: range, topLayer }: PreparedConfig,
+  config: PreparedConfig,
   directory: string,
   { dry }: { readonly dry: boolean },
 ): LaunchContext["rootfs"] {
-  const layers = [...image.layers, topLayer ?? host.skeletonDir];
+  const { image, uidRange: range, topLayer } = config;
   if (host.mountsDetachedOverlays) {
     const open = () => {
       // One of the caller's own is no other container's.
       const top = topLayer === undefined ? undefined : cloneMount(topLayer, { idMapFd: range.userNamespaceFd });
       try {
-        const shared = top === undefined ? layers : image.layers;
-        const mounts = shared.map((layer) => host.layerMounts.get(layer, range));
-        return mountOverlay(directory, top === undefined ? mounts : [...mounts, top], range);
+        const shared = top === undefined ? [...image.layers, host.skeletonDir] : image.layers;
+        const mounts = shared.map((layer) => host.layerMounts.get(layer, range).mount);
+        return mountOverlay(directory, [...mounts, top ?? networkFiles(host, config)?.mount ?? []].flat(), range);
       } finally {
         if (top !== undefined) close(top);
       }
     };
     return { whole: { name: "root file system", open } };
   }
+  const layers = [...image.layers, topLayer ?? host.skeletonDir].map((layer) => ({
+    name: `layer ${layer}`,
+    open: () => host.layerMounts.clone(layer, range),
+  }));
+  const files = dry ? undefined : networkFiles(host, config);
+  if (files !== undefined) layers.push({ name: "network files", open: () => cloneMount(files.directory) });
   if (!dry) {
     host.makeAttachPoints(layers.length);
     makeUpper(directory, range);
   }
-  return {
-    layers: layers.map((layer) => ({
-      name: `layer ${layer}`,
-      open: () => host.layerMounts.clone(layer, range),
-    })),
-    overlayData: overlayData(directory, layers.length),
-  };
+  return { layers, overlayData: overlayData(directory, layers.length) };
 }
 
 function bind(

@@ -40,8 +40,10 @@ import {
 } from "./linux.ts";
 import { mendNetwork } from "./network-mend.ts";
 import { type JobNetwork, Networks, type Withheld } from "./network.ts";
+import { NetworkFiles } from "./network-files.ts";
 import { ProgramCache } from "./program-cache.ts";
 import { Removals } from "./removals.ts";
+import { RootPool } from "./root-pool.ts";
 import { findMaskedPaths, findReadonlyPaths, LayerMounts, mountOverlay } from "./rootfs.ts";
 import { runDirectory } from "./run-directory.ts";
 import { ShiftedLayers } from "./shifted-layers.ts";
@@ -100,6 +102,8 @@ export class Host implements AsyncDisposable {
   readonly oomReports = OomReports.open();
   readonly layerMounts: LayerMounts;
   readonly workspaceOwners = new WorkspaceOwners();
+  readonly networkFiles = new NetworkFiles(this);
+  readonly roots: RootPool;
   readonly programs = new ProgramCache();
   readonly removals = new Removals();
   readonly launchers: Launchers;
@@ -151,6 +155,7 @@ export class Host implements AsyncDisposable {
       mapsIds: !isRootless(),
     };
     this.#uidRanges = new UidRanges(`${runDirectory()}/uid-ranges`);
+    this.roots = new RootPool(this);
     this.launchers = new Launchers(this);
   }
 
@@ -196,10 +201,13 @@ export class Host implements AsyncDisposable {
   /** Takes a free uid range; one per concurrently running job. Disposing it ends the job's copy-on-write workspaces. */
   claimUidRange(): UidRange {
     const range = this.#uidRanges.claim();
+    this.roots.begin(range);
     return {
       ...range,
       [Symbol.dispose]: () => {
         for (const key of this.#workspaces.keys()) if (key.startsWith(`${range.key} `)) void this.#endWorkspace(key);
+        this.roots.release(range);
+        this.networkFiles.release(range);
         for (const copy of this.layerMounts.release(range)) void this.removeTree(copy);
         this.workspaceOwners.release(range);
         range[Symbol.dispose]();
@@ -251,7 +259,7 @@ export class Host implements AsyncDisposable {
     const directory = this.#makeWorkspace(range);
     const shown =
       this.mountsDetachedOverlays && !isRootless()
-        ? mountOverlay(directory, [this.layerMounts.get(dir, range)], range)
+        ? mountOverlay(directory, [this.layerMounts.get(dir, range).mount], range)
         : copyTree(dir, `${directory}/copy`);
     this.#workspaces.set(key, { shown, directory });
     return shown;
@@ -354,14 +362,14 @@ export class Host implements AsyncDisposable {
 
   async #prepare(): Promise<void> {
     const { stateDir } = this;
-    for (const name of ["containers", "kept", "workspaces"]) {
+    for (const name of ["containers", "kept", "roots", "workspaces"]) {
       if (existsSync(`${stateDir}/${name}`)) renameSync(`${stateDir}/${name}`, `${stateDir}/${name}.${Date.now()}.old`);
     }
-    for (const name of ["attach", "containers", "kept", "skeleton", "trash", "workspaces"]) {
+    for (const name of ["attach", "containers", "kept", "roots", "skeleton", "trash", "workspaces"]) {
       mkdirSync(`${stateDir}/${name}`, { recursive: true, mode: 0o755 });
     }
     mkdirSync(this.imageStoreDir, { recursive: true, mode: 0o755 });
-    for (const name of ["containers", "kept", "workspaces"]) spreadDirectories(`${stateDir}/${name}`);
+    for (const name of ["containers", "kept", "roots", "workspaces"]) spreadDirectories(`${stateDir}/${name}`);
     for (const name of readdirSync(stateDir)) {
       if (name.endsWith(".old")) await this.removeTree(`${stateDir}/${name}`);
     }
@@ -389,6 +397,8 @@ export class Host implements AsyncDisposable {
     ]);
     this.oomReports?.close();
     this.programs.close();
+    this.roots.close();
+    this.networkFiles.close();
     this.layerMounts.close();
     this.workspaceOwners.close();
     this.#uidRanges.close();
@@ -397,7 +407,7 @@ export class Host implements AsyncDisposable {
     await this.disk[Symbol.asyncDispose]();
     this.cgroups?.close();
     rmSync(this.attachDir, { recursive: true, force: true });
-    for (const name of ["containers", "kept", "workspaces", "trash"]) {
+    for (const name of ["containers", "kept", "roots", "workspaces", "trash"]) {
       try {
         rmdirSync(`${this.stateDir}/${name}`);
       } catch {

@@ -1,5 +1,5 @@
 /** The file systems of one container, made in the agent as detached mounts: overlay, /dev, workspace. */
-import { chownSync, lstatSync, mkdirSync, rmSync, statSync } from "node:fs";
+import { chmodSync, chownSync, lstatSync, mkdirSync, rmSync, statSync } from "node:fs";
 import { isRootless } from "./file-owners.ts";
 import {
   AT_SYMLINK_NOFOLLOW,
@@ -22,7 +22,7 @@ import type { UidRange } from "./uid-range.ts";
 
 /** Clones of layers as a range sees them, kept because every container of a job uses the same ones. */
 export class LayerMounts {
-  readonly #mounts = new Map<string, Map<string, { readonly mount: number; readonly directory: string }>>();
+  readonly #mounts = new Map<string, Map<string, { readonly mount: number; readonly key: string }>>();
   readonly #shifted: ShiftedLayers;
 
   /** @param shifted Where mounts map no ids. */
@@ -30,18 +30,19 @@ export class LayerMounts {
     this.#shifted = shifted;
   }
 
-  get(layer: string, range: UidRange): number {
+  /** The mount stays the host's; `key` is another for every other directory. */
+  get(layer: string, range: UidRange): { readonly mount: number; readonly key: string } {
     let mounts = this.#mounts.get(range.key);
     if (mounts === undefined) this.#mounts.set(range.key, (mounts = new Map()));
     // A layer may have been removed from the store, and made again, since.
     const { dev, ino } = statSync(layer);
-    const directory = `${dev}:${ino}`;
+    const key = `${dev}:${ino}`;
     const known = mounts.get(layer);
-    if (known?.directory === directory) return known.mount;
+    if (known?.key === key) return known;
     if (known !== undefined) close(known.mount);
-    const mount = this.clone(layer, range);
-    mounts.set(layer, { mount, directory });
-    return mount;
+    const made = { mount: this.clone(layer, range), key };
+    mounts.set(layer, made);
+    return made;
   }
 
   /** A detached mount that is the caller's. */
@@ -131,6 +132,7 @@ export function makeUpper(
     if (mkdirSync(path, { recursive: true, mode: 0o755 }) === undefined && path === made.work) {
       rmSync(`${path}/work`, { recursive: true, force: true });
     }
+    chmodSync(path, 0o755); // mkdir obeys the umask
     chownSync(path, owner.base, owner.base);
   }
   return made;

@@ -42,6 +42,7 @@ async function traces() {
     processes: children().length - ready,
     descriptors: readdirSync("/proc/self/fd").length - ready,
     containers: readdirSync(`${state}/containers`).length,
+    roots: readdirSync(`${state}/roots`).length,
     trash: readdirSync(`${state}/trash`).length,
     workspaces: readdirSync(`${state}/workspaces`).length,
   };
