@@ -180,7 +180,9 @@ export class Container implements AsyncDisposable {
    */
   openInit(): number {
     if (this.pid === 0) throw new Error(`Container ${this.#config.id} is not there yet`);
-    const fd = this.#reaped ? -1 : trySyscall("pidfd_open", this.pid, 0);
+    // Init may still be there, and takes everybody along who joins it now.
+    const hasEnded = this.#payloadStatus !== undefined || this.#reaped !== undefined;
+    const fd = hasEnded ? -1 : trySyscall("pidfd_open", this.pid, 0);
     if (fd < 0) throw new Error(`Container ${this.#config.id} has ended`);
     return fd;
   }

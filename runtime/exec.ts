@@ -104,14 +104,17 @@ export async function execInContainer(container: Container, options: ExecOptions
     descriptors.release(stdin, stdout, stderr, terminal ?? -1);
     return running;
   } catch (error) {
-    // What there was to be joined has just gone.
-    const { code } = error as NodeJS.ErrnoException;
-    if (code !== "ESRCH" && !(code === "ENOENT" && `${(error as NodeJS.ErrnoException).path}`.startsWith("/proc/")))
-      throw error;
+    if (!isGone(error as NodeJS.ErrnoException)) throw error;
     throw new Error(`Container ${config.id} has ended`, { cause: error });
   } finally {
     descriptors.closeAll();
   }
+}
+
+/** What there was to be joined has just gone: its init, with that its files in /proc, and its cgroup. */
+function isGone({ code, syscall }: NodeJS.ErrnoException): boolean {
+  if (code === "ENOENT") return syscall === "open" || syscall === "readlink";
+  return code === "ESRCH" || code === "ENODEV";
 }
 
 function execProcess(step: OciConfig, { cwd, terminal }: ExecOptions): OciProcess {
@@ -176,6 +179,8 @@ interface Started {
   readonly pid: number;
   readonly ended: Promise<Reaped>;
 }
+
+const endedOrFull = "; the container has ended, or its memory is used up";
 
 /** The conversation with the program until its execve. */
 class ExecStart {
@@ -271,8 +276,7 @@ class ExecStart {
   #failure(message: Message | undefined): Error {
     const cannot = "Cannot start a process in the container";
     if (this.#isLate) return new Error(`${cannot}: it did not start within ${startLimitMs / 1000} s`);
-    if (message === undefined)
-      return new Error(`${cannot}: it was killed; the container has ended, or its memory is used up`);
+    if (message === undefined) return new Error(`${cannot}: it was killed${endedOrFull}`);
     if (message.kind !== failMessage) return new Error(`${cannot}: it said ${message.kind} out of turn`);
     const operation = this.#program.operationAt(message.address);
     const name = operation !== undefined && "name" in operation ? operation.name : "run the program";
@@ -281,6 +285,8 @@ class ExecStart {
     if (code === "EAGAIN" && name.startsWith("clone")) {
       return new Error(`${cannot}: it has as many processes as it may have`);
     }
+    // Also the answer of a pid namespace whose init is about to be gone (fork(2)).
+    if (code === "ENOMEM") return new Error(`${cannot}: ${name}: ENOMEM${endedOrFull}`);
     return Object.assign(new Error(`${cannot}: ${name}: ${code}`), { code, errno: message.value });
   }
 }

@@ -1,26 +1,31 @@
 /**
- * `npm run test:vm`: the runtime's tests in a Debian 12 virtual machine: systemd, cgroup v2 (unified), Linux 6.1.
+ * `npm run test:vm`: the tests of containers in a Debian 12 virtual machine: systemd, cgroup v2 (unified), Linux 6.1.
  *
  * Built with Debian's mmdebstrap and e2fsprogs, run by qemu-system-x86 (Debian packages of these names; as root) under
- * software emulation, which works inside a virtual machine too. Arguments go to vitest; the exit code is its own.
+ * software emulation, which works inside a virtual machine too and takes ten to thirty times as long as the hardware.
+ * Arguments go to vitest, files among them; the exit code is its own, or 125 if the machine went down or silent before.
  */
 import { execFileSync, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 
 const project = fileURLToPath(new URL("../..", import.meta.url));
 const packages = [
+  "busybox-static",
   "ca-certificates",
   "dbus",
   "git",
   "iproute2",
   "kmod",
+  "libcap2-bin",
   "libpam-systemd",
   "linux-image-cloud-amd64",
+  "mount",
+  "netbase",
   "nftables",
   "passt",
   "procps",
@@ -29,10 +34,29 @@ const packages = [
   "systemd-sysv",
   "udev",
   "uidmap",
+  "zstd",
 ];
+/** What depends on the kernel and on cgroups; images from registries do not, and their tests need a registry. */
+const defaultTests = [
+  "test/runtime",
+  "test/agent/ceiling.test.ts",
+  "test/agent/nested-job.test.ts",
+  "--exclude=test/runtime/{image-pull,image-push,image-export,registry-hostile,nested-tools}.test.ts",
+];
+const timeLimits = ["--testTimeout=600000", "--hookTimeout=600000"];
+/** A test may take ten minutes, and Debian's boot takes two or three. */
+const silenceMs = 15 * 60_000;
+/** No part of what runs: linters, formatter, compiler. */
+const notNeeded = /^(?:@biomejs|@oxlint|@oxlint-tsgolint|@typescript|oxlint|oxlint-tsgolint|typescript)$/;
 const resultLine = /^SLIPWAY-VM (\d+)/;
 
 const directory = mkdtempSync(join(tmpdir(), "slipway-vm-"));
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+  process.once(signal, () => {
+    rmSync(directory, { recursive: true, force: true });
+    process.exit(125);
+  });
+}
 try {
   const root = buildRoot(directory);
   installProject(root, process.argv.slice(2));
@@ -64,17 +88,20 @@ function installProject(root: string, vitestArguments: readonly string[]): void 
   for (const file of files.toString().split("\0").filter(Boolean)) {
     if (existsSync(join(project, file))) cpSync(join(project, file), join(target, file), { recursive: true });
   }
-  cpSync(join(project, "node_modules"), join(target, "node_modules"), { recursive: true, verbatimSymlinks: true });
-  const tests =
-    vitestArguments.length > 0 ? vitestArguments : ["test/runtime", "--testTimeout=600000", "--hookTimeout=600000"];
-  const quoted = tests.map((argument) => `'${argument.replaceAll("'", "'\\''")}'`).join(" ");
+  const modules = join(project, "node_modules");
+  const filter = (source: string) => !notNeeded.test(relative(modules, source));
+  cpSync(modules, join(target, "node_modules"), { recursive: true, verbatimSymlinks: true, filter });
+  const quoted = [...timeLimits, ...(vitestArguments.length > 0 ? vitestArguments : defaultTests)]
+    .map((argument) => `'${argument.replaceAll("'", "'\\''")}'`)
+    .join(" ");
   const script = [
     "#!/bin/sh",
     "cd /opt/slipway",
     "export PATH=/opt/slipway/node_modules/.bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin HOME=/root NO_COLOR=1 SLIPWAY_TEST_SYSTEMD=1",
     "uname -r; stat -f -c 'cgroup file system: %T' /sys/fs/cgroup; node --version",
     "node cli/main.ts doctor || true",
-    `{ vitest run --maxWorkers=1 --reporter=verbose ${quoted}; echo "SLIPWAY-VM $?"; } | cat`,
+    `vitest run --maxWorkers=1 --reporter=./test/vm/reporter.ts ${quoted}`,
+    'echo "SLIPWAY-VM $?"',
     "sync; systemctl poweroff --force --force",
   ];
   writeFileSync(join(root, "opt/slipway-test"), `${script.join("\n")}\n`, { mode: 0o755 });
@@ -111,21 +138,32 @@ async function boot(root: string, disk: string): Promise<number> {
     if (name === undefined) throw new Error(`The virtual machine has no /boot/${prefix}*`);
     return join(root, "boot", name);
   };
+  const began = performance.now();
   const qemu = spawn(
     "qemu-system-x86_64",
     [
       "-accel tcg,thread=multi -cpu max -smp 2 -m 4G -nographic -no-reboot -nic none".split(" "),
       ["-drive", `file=${disk},if=virtio,format=raw,cache=unsafe`],
       ["-kernel", file("vmlinuz-"), "-initrd", file("initrd.img-")],
-      ["-append", "root=/dev/vda rw console=ttyS0 quiet systemd.unified_cgroup_hierarchy=1 systemd.show_status=no"],
+      ["-append", "root=/dev/vda rw console=ttyS0 loglevel=4 panic=-1 systemd.unified_cgroup_hierarchy=1"],
     ].flat(),
     { stdio: ["ignore", "pipe", "inherit"] },
   );
+  process.once("exit", () => qemu.kill("SIGKILL"));
+  const silence = setTimeout(() => {
+    console.log(`The virtual machine has said nothing for ${silenceMs / 60_000} minutes: ended`);
+    qemu.kill("SIGKILL");
+  }, silenceMs);
   let code = 125;
   for await (const line of createInterface({ input: qemu.stdout })) {
+    silence.refresh();
     const result = resultLine.exec(line.trim());
     if (result !== null) code = Number(result[1]);
-    else console.log(line);
+    const seconds = Math.round((performance.now() - began) / 1000);
+    console.log(
+      `${String(Math.floor(seconds / 60)).padStart(3)}:${String(seconds % 60).padStart(2, "0")} ${line.trimEnd()}`,
+    );
   }
+  clearTimeout(silence);
   return code;
 }
