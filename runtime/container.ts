@@ -61,6 +61,7 @@ export class Container implements AsyncDisposable {
   #failure: Error | undefined;
   #payloadStatus: number | undefined;
   #startedAtMs = 0;
+  #printedAtMs: number | undefined;
   #exitedAtMs: number | undefined;
   #stopReason:
     | { readonly reason: Exclude<EndReason, "exited" | "signaled" | "oom">; readonly message: string }
@@ -113,8 +114,8 @@ export class Container implements AsyncDisposable {
     this.created = this.#created.promise;
     this.started = this.#started.promise;
     this.#outputs = [
-      new PipeReader(made.stdout, (chunk) => config.output("stdout", chunk)),
-      new PipeReader(made.stderr, (chunk) => config.output("stderr", chunk)),
+      new PipeReader(made.stdout, (chunk) => this.#print("stdout", chunk)),
+      new PipeReader(made.stderr, (chunk) => this.#print("stderr", chunk)),
     ];
     let rest = Buffer.alloc(0);
     this.#status = new PipeReader(made.status, (chunk) => {
@@ -185,6 +186,11 @@ export class Container implements AsyncDisposable {
     const fd = hasEnded ? -1 : trySyscall("pidfd_open", this.pid, 0);
     if (fd < 0) throw new Error(`Container ${this.#config.id} has ended`);
     return fd;
+  }
+
+  #print(stream: "stdout" | "stderr", chunk: Uint8Array): boolean | void {
+    this.#printedAtMs ??= Date.now();
+    return this.#config.output(stream, chunk);
   }
 
   /** Goes on reading output after the sink returned `false`. */
@@ -377,6 +383,7 @@ export class Container implements AsyncDisposable {
       const end = isReported && this.#cgroup !== undefined ? undefined : await this.#end();
       await this.#outputEnds();
       const finishedAtMs = this.#exitedAtMs ?? Date.now();
+      this.#startIfPrinted();
       if (this.#failure !== undefined || this.#startedAtMs === 0) {
         // What fails because it is being stopped says nothing.
         throw this.#stopReason === undefined && this.#failure ? this.#failure : this.#died(stageZero, end);
@@ -410,6 +417,14 @@ export class Container implements AsyncDisposable {
     }, idleOutputMs);
     await ends;
     clearInterval(watch);
+  }
+
+  /** Killed for what it has printed, before init came to say that it had executed it. */
+  #startIfPrinted(): void {
+    if (this.#startedAtMs !== 0 || this.#printedAtMs === undefined || this.#failure !== undefined) return;
+    this.#startedAtMs = this.#printedAtMs;
+    this.#created.resolve();
+    this.#started.resolve();
   }
 
   /** It is gone, and nobody said why: killed while it was being set up. */
