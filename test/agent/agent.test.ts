@@ -255,9 +255,11 @@ describe("Agent", () => {
     const { attemptId, pool } = await offer([step("echo on; exec sleep 61")]);
     const agent = await startAgent(pool);
     await server.until(() => server.log(0) === "on\n");
+    const isRunning = () => processesOf("sleep 61").length > 0;
+    while (!isRunning()) await new Promise((resolve) => setTimeout(resolve, 20));
     await server.stop();
     // The agent notices by itself: nobody tells it anything now.
-    while (processesOf("sleep 61").length > 0) await new Promise((resolve) => setTimeout(resolve, 20));
+    while (isRunning()) await new Promise((resolve) => setTimeout(resolve, 20));
     await server.start();
     await server.until(() => server.finished.has(attemptId));
     expect(server.finished.get(attemptId)).toMatchObject({

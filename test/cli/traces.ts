@@ -21,7 +21,9 @@ export class Traces {
   /** Remembers the cgroups that agents in the directory use; called while they run. */
   look(): void {
     for (const stateDir of this.#stateDirs()) {
-      const { dev, ino } = statSync(stateDir);
+      const found = statSync(stateDir, { throwIfNoEntry: false });
+      if (found === undefined) continue;
+      const { dev, ino } = found;
       this.#cgroups.add(`slipway-${dev.toString(36)}-${ino.toString(36)}`);
     }
   }
@@ -58,13 +60,10 @@ export class Traces {
   }
 
   #stateDirs(): string[] {
-    try {
-      return (readdirSync(this.#directory, { recursive: true }) as string[])
-        .filter((name) => name.endsWith("/lock") && existsSync(join(this.#directory, name, "../skeleton")))
-        .map((name) => join(this.#directory, name, ".."));
-    } catch {
-      return []; // Something was removed while we looked.
-    }
+    return findDirectories(
+      this.#directory,
+      (path) => existsSync(join(path, "lock")) && existsSync(join(path, "skeleton")),
+    );
   }
 
   #leftCgroups(): string[] {
@@ -72,5 +71,17 @@ export class Traces {
     return [...this.#cgroups].flatMap((name) =>
       ["/sys/fs/cgroup", ...roots].map((root) => join(root, name)).filter((path) => existsSync(path)),
     );
+  }
+}
+
+/** The outermost ones; what is removed while we look is not there. */
+function findDirectories(path: string, isWanted: (path: string) => boolean): string[] {
+  if (isWanted(path)) return [path];
+  try {
+    return readdirSync(path, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory())
+      .flatMap(({ name }) => findDirectories(join(path, name), isWanted));
+  } catch {
+    return [];
   }
 }
