@@ -169,7 +169,7 @@ test("a disk that is nearly full costs the one that has filled it, and neither t
     expect(result.message).toMatch(
       /^(killed: the agent's disk was nearly full \(\d.* of 3\d\d(\.\d)? MiB free\), and this step had written \d.*|exit code 1: the agent's disk was nearly full: \d.* of 3\d\d(\.\d)? MiB free)$/,
     );
-    const slow = `${write("/file", 300)}; while true; do head -c 1M /dev/zero >> /file; sleep 1; done`;
+    const slow = `${write("/file", 300)}; while true; do head -c 1M /dev/zero >> /file; sleep 0.25; done`;
     const killed = await host.run(slow, { resources: base });
     expect(killed.message).toMatch(/^killed: the agent's disk was nearly full \(.*\), and this step had written \d.*$/);
     expect(readdirSync(`/proc/${neighbour.pid}`)).not.toEqual([]);
