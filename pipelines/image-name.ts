@@ -3,6 +3,7 @@ import { LIMITS } from "./limits.ts";
 import { choice, exceed, mismatch, refuse, type Shape } from "./shape.ts";
 import { quote } from "./suggestion.ts";
 import { scalarText } from "./value.ts";
+import { checkVariables, findVariables } from "./variables.ts";
 
 interface Fault {
   readonly problem: string;
@@ -17,7 +18,7 @@ const expected = 'the name of an image, "./path" or "host"';
 /** Whether something is there is found out when the step runs. */
 export const image: Shape<string> = {
   expected,
-  schema: { type: "string", pattern: "^(host|\\./.+|[a-zA-Z0-9\\[][^\\s\\\\]*)$", maxLength: LIMITS.imageLength },
+  schema: { type: "string", pattern: "^(host|\\./.+|[a-zA-Z0-9\\[$][^\\s\\\\]*)$", maxLength: LIMITS.imageLength },
   read(node, place) {
     const text = scalarText(node);
     if (text === undefined || text === "") return mismatch(node, place, expected, imageHelp);
@@ -53,7 +54,8 @@ function checkImage(text: string): Fault | undefined {
   if (/\.(?:tar|tar\.gz|tgz|tar\.zst|oci)$|\/$/i.test(text)) {
     return { problem: 'a path begins with "./"', suggestion: `did you mean ${quote(`./${text}`)}?` };
   }
-  return checkReference(text);
+  // Whatever the variables stand for; what comes of it is checked again when it is known.
+  return checkVariables(text) ?? checkReference(findVariables(text).fill(() => "x"));
 }
 
 const host = /^(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::\d{1,5})?$/i;
@@ -63,7 +65,7 @@ const component = /^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$/;
  * Checks the name of an image in a registry, `[HOST[:PORT]/]PATH[:TAG][@DIGEST]`, as Docker reads it. What the parts mean is
  * the agent's business.
  */
-function checkReference(text: string): Fault | undefined {
+export function checkReference(text: string): Fault | undefined {
   const scheme = /^[a-z][a-z0-9+.-]*:\/\//i.exec(text)?.[0];
   if (scheme !== undefined) {
     return { problem: "the name of an image has no scheme", suggestion: `write ${quote(text.slice(scheme.length))}` };

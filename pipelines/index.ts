@@ -14,6 +14,7 @@ export { Source, type Span } from "./source.ts";
 export { didYouMean, enumerate, quote } from "./suggestion.ts";
 export { type BuildPlan, planBuild } from "./plan.ts";
 export { type Advance, advance } from "./graph.ts";
+export { expandVariables } from "./variables.ts";
 export { matchGlob } from "./glob.ts";
 export { formatBytes, formatDuration, parseDuration, parseSize, type Quantity, writeSize } from "./quantity.ts";
 export { pipelineJsonSchema } from "./json-schema.ts";

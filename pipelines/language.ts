@@ -1,4 +1,5 @@
 /** The language: every key of a pipeline, what it may hold, what it means. The parser and the JSON schema come from here. */
+import { build } from "./build.ts";
 import { dictionary, list } from "./collection.ts";
 import { environment } from "./environment.ts";
 import { image, pull } from "./image-name.ts";
@@ -7,7 +8,7 @@ import { formatDuration } from "./quantity.ts";
 import { network } from "./network.ts";
 import { resources } from "./resources.ts";
 import { services } from "./service.ts";
-import { type FieldValues, flag, mapping, mismatch, type Shape } from "./shape.ts";
+import { type FieldValues, flag, type JsonSchema, mapping, mismatch, type Shape } from "./shape.ts";
 import { quote } from "./suggestion.ts";
 import { triggers } from "./trigger.ts";
 import { checkIdentifier, duration, identifier, jobReference, keeping, label, NAME_PATTERN, script } from "./value.ts";
@@ -44,10 +45,10 @@ const stepTable = {
   noun: "a step",
   fields: {
     name: { shape: label, summary: "What logs call the step; the first line of the script if left out." },
-    run: {
-      shape: script,
-      summary: "A POSIX shell script, run as sh -e in the workspace.",
-      required: 'write "run: command"',
+    run: { shape: script, summary: "A POSIX shell script, run as sh -e in the workspace." },
+    build: {
+      shape: build,
+      summary: "Builds an image of a Dockerfile instead of running a script: the context alone, or a mapping.",
     },
     ...sharedFields,
     timeout: {
@@ -62,6 +63,7 @@ const stepTable = {
       default: false,
     },
   },
+  alternatives: { keys: ["run", "build"], missing: 'write "run: command"' },
   synonyms: {
     script: "run",
     scripts: "run",
@@ -86,6 +88,10 @@ const stepTable = {
     networks: "network",
     privileged: "nested",
     dind: "nested",
+    docker: "build",
+    docker_build: "build",
+    image_build: "build",
+    dockerfile: "build",
   },
   hints: {
     uses: "actions are not supported: write the commands as run",
@@ -93,8 +99,12 @@ const stepTable = {
     when: "conditions are not supported yet",
     needs: "steps run in file order; needs belongs to a job",
     depends_on: "steps run in file order; needs belongs to a job",
-    secrets: "secrets are not supported yet",
-    settings: "plugins are not supported: write the commands as run",
+    secrets: "secrets are not supported yet, but those of a build: write them below build",
+    push: "write it below build",
+    tags: "write it below build",
+    args: "write it below build",
+    context: "write it below build",
+    settings: "plugins are not supported: write the commands as run, or build",
     "working-directory": 'write "cd directory" in the script',
     workdir: 'write "cd directory" in the script',
     shell: "scripts run as sh -e; call another shell from it",
@@ -113,10 +123,11 @@ export type StepFields = FieldValues<typeof stepTable.fields>;
 /** A step is a mapping, or its script alone. */
 const step: Shape<StepFields> = {
   expected: "a step",
-  schema: { anyOf: [script.schema, stepMapping.schema] },
+  schema: { anyOf: [script.schema, ...(stepMapping.schema["anyOf"] as readonly JsonSchema[])] },
   read(node, place) {
     if (node.kind === "map") return stepMapping.read(node, place);
-    if (node.kind !== "scalar" || node.value === null) return mismatch(node, place, 'a script or a mapping with "run"');
+    if (node.kind !== "scalar" || node.value === null)
+      return mismatch(node, place, 'a script or a mapping with "run" or "build"');
     const value = script.read(node, { ...place, path: "run" });
     return value === undefined ? undefined : { run: { value, span: node.span } };
   },

@@ -14,6 +14,8 @@ export const DEFAULTS = {
   image: "host",
   network: "job",
   pool: "default",
+  buildContext: ".",
+  dockerfile: "Dockerfile",
   /** Of a step whose job and pipeline write no timeout either. */
   stepTimeoutMs: hourMs,
   jobTimeoutMs: 2 * hourMs,
@@ -27,6 +29,8 @@ export const DEFAULTS = {
   image: string;
   network: StepNetwork;
   pool: string;
+  buildContext: string;
+  dockerfile: string;
   stepTimeoutMs: number;
   jobTimeoutMs: number;
   keepMs: number;
@@ -54,6 +58,14 @@ export const LIMITS = {
   readyPorts: 20,
   /** Of one step's allow list. */
   allowedDestinations: 100,
+  /** Of one build. */
+  buildArguments: 200,
+  buildLabels: 100,
+  buildTags: 20,
+  buildSecrets: 50,
+  buildPlatforms: 10,
+  /** Of a path in the repository: PATH_MAX with its NUL. */
+  pathLength: 4095,
   /** A script is one argument of `sh -e -c`; the kernel ends an argument at 128 KiB (MAX_ARG_STRLEN, execve(2)). */
   runBytes: 100 * KiB,
   /** A variable is one string of the environment, under the same limit of the kernel. */

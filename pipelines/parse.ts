@@ -1,4 +1,5 @@
 /** From the file's bytes to a checked pipeline with every default filled in. */
+import { describeBuild } from "./build.ts";
 import { DEFAULTS, LIMITS } from "./limits.ts";
 import { type JobFields, type PipelineFields, pipelineShape, type StepFields } from "./language.ts";
 import { checkNeeds } from "./needs.ts";
@@ -15,6 +16,7 @@ import { nameSteps } from "./step-name.ts";
 import { quote } from "./suggestion.ts";
 import { parseSyntax } from "./syntax.ts";
 import { buildTree } from "./tree.ts";
+import { findVariables } from "./variables.ts";
 import { everyEvent } from "./trigger.ts";
 
 export interface ParsedPipeline {
@@ -115,6 +117,7 @@ class PipelineBuilder {
       if (service === undefined || this.#tooLarge) continue;
       const env = service.env === undefined ? inherited : mergeEnvironments(inherited, service.env.value);
       const pull = service.pull?.value ?? job.pull?.value ?? this.#pipeline.pull?.value;
+      this.#checkImage(service.image ?? job.image ?? this.#pipeline.image, env);
       const args = service.args?.value.map(({ value }) => value);
       const ready = buildReady(service);
       const scripts = [service.run?.value, ready?.run, ...(args ?? [])].join("");
@@ -142,17 +145,21 @@ class PipelineBuilder {
     jobTimeout: Located<number> | undefined,
   ): StepSpec {
     const env = step.env === undefined ? inherited : mergeEnvironments(inherited, step.env.value);
-    const run = step.run?.value ?? "";
     const network = step.network ?? job.network ?? this.#pipeline.network;
     this.#checkAllowed(network, job);
     this.#checkNested(step, network);
-    this.#spend(run, env, { span: step.env?.span ?? span, what: "step", network: network?.value });
+    this.#checkBuild(step);
+    const image = step.image ?? job.image ?? this.#pipeline.image;
+    if (step.build === undefined) this.#checkImage(image, env);
+    const build = step.build && describeBuild(step.build, { env, problems: this.#problems });
+    const content = build === undefined ? (step.run?.value ?? "") : JSON.stringify(build);
+    this.#spend(content, env, { span: step.env?.span ?? span, what: "step", network: network?.value });
     const pull = step.pull?.value ?? job.pull?.value ?? this.#pipeline.pull?.value;
     const keep = step.keep_on_failure ?? job.keep_on_failure ?? this.#pipeline.keep_on_failure;
     return {
       name,
-      run,
-      image: step.image?.value ?? job.image?.value ?? this.#pipeline.image?.value ?? DEFAULTS.image,
+      ...(build === undefined ? { run: step.run?.value ?? "" } : { build }),
+      image: image?.value ?? DEFAULTS.image,
       ...(pull !== undefined && { pull }),
       env,
       timeoutMs: step.timeout?.value ?? jobTimeout?.value ?? DEFAULTS.stepTimeoutMs,
@@ -160,7 +167,7 @@ class PipelineBuilder {
       network: network?.value ?? DEFAULTS.network,
       allowFailure: step.allow_failure?.value ?? false,
       ...(step.nested?.value === true && { nested: true }),
-      ...(keep !== undefined && keep.value > 0 && { keepOnFailureMs: keep.value }),
+      ...(keep !== undefined && keep.value > 0 && build === undefined && { keepOnFailureMs: keep.value }),
     };
   }
 
@@ -172,6 +179,25 @@ class PipelineBuilder {
       `this step may run for ${own}, but its job ends after ${whole}`,
       `write "timeout: ${own}" or more on the job`,
     );
+  }
+
+  /** A path is taken as it is. */
+  #checkImage(image: Located<string> | undefined, env: Readonly<Record<string, string>>): void {
+    if (image === undefined || image.value.startsWith("./")) return;
+    for (const { problem, suggestion } of findVariables(image.value).unknown(env)) {
+      this.#problems.error(image.span, problem, suggestion);
+    }
+  }
+
+  /** No script runs in it, and what its commands run in says the Dockerfile. */
+  #checkBuild({ build, image, nested, keep_on_failure: keep }: StepFields): void {
+    if (build === undefined) return;
+    const [say, drop] = ["a step that builds", "remove it: the Dockerfile's FROM says what its commands run in"];
+    if (image !== undefined) this.#problems.error(image.span, `${say} has no "image" of its own`, drop);
+    if (nested?.value === true) this.#problems.error(nested.span, `${say} needs no "nested"`, "remove it");
+    if (keep !== undefined && keep.value > 0) {
+      this.#problems.error(keep.span, `${say} leaves nothing to keep`, "remove it");
+    }
   }
 
   /** What it may do to a network it may do to its own only. */

@@ -52,11 +52,40 @@ export interface AllowedDestination {
 /** When a registry is asked what a tag stands for. */
 export type PullPolicy = "always" | "missing" | "never";
 
+/** What a secret of a build is: the value of a variable of the step, or a file, relative to the workspace. */
+export type BuildSecret = { readonly env: string } | { readonly file: string };
+
+/**
+ * An image that a step builds. Paths are relative to the workspace and do not lead out of it as they are written. In `target`,
+ * `args`, `tags`, `push` and `labels`, `${NAME}` stands for a variable of the step (`expandVariables`).
+ */
+export interface ImageBuildSpec {
+  readonly context: string;
+  readonly dockerfile: string;
+  /** Absent: the last stage. */
+  readonly target?: string;
+  readonly args: Readonly<Record<string, string>>;
+  /** By id. */
+  readonly secrets: Readonly<Record<string, BuildSecret>>;
+  readonly tags: readonly string[];
+  /** Absent: to nowhere. `true`: each tag to the registry it names. Else what is put in front of each tag. */
+  readonly push?: true | string;
+  /** `linux/arm64`; none: the agent's own. */
+  readonly platforms: readonly string[];
+  readonly labels: Readonly<Record<string, string>>;
+  /** Whether layers of earlier builds are used. */
+  readonly cache: boolean;
+  /** Where the image is written; an archive if it ends with `.tar`, else an OCI layout. */
+  readonly output?: string;
+}
+
+/** A step has either `run` or `build`. */
 export interface StepSpec {
   readonly name: string;
   /** A POSIX shell script, run as `sh -e`. */
-  readonly run: string;
-  /** `host`, a path that begins with `./`, relative to the workspace, or the name of an image in a registry. */
+  readonly run?: string;
+  readonly build?: ImageBuildSpec;
+  /** What `run` runs in: `host`, a path that begins with `./`, relative to the workspace, or the name of an image in a registry. */
   readonly image: string;
   /** Absent where the pipeline says nothing: as "always", but what the agent has will do where the registry cannot be reached. */
   readonly pull?: PullPolicy;

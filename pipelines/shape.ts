@@ -51,6 +51,8 @@ export interface Table<F extends Readonly<Record<string, Field<unknown>>>> {
   readonly fields: F;
   /** Keys that begin with `x-` are nobody's business: a place for anchors. */
   readonly extensible?: boolean;
+  /** Keys of which one must be there, and one only. */
+  readonly alternatives?: { readonly keys: readonly string[]; readonly missing: string };
   /** Keys of other CI systems and what they are called here. */
   readonly synonyms?: Readonly<Record<string, string>>;
   /** Keys that mean something elsewhere, and what to do here. */
@@ -124,13 +126,7 @@ export function mapping<F extends Readonly<Record<string, Field<unknown>>>>(tabl
   const expected = `${table.noun} with ${enumerate(keys.slice(0, 12).map(quote))}`;
   return {
     expected,
-    schema: {
-      type: "object",
-      additionalProperties: false,
-      properties: Object.fromEntries(Object.entries(table.fields).map(([key, field]) => [key, describeField(field)])),
-      ...(table.extensible === true && { patternProperties: { "^x-": {} } }),
-      ...(required.length > 0 && { required }),
-    },
+    schema: describeTable(table),
     read(node, place) {
       if (node.kind !== "map") {
         const help =
@@ -154,10 +150,58 @@ export function mapping<F extends Readonly<Record<string, Field<unknown>>>>(tabl
         if (node.entries.has(key) || meant.has(key) || !place.problems.whole) continue;
         place.problems.error(place.span, `${subject(place)} has no ${quote(key)}`, table.fields[key]?.required);
       }
+      checkAlternatives(node.entries, meant, table, place);
       // Every value came from the shape of its own key.
       return values as FieldValues<F>;
     },
   };
+}
+
+function describeTable(table: Table<Readonly<Record<string, Field<unknown>>>>): JsonSchema {
+  const { fields, alternatives, extensible } = table;
+  const required = Object.keys(fields).filter((key) => fields[key]?.required !== undefined);
+  const without = (left: readonly string[], needed: readonly string[]): JsonSchema => ({
+    type: "object",
+    additionalProperties: false,
+    properties: Object.fromEntries(
+      Object.entries(fields).flatMap(([key, field]) => (left.includes(key) ? [] : [[key, describeField(field)]])),
+    ),
+    ...(extensible === true && { patternProperties: { "^x-": {} } }),
+    ...(needed.length > 0 && { required: needed }),
+  });
+  if (alternatives === undefined) return without([], required);
+  const { keys } = alternatives;
+  const variant = (key: string) =>
+    without(
+      keys.filter((other) => other !== key),
+      [...required, key],
+    );
+  return { anyOf: keys.map((key) => variant(key)) };
+}
+
+function checkAlternatives(
+  entries: ReadonlyMap<string, MapEntry>,
+  meant: ReadonlySet<string | undefined>,
+  { alternatives }: Table<Readonly<Record<string, Field<unknown>>>>,
+  place: Place,
+): void {
+  if (alternatives === undefined) return;
+  const { keys, missing } = alternatives;
+  const [first, second] = keys.filter((key) => entries.has(key));
+  const entry = second === undefined ? undefined : entries.get(second);
+  if (first !== undefined && second !== undefined && entry !== undefined) {
+    place.problems.error(
+      entry.key,
+      `${subject(place)} has both ${quote(first)} and ${quote(second)}`,
+      "write one of them",
+    );
+  }
+  if (first !== undefined || keys.some((key) => meant.has(key)) || !place.problems.whole) return;
+  place.problems.error(
+    place.span,
+    `${subject(place)} has neither ${enumerate(keys.map(quote)).replace(" and ", " nor ")}`,
+    missing,
+  );
 }
 
 function describeField(field: Field<unknown>): JsonSchema {

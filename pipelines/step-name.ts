@@ -8,7 +8,7 @@ import { quote } from "./suggestion.ts";
 const derivedLength = 60;
 
 /**
- * Names every step of a job: as written, else by its script's first line, numbered where that is taken.
+ * Names every step of a job: as written, else by its script's first line or what it builds, numbered where that is taken.
  *
  * A name written twice is reported.
  */
@@ -39,9 +39,14 @@ export function nameSteps(
 }
 
 function deriveName(step: StepFields, index: number): string {
+  if (step.build !== undefined)
+    return shorten(`build ${step.build.value.tags?.value[0]?.value ?? step.build.value.context?.value ?? "."}`);
   const lines = (step.run?.value ?? "").split("\n").map((line) => line.trim());
   const first = lines.find((line) => line !== "" && !line.startsWith("#") && !/^set -[a-z]+$/.test(line));
-  if (first === undefined) return `step ${index + 1}`;
+  return first === undefined ? `step ${index + 1}` : shorten(first);
+}
+
+function shorten(first: string): string {
   // A line may have 100 KiB; only its beginning shows.
   const beginning = first.slice(0, 4 * derivedLength);
   const characters = Array.from(beginning.replaceAll(/[\0-\x1f\x7f-\x9f\u2028\u2029\s]+/g, " ").trim());

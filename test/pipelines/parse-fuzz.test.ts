@@ -49,7 +49,14 @@ function findFaults(source: string | Uint8Array): string[] {
   }
   for (const job of pipeline?.jobs ?? []) {
     if (job.steps.length === 0) faults.push(`job ${job.name} has no steps`);
-    if (job.steps.some((step) => step.run.trim() === "")) faults.push(`job ${job.name} has an empty script`);
+    for (const { name, run, build } of job.steps) {
+      if ((run === undefined) === (build === undefined)) faults.push(`step ${name} has both or neither`);
+      if (run?.trim() === "") faults.push(`step ${name} has an empty script`);
+      const paths = build === undefined ? [] : [build.context, build.dockerfile, build.output ?? "x"];
+      if (paths.some((path) => path === "" || path.startsWith("/") || path.split("/").includes(".."))) {
+        faults.push(`step ${name} has a path that leads out`);
+      }
+    }
   }
   return faults.map((fault) => `${fault} for ${JSON.stringify(source.toString())}`);
 }
