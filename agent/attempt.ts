@@ -122,6 +122,7 @@ async function execute(
       registry: options.registry,
       pins: attemptPins(claimed, options.client, job.signal),
       access,
+      builds: { cacheNamespace: cacheNamespace(claimed, untrusted !== undefined), namesImages: false },
       signal: job.signal,
     });
   } catch (error) {
@@ -132,6 +133,12 @@ async function execute(
 /** A server of another version may not say it in so many words. */
 function isUntrusted({ build }: ClaimedJob): boolean {
   return build.untrusted === true || build.pullRequest?.fromFork === true;
+}
+
+/** Who shares layers: the builds of a repository; those of strangers only if they are of the same pull request. */
+function cacheNamespace({ repository, build }: ClaimedJob, isStrangers: boolean): string {
+  if (!isStrangers) return `repository ${repository.id}`;
+  return `repository ${repository.id} stranger ${build.pullRequest?.number ?? build.ref}`;
 }
 
 interface CheckoutFailureContext {

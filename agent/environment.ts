@@ -38,6 +38,28 @@ export function buildVariables(
   };
 }
 
+/** The variables of a step that need no image to be known: those of the pipeline, and Slipway's own, which hold. */
+export function pipelineVariables(
+  step: Pick<StepSpec, "name" | "env">,
+  variables: Readonly<Record<string, string>>,
+): Record<string, string> {
+  return { CI: "true", ...givenVariables(step, variables) };
+}
+
+/** What is said for the step: by the pipeline, and against that by Slipway. */
+function givenVariables(
+  step: Pick<StepSpec, "name" | "env">,
+  variables: Readonly<Record<string, string>>,
+): Record<string, string> {
+  return {
+    ...step.env,
+    ...variables,
+    SLIPWAY: "true",
+    SLIPWAY_STEP: step.name,
+    SLIPWAY_WORKSPACE: workspaceTarget,
+  };
+}
+
 /**
  * Merges the whole environment of a step.
  *
@@ -54,10 +76,6 @@ export function stepEnvironment(
     ...defaults,
     ...(user !== undefined && { HOME: user.home }),
     ...config.env,
-    ...step.env,
-    ...variables,
-    SLIPWAY: "true",
-    SLIPWAY_STEP: step.name,
-    SLIPWAY_WORKSPACE: workspaceTarget,
+    ...givenVariables(step, variables),
   };
 }

@@ -1,15 +1,28 @@
 /** What the containers of a job's steps would be. */
+import { formatPlatform } from "../build/index.ts";
 import type { JobSpec } from "../pipelines/index.ts";
 import { explainProgram, formatOciConfig } from "../runtime/index.ts";
+import { isBuild, type ResolvedBuild, resolveBuild } from "./build-spec.ts";
+import { NotBuiltError } from "./built-images.ts";
 import { lowerResources } from "./ceiling.ts";
 import { JobImages } from "./job-images.ts";
-import type { JobOptions } from "./job.ts";
+import { announceBuilds, type JobOptions } from "./job.ts";
 import { StepLog } from "./step-log.ts";
 import { StepRun } from "./step.ts";
 
-/** One step's container as its author or a reviewer would want to see it. */
-export interface ExplainedStep {
-  readonly name: string;
+/** One step as its author or a reviewer would want to see it. */
+export type ExplainedStep = { readonly name: string } & (
+  | ExplainedContainer
+  | { readonly build: ExplainedBuild }
+  /** It runs in an image that the named step makes. */
+  | { readonly builtBy: string }
+);
+
+/** The image that a step would build, its variables in place. */
+export type ExplainedBuild = Omit<ResolvedBuild, "platforms"> & { readonly platforms: readonly string[] };
+
+/** One step's container. */
+export interface ExplainedContainer {
   /** A config.json of the OCI runtime specification. */
   readonly config: string;
   /** The system calls that make the container of it, one a line, each with its name. */
@@ -19,16 +32,22 @@ export interface ExplainedStep {
 /**
  * Describes the steps of a job without running them. Images are looked up, and pulled if the pipeline says so; nothing else is made.
  *
- * @throws {ImageError} If an image cannot be had.
+ * @throws {ImageError} If an image cannot be had. @throws {BuildError} If a build's variable has no value.
  */
 export async function explainJob(
   job: JobSpec,
   options: Omit<JobOptions, "reporter"> & { readonly signal: AbortSignal },
 ): Promise<ExplainedStep[]> {
   using uidRange = options.host.claimUidRange();
-  await using images = new JobImages(options, options.signal);
+  const built = announceBuilds(job, options);
+  await using images = new JobImages({ ...options, built }, options.signal);
   const explained: ExplainedStep[] = [];
   for (const [index, planned] of job.steps.entries()) {
+    if (isBuild(planned)) {
+      const { platforms, ...build } = resolveBuild(planned, options.variables);
+      explained.push({ name: planned.name, build: { ...build, platforms: platforms.map(formatPlatform) } });
+      continue;
+    }
     const step = { ...planned, resources: lowerResources(planned.resources, options.ceiling) };
     const run = new StepRun(step, {
       ...options,
@@ -39,10 +58,18 @@ export async function explainJob(
       later: () => {},
       log: new StepLog({}),
       wanted: planned.resources,
-      image: (when) => images.get(step, when),
+      image: (when) => images.get({ ...step, index }, when),
       imageNotes: () => [],
     });
-    const { config, operations } = await run.explain();
+    let parts: Awaited<ReturnType<StepRun["explain"]>>;
+    try {
+      parts = await run.explain();
+    } catch (error) {
+      if (!(error instanceof NotBuiltError)) throw error;
+      explained.push({ name: step.name, builtBy: error.step });
+      continue;
+    }
+    const { config, operations } = parts;
     explained.push({ name: step.name, config: formatOciConfig(config), operations: explainProgram(operations) });
   }
   return explained;

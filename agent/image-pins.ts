@@ -1,5 +1,5 @@
 /** What the tags of images stand for in a build. */
-import type { ClaimedJob } from "../queue/index.ts";
+import { type ClaimedJob, isBuiltImagePin } from "../queue/index.ts";
 import type { ImagePins } from "../runtime/index.ts";
 import type { ServerClient } from "./server-client.ts";
 
@@ -8,7 +8,10 @@ export function sharedPins(): ImagePins {
   const pins = new Map<string, string>();
   return {
     find: (name) => pins.get(name),
-    agree: (name, digest) => Promise.resolve(pins.getOrInsert(name, digest)),
+    agree: (name, digest) => {
+      if (isBuiltImagePin(name)) pins.set(name, digest);
+      return Promise.resolve(pins.getOrInsert(name, digest));
+    },
   };
 }
 

@@ -1,23 +1,40 @@
 /** The images of one job's steps. */
+import { BuildError } from "../build/index.ts";
 import type { StepSpec } from "../pipelines/index.ts";
 import {
+  formatReference,
   type Host,
   type Image,
   ImageError,
   ImageLease,
   type ImagePins,
+  parseReference,
   type RegistryClient,
+  RegistryError,
   resolveImage,
 } from "../runtime/index.ts";
+import { fillIn } from "./build-spec.ts";
+import { type BuiltImages, NotBuiltError } from "./built-images.ts";
+import { pipelineVariables } from "./environment.ts";
 
 export interface JobImagesOptions {
   readonly host: Host;
   readonly workspace: { readonly dir: string };
   readonly registry?: RegistryClient;
   readonly pins?: ImagePins;
+  readonly variables: Readonly<Record<string, string>>;
+  readonly built: BuiltImages;
 }
 
-type NamedImage = Pick<StepSpec, "image" | "pull">;
+/** Who wants an image. `index` is a step's; what is no step wants it before all of them. */
+export type NamedImage = Pick<StepSpec, "name" | "image" | "pull" | "env"> & { readonly index?: number };
+
+/** What a step's `image` means. */
+interface Meaning {
+  readonly reference: string;
+  /** It was made by another job of the build. */
+  readonly isOthers: boolean;
+}
 
 interface Entry {
   readonly image: Promise<Image>;
@@ -32,7 +49,10 @@ interface Entry {
 export class JobImages implements AsyncDisposable {
   readonly #unneeded = new AbortController();
   readonly #entries = new Map<string, Entry>();
-  readonly #lease = new ImageLease();
+  /** Holds them; what the job builds, too. */
+  readonly lease = new ImageLease();
+  /** A step runs in an image that is yet to be built. */
+  #isToBeBuilt = false;
   #holders = 1;
   readonly #options: JobImagesOptions;
   readonly #signal: AbortSignal;
@@ -43,7 +63,13 @@ export class JobImages implements AsyncDisposable {
   }
 
   prefetch(step: NamedImage): void {
-    this.#entries.getOrInsertComputed(keyOf(step), () => this.#resolve(step));
+    try {
+      const meaning = this.#meaning(step);
+      this.#entries.getOrInsertComputed(keyOf(step, meaning), () => this.#resolve(step, meaning));
+    } catch (error) {
+      // The step says so, if its image is not there by then.
+      this.#isToBeBuilt ||= error instanceof NotBuiltError;
+    }
   }
 
   /**
@@ -51,45 +77,69 @@ export class JobImages implements AsyncDisposable {
    *   must not, and it is looked up once more. "ahead": an earlier step may still be at it.
    */
   async get(step: NamedImage, when: "ahead" | "now"): Promise<Image> {
-    const key = keyOf(step);
-    const entry = this.#entries.getOrInsertComputed(key, () => this.#resolve(step));
+    const meaning = this.#meaning(step);
+    const key = keyOf(step, meaning);
+    const entry = this.#entries.getOrInsertComputed(key, () => this.#resolve(step, meaning));
     try {
       return await entry.image;
     } catch (error) {
       const mayCome = step.image.startsWith("./") || step.pull === "never";
       if (when === "ahead" || !(error instanceof ImageError) || !mayCome) throw error;
-      const again = this.#resolve(step);
+      const again = this.#resolve(step, meaning);
       this.#entries.set(key, again);
       return await again.image;
     }
   }
 
+  /** What a name means in the store or a registry. @throws {ImageError} If nothing, or nothing yet. */
+  #meaning(step: NamedImage): Meaning {
+    const { variables, built } = this.#options;
+    if (step.image === "host" || step.image.startsWith("./")) return { reference: step.image, isOthers: false };
+    try {
+      const name = fillIn(step.image, pipelineVariables(step, variables));
+      // A digest says what it is.
+      const reference = parseReference(name);
+      const found = reference.digest === undefined && built.find(formatReference(reference), step.index ?? -1);
+      return found || { reference: name, isOthers: false };
+    } catch (error) {
+      if (!(error instanceof BuildError)) throw error;
+      throw new ImageError(`Cannot use the image ${error.message}`, { cause: error });
+    }
+  }
+
   /** Whether a program of theirs runs as another user than root; waits until they are there, as far as they are to be had now. */
   async haveUsers(): Promise<boolean> {
+    // Nobody knows the user of an image that is yet to be built.
+    if (this.#isToBeBuilt) return true;
     const images = await Promise.allSettled([...this.#entries.values()].map(({ image }) => image));
     return images.some((result) => result.status === "fulfilled" && result.value.user !== undefined);
   }
 
   /** What a person should know of the image: which one a tag stands for, what was pulled. Told once. */
   takeNotes(step: NamedImage): readonly string[] {
-    return this.#entries.get(keyOf(step))?.notes.splice(0) ?? [];
+    try {
+      return this.#entries.get(keyOf(step, this.#meaning(step)))?.notes.splice(0) ?? [];
+    } catch {
+      return [];
+    }
   }
 
-  #resolve({ image: reference, pull }: NamedImage): Entry {
+  #resolve({ image: name, pull }: NamedImage, { reference, isOthers }: Meaning): Entry {
     const { host, workspace, registry, pins } = this.#options;
     const notes: string[] = [];
     const image = resolveImage(reference, {
       baseDir: workspace.dir,
       storeDir: host.imageStoreDir,
-      lease: this.#lease,
+      lease: this.lease,
       pull,
       onNote: (note) => notes.push(note),
       signal: this.#signal,
       ...(registry !== undefined && { client: registry }),
       ...(pins !== undefined && { pins }),
     });
-    image.catch(() => {}); // the step that runs in it says so
-    return { image, notes };
+    const told = isOthers ? image.catch((error: unknown) => Promise.reject(explainMissing(name, error))) : image;
+    told.catch(() => {}); // the step that runs in it says so
+    return { image: told, notes };
   }
 
   /** Holds the images beyond the job, until the answer is disposed, too. */
@@ -99,7 +149,7 @@ export class JobImages implements AsyncDisposable {
   }
 
   #release(): void {
-    if (--this.#holders === 0) this.#lease[Symbol.dispose]();
+    if (--this.#holders === 0) this.lease[Symbol.dispose]();
   }
 
   /** Stops what no step came to need: the workspace may be deleted afterwards, and the images removed. */
@@ -110,6 +160,13 @@ export class JobImages implements AsyncDisposable {
   }
 }
 
-function keyOf({ image, pull }: NamedImage): string {
-  return `${pull ?? ""} ${image}`;
+function keyOf({ pull }: NamedImage, { reference }: Meaning): string {
+  return `${pull ?? ""} ${reference}`;
+}
+
+/** It was built, but not here. */
+function explainMissing(name: string, error: unknown): unknown {
+  if (!(error instanceof ImageError) && !(error instanceof RegistryError)) return error;
+  const where = "another job of this build has made it, on another agent: push it there, or do both in one job";
+  return new ImageError(`Cannot use the image ${JSON.stringify(name)}: ${where} (${error.message})`, { cause: error });
 }

@@ -1,8 +1,12 @@
 /** Runs the steps of one job, each in its own fresh container. */
 import { join } from "node:path";
+import { BuildError, FileWorkers } from "../build/index.ts";
 import type { JobSpec, StepSpec } from "../pipelines/index.ts";
 import type { Host, ImagePins, RegistryClient, UidRange } from "../runtime/index.ts";
 import { abortReason, JobTimeout, ServiceFailure } from "./abort.ts";
+import { BuildRun } from "./build-run.ts";
+import { isBuild, resolveBuild } from "./build-spec.ts";
+import { BuiltImages } from "./built-images.ts";
 import { asError } from "./cause.ts";
 import { lowerResources, type StepCeiling } from "./ceiling.ts";
 import { formatDuration } from "./duration.ts";
@@ -11,6 +15,7 @@ import { SharedNetwork, StepNetwork, wantsNetwork } from "./job-network.ts";
 import type { KeptNetwork, KeptStep } from "./kept-step.ts";
 import { maskText, SecretIndex } from "./masker.ts";
 import type { JobReporter, JobResult, StepResult } from "./report.ts";
+import type { RunnableStep } from "./runnable-step.ts";
 import { secretForms } from "./secret-forms.ts";
 import { Services, skipServices } from "./services.ts";
 import { type StepContext, StepRun } from "./step.ts";
@@ -35,6 +40,8 @@ export interface JobOptions {
   readonly pins?: ImagePins;
   /** Values to mask in logs and reasons. */
   readonly maskedValues?: readonly string[];
+  /** What images that steps build are, beside being images. @default no names, and one cache for all */
+  readonly builds?: BuildPolicy;
   /** Where the steps' logs are spooled as `<index>.log`; must exist. Without: output goes to the reporter only. */
   readonly logDir?: string;
   /** The most that each step gets, whatever the pipeline asks for. */
@@ -48,6 +55,14 @@ export interface JobOptions {
   readonly access?: StepAccess;
   /** Canceling; the reason is a string or an Error whose message says why. */
   readonly signal?: AbortSignal;
+}
+
+/** How images are built for one job. */
+export interface BuildPolicy {
+  /** What builds of other trust share no caches with. */
+  readonly cacheNamespace: string;
+  /** Tags become names of the store, as `docker build --tag` has it: for who owns it. */
+  readonly namesImages: boolean;
 }
 
 /** How a job ended. */
@@ -104,19 +119,23 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
     network,
     later: (cleanup: Promise<void>) => void cleanups.push(cleanup.catch(problem)),
   };
-  await using images = new JobImages(options, signal);
+  const built = announceBuilds(job, options);
+  await using workers = new FileWorkers();
+  await using images = new JobImages({ ...options, built }, signal);
   const ready = options.workspace.ready ?? Promise.resolve();
   // Images in the repository are there when the commit is.
-  const inImages = [...job.steps, ...(job.services ?? [])];
+  const inImages = [...imagedSteps(job), ...(job.services ?? [])];
   for (const named of inImages) if (!named.image.startsWith("./")) images.prefetch(named);
 
-  const prepareStep = (index: number): StepRun | undefined => {
+  const prepareStep = (index: number): RunnableStep | undefined => {
     const planned = job.steps[index];
     if (planned === undefined || uidRange === undefined) return undefined;
     const step = { ...planned, resources: lowerResources(planned.resources, options.ceiling) };
     const log = openLog(step, index, { ...options, secrets });
-    const image: StepContext["image"] = (when) => images.get(step, when);
-    const imageNotes = () => images.takeNotes(step);
+    if (isBuild(step)) return new BuildRun(step, { ...context, uidRange, index, log, images, built, workers });
+    const named = { ...step, index };
+    const image: StepContext["image"] = (when) => images.get(named, when);
+    const imageNotes = () => images.takeNotes(named);
     const wanted = asked.steps[index]?.resources ?? planned.resources;
     return new StepRun(step, { ...context, uidRange, index, log, image, imageNotes, wanted });
   };
@@ -162,7 +181,7 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
       options.reporter.stepFinished?.(index, { status: "skipped" }, undefined);
       continue;
     }
-    const current: StepRun = next;
+    const current: RunnableStep = next;
     options.reporter.stepStarted?.(index, { startedAtMs: Date.now(), log: current.log });
     const outcome = await current.run({
       running: (running) => {
@@ -203,9 +222,33 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
   return { ...(end ?? { status: "success" }), steps, services: ended };
 }
 
+/** Steps that run in an image. */
+function imagedSteps({ steps }: JobSpec): (StepSpec & { readonly index: number })[] {
+  return steps.flatMap((step, index) => (isBuild(step) ? [] : [{ ...step, index }]));
+}
+
+/** Tells what images there will be. */
+export function announceBuilds(
+  { steps }: JobSpec,
+  { pins, variables }: Pick<JobOptions, "pins" | "variables">,
+): BuiltImages {
+  const built = new BuiltImages(pins);
+  for (const [index, step] of steps.entries()) {
+    if (!isBuild(step)) continue;
+    try {
+      const { names, pushNames } = resolveBuild(step, variables);
+      for (const name of [...names, ...pushNames]) built.announce(name, index, step.name);
+    } catch (error) {
+      // The step says so when its turn has come.
+      if (!(error instanceof BuildError)) throw error;
+    }
+  }
+  return built;
+}
+
 /** Offers a failed step to whoever keeps such; answers it if it was taken over. */
 async function offer(
-  step: StepRun,
+  step: RunnableStep,
   result: StepResult,
   { index, isLast, access }: { index: number; isLast: boolean; access: StepAccess | undefined },
 ): Promise<KeptStep | undefined> {

@@ -14,6 +14,8 @@ export interface StepResult {
   readonly startedAtMs?: number;
   readonly finishedAtMs?: number;
   readonly usage?: Usage;
+  /** Of the image that it has built. */
+  readonly imageDigest?: string;
   /** What its network has refused, of the services beside it too. */
   readonly refused?: Refused;
 }

@@ -20,6 +20,7 @@ import type { JobContext } from "./job.ts";
 import { KeptStep } from "./kept-step.ts";
 import { describeRefused } from "./refused.ts";
 import type { StepResult } from "./report.ts";
+import type { RunnableStep } from "./runnable-step.ts";
 import { RunningStep } from "./running-step.ts";
 import type { Enterable } from "./step-access.ts";
 import type { StepLog } from "./step-log.ts";
@@ -40,7 +41,7 @@ export interface StepContext extends JobContext {
  *
  * The container's remains are removed beside the following steps (`later`), for the user waits for the job, not for them.
  */
-export class StepRun {
+export class StepRun implements RunnableStep {
   readonly log: StepLog;
   readonly #step: StepSpec;
   readonly #context: StepContext;
@@ -306,7 +307,7 @@ export class StepRun {
     this.#env = this.#environment(image);
     return {
       // `--` for a script that begins with a dash; the step's name is $0, so the shell's own complaints begin with it.
-      args: ["/bin/sh", "-e", "-c", "--", this.#step.run, this.#step.name],
+      args: ["/bin/sh", "-e", "-c", "--", this.#step.run ?? "", this.#step.name],
       env: this.#env,
     };
   }

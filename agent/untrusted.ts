@@ -59,6 +59,8 @@ export function refuseUntrusted(job: JobSpec): string | undefined {
 
 function wantedRight(part: object & Partial<StepSpec>): string | undefined {
   if (part.network === "host") return "network: host";
+  if (part.build?.push !== undefined) return "push";
+  if (part.build !== undefined && Object.keys(part.build.secrets).length > 0) return "secrets";
   // Rights that steps may have by now or will: what is not known here is not given.
   for (const right of ["nested", "privileged", "secrets"]) {
     const wanted: unknown = (part as Readonly<Record<string, unknown>>)[right];

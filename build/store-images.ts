@@ -2,6 +2,7 @@
 import {
   defaultLayerLimits,
   type ImageLease,
+  type ImagePins,
   type ImageStore,
   parseReference,
   pullImage,
@@ -20,6 +21,8 @@ export interface StoreImagesOptions {
   readonly pull?: PullPolicy | undefined;
   /** Keeps the archives of layers, which an image made of them lists. */
   readonly keepArchives: boolean;
+  /** What holds for a whole build of a pipeline. */
+  readonly pins?: ImagePins | undefined;
   readonly onNote?: ((note: string) => void) | undefined;
 }
 
@@ -34,7 +37,7 @@ export class StoreImages implements BaseImages {
     name: string,
     { platform, signal }: { readonly platform: Platform; readonly signal: AbortSignal },
   ): Promise<BaseImage> {
-    const { store, client, lease, pull, keepArchives, onNote } = this.#options;
+    const { store, client, lease, pull, keepArchives, pins, onNote } = this.#options;
     const { image, layers } = await pullImage(parseReference(name), {
       store,
       client,
@@ -43,6 +46,7 @@ export class StoreImages implements BaseImages {
       policy: pull,
       platform,
       keepArchives,
+      pins,
       signal,
       onNote,
     });

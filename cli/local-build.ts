@@ -86,11 +86,18 @@ export class LocalBuild {
   /** Prints what the containers of all steps would be, as one JSON array. */
   async explain(): Promise<number> {
     const { jobs, context, signal } = this.#options;
-    const steps: { job: string; step: string; config: unknown; operations: string[] }[] = [];
+    const steps: { job: string; step: string }[] = [];
     for (const job of jobs) {
-      for (const { name, config, operations } of await explainJob(job, { ...this.#jobOptions(job), signal })) {
-        const lines = operations.trimEnd().split("\n");
-        steps.push({ job: job.name, step: name, config: JSON.parse(config) as unknown, operations: lines });
+      for (const step of await explainJob(job, { ...this.#jobOptions(job), signal })) {
+        const { name, ...explained } = step;
+        const made =
+          "config" in explained
+            ? {
+                config: JSON.parse(explained.config) as unknown,
+                operations: explained.operations.trimEnd().split("\n"),
+              }
+            : explained;
+        steps.push(Object.assign({ job: job.name, step: name }, made));
       }
     }
     context.print(`${JSON.stringify(steps, undefined, 2)}\n`);
@@ -108,6 +115,7 @@ export class LocalBuild {
       pins: this.#pins,
       variables: buildVariables(job, { ...event, number: 0, event: event.kind }, repository),
       ceiling: this.#options.ceiling,
+      builds: { cacheNamespace: "", namesImages: true },
     };
   }
 

@@ -103,6 +103,21 @@ export const imagePinSchema = z.object({
 });
 export type ImagePin = z.infer<typeof imagePinSchema>;
 
+const builtPrefix = "built:";
+
+/**
+ * The pin of an image that a job of the build has built: not what a registry has under the name. Of these the last one holds, for a
+ * job that is run again builds again.
+ */
+export function builtImagePin(name: string): string {
+  return `${builtPrefix}${name}`;
+}
+
+/** Whether a pin is one of `builtImagePin`. */
+export function isBuiltImagePin(name: string): boolean {
+  return name.startsWith(builtPrefix);
+}
+
 /** What was used, as the kernel counted it; `undefined` where the host cannot tell. */
 export const usageSchema = z.object({
   cpuTimeMs: z.number().nonnegative(),
@@ -154,6 +169,11 @@ export const stepReportSchema = z.object({
   allowedFailure: z.boolean().optional(),
   usage: usageSchema.optional(),
   refused: refusedSchema.optional(),
+  /** Of the image that the step has built: its manifest, or the index of several platforms. */
+  imageDigest: z
+    .string()
+    .regex(/^sha256:[0-9a-f]{64}$/, "is not a digest")
+    .optional(),
 });
 export type StepReport = z.infer<typeof stepReportSchema>;
 

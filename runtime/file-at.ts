@@ -399,6 +399,11 @@ export function openDirectoryBelow(root: number, path: string): number {
  * @returns undefined if there is no such file, or it is larger than `maxBytes`.
  */
 export function readTextInRoot(root: number, path: string, maxBytes: number): string | undefined {
+  return readInRoot(root, path, maxBytes)?.toString();
+}
+
+/** As `readTextInRoot`, for what is no text. */
+export function readInRoot(root: number, path: string, maxBytes: number): Buffer | undefined {
   const resolved = resolveInRoot(root, path).path;
   const slash = resolved.lastIndexOf("/");
   let directory: number;
@@ -419,7 +424,7 @@ export function readTextInRoot(root: number, path: string, maxBytes: number): st
       for (let read = -1; read !== 0 && length < content.length; length += read) {
         read = readFile(fd, content.subarray(length));
       }
-      return content.toString("utf8", 0, length);
+      return content.subarray(0, length);
     } finally {
       close(fd);
     }

@@ -32,6 +32,7 @@ import {
   FS_TOPDIR_FL,
   LOCK_EX,
   LOCK_NB,
+  O_CLOEXEC,
   O_CREAT,
   O_DIRECTORY,
   O_RDONLY,
@@ -49,7 +50,7 @@ import { runDirectory } from "./run-directory.ts";
 import { ShiftedLayers } from "./shifted-layers.ts";
 import type { HostFacts } from "./step-config.ts";
 import type { Ceiling } from "./step-resources.ts";
-import { close, open, SyscallError, syscall, trySyscall } from "./syscall.ts";
+import { close, cString, open, SyscallError, syscall, trySyscall } from "./syscall.ts";
 import { type UidRange, UidRanges } from "./uid-range.ts";
 import { WorkspaceOwners } from "./workspace-owner.ts";
 import { Watch } from "./watch.ts";
@@ -323,6 +324,19 @@ export class Host implements AsyncDisposable {
     range: UidRange,
   ): string {
     return copyOnWrite ? (this.#workspaces.get(`${range.key} ${dir}`)?.directory ?? dir) : dir;
+  }
+
+  /**
+   * Opens a workspace as its job's steps see it, files and directories with the owners on disk; the caller closes the descriptor.
+   * For reading, and for writing what belongs to the owner of the directory itself.
+   */
+  openWorkspace(
+    { dir, copyOnWrite }: { readonly dir: string; readonly copyOnWrite?: boolean },
+    range: UidRange,
+  ): number {
+    const shown = copyOnWrite ? this.copyOnWriteWorkspace(dir, range) : dir;
+    if (typeof shown === "string") return open(shown, O_RDONLY | O_DIRECTORY);
+    return syscall("openat", shown, cString("."), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
   }
 
   /** Makes the directories on which a launcher attaches layers and overlay, where it has to. */

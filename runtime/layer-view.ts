@@ -12,6 +12,7 @@ import {
   MS_NOSUID,
   MS_PRIVATE,
   MS_REC,
+  O_CLOEXEC,
   O_DIRECTORY,
   O_RDONLY,
 } from "./linux.ts";
@@ -60,7 +61,7 @@ function mountByDescriptor(layers: readonly string[], writable: LayerViewOptions
     ];
     const mount = makeMount("overlay", mountOptions, MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
     try {
-      return syscall("openat", mount, cString("."), O_RDONLY | O_DIRECTORY, 0);
+      return syscall("openat", mount, cString("."), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
     } finally {
       close(mount);
     }

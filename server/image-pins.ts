@@ -1,4 +1,5 @@
 /** What the tags of images stand for in a build: whichever job asks a registry first, its answer holds for all. */
+import { isBuiltImagePin } from "../queue/index.ts";
 import { HttpError } from "./http-error.ts";
 import type { Store } from "./store.ts";
 
@@ -6,7 +7,7 @@ import type { Store } from "./store.ts";
 const MAX_PINS = 10_000;
 
 /**
- * Pins a name to a digest unless another job of the build has.
+ * Pins a name to a digest unless another job of the build has; what a job has built itself, it pins anew.
  *
  * @returns The digest that holds.
  * @throws {HttpError} 400 if the build has far too many.
@@ -22,7 +23,12 @@ export function agreeOnImage(
       buildId,
       pin.name,
     );
-    if (found !== undefined) return found.digest;
+    if (found !== undefined) {
+      if (!isBuiltImagePin(pin.name)) return found.digest;
+      const { name, digest } = pin;
+      store.run("UPDATE image_pins SET digest = ? WHERE build_id = ? AND name = ?", digest, buildId, name);
+      return digest;
+    }
     const { count } = store.get<{ count: number }>(
       "SELECT count(*) AS count FROM image_pins WHERE build_id = ?",
       buildId,

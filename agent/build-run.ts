@@ -1,0 +1,326 @@
+/** Runs one step that builds an image: its context out of the workspace, its layers, its names, where it goes. */
+import {
+  type BaseImage,
+  type BaseImages,
+  BuildError,
+  buildImages,
+  type BuiltImage,
+  type FileWorkers,
+  hostPlatform,
+  StoreImages,
+  writeOutput,
+} from "../build/index.ts";
+import { formatBytes, formatDiagnostic } from "../pipelines/index.ts";
+import {
+  type Descriptor,
+  fileAt,
+  formatReference,
+  ImageError,
+  ImageStore,
+  parseReference,
+  RegistryClient,
+  UnknownNameError,
+} from "../runtime/index.ts";
+import { abortReason } from "./abort.ts";
+import { BuildLog } from "./build-log.ts";
+import { type BuildStepSpec, type ResolvedBuild, resolveBuild } from "./build-spec.ts";
+import { atDigest, type BuiltImages } from "./built-images.ts";
+import { asError } from "./cause.ts";
+import { formatDuration } from "./duration.ts";
+import type { JobContext } from "./job.ts";
+import type { JobImages } from "./job-images.ts";
+import { StepNetwork } from "./job-network.ts";
+import { describeRefused } from "./refused.ts";
+import type { StepResult } from "./report.ts";
+import type { RunnableStep } from "./runnable-step.ts";
+import type { Enterable } from "./step-access.ts";
+import type { StepLog } from "./step-log.ts";
+
+export interface BuildContext extends JobContext {
+  readonly index: number;
+  readonly log: StepLog;
+  readonly images: JobImages;
+  readonly built: BuiltImages;
+  /** Do the work on files; the job's. */
+  readonly workers: FileWorkers;
+}
+
+/** Of a secret; more is no secret but data. */
+const maxSecretBytes = 512 * 1024;
+const maxDockerfileBytes = 4 * 2 ** 20;
+
+/** One of the step's own limits was reached. */
+class StepLimit extends Error {
+  override readonly name = "StepLimit";
+}
+
+/** One run of one step that builds. Nothing of it is done ahead: what is built may come from the step before. */
+export class BuildRun implements RunnableStep {
+  readonly log: StepLog;
+  readonly hasBegun = false;
+  readonly #step: BuildStepSpec;
+  readonly #context: BuildContext;
+  readonly #network: StepNetwork;
+  /** Aborted for a limit of the step. */
+  readonly #limit = new AbortController();
+
+  constructor(step: BuildStepSpec, context: BuildContext) {
+    this.log = context.log;
+    this.#step = step;
+    this.#context = context;
+    this.#network = new StepNetwork(context.network, step);
+    const { logBytes } = step.resources;
+    this.log.onFull = () => this.#limit.abort(new StepLimit(`it printed more than ${formatBytes(logBytes)}`));
+  }
+
+  prepare(): void {}
+
+  prepareWithoutWorkspace(): boolean {
+    return false;
+  }
+
+  begin(): void {}
+
+  discard(): void {}
+
+  keep(): undefined {
+    return undefined;
+  }
+
+  forget(): void {}
+
+  async run(on: { readonly running: (step: Enterable) => void }): Promise<StepResult> {
+    const startedAtMs = Date.now();
+    const { timeoutMs } = this.#step;
+    const expire = () => this.#limit.abort(new StepLimit(`it ran for longer than ${formatDuration(timeoutMs)}`));
+    const timer = setTimeout(expire, Math.min(timeoutMs, 2 ** 31 - 1));
+    const ended = Promise.withResolvers<string>();
+    on.running({
+      ended: ended.promise,
+      enter: () => Promise.reject(new Error("it builds an image, and has no container of its own to be entered")),
+    });
+    try {
+      const { digest } = await this.#build();
+      const facts = { startedAtMs, finishedAtMs: Date.now(), exitCode: 0, imageDigest: digest };
+      return { status: "success", ...facts, ...(await this.#takeRefused()) };
+    } catch (error) {
+      const result = this.#describe(asError(error));
+      return { ...result, startedAtMs, finishedAtMs: Date.now(), ...(await this.#takeRefused()) };
+    } finally {
+      clearTimeout(timer);
+      ended.resolve("the step has ended");
+    }
+  }
+
+  async #build(): Promise<{ readonly digest: string }> {
+    const { host, images, built, registry, builds } = this.#context;
+    const signal = AbortSignal.any([this.#context.signal, this.#limit.signal]);
+    signal.throwIfAborted();
+    const spec = resolveBuild(this.#step, this.#context.variables);
+    const store = await ImageStore.open(host.imageStoreDir);
+    using own = registry === undefined ? new RegistryClient({}) : undefined;
+    const client = registry ?? (own as RegistryClient);
+    const { lease } = images;
+    using workspace = this.#openWorkspace();
+    const image = await this.#buildImage(spec, { store, client, workspace, signal });
+    const { digest } = image.descriptor;
+    this.log.note(`built ${digest}`);
+    // By its digest it is found whoever asks, and cannot be taken for what is not the build's.
+    const manifest = ownManifest(image);
+    for (const name of new Set([...spec.names, ...spec.pushNames].map((each) => atDigest(each, digest)))) {
+      await store.names.set(name, { manifest, resolved: digest }, { signal });
+    }
+    const output = { store, lease, client, signal };
+    for (const name of spec.pushNames) {
+      await writeOutput(image, { kind: "registry", names: [name] }, output);
+      this.log.note(`pushed ${name}`);
+    }
+    if (builds?.namesImages === true) {
+      for (const name of spec.names) await store.names.set(name, { manifest, resolved: digest }, { signal });
+    }
+    await built.add([...spec.names, ...spec.pushNames], digest);
+    return { digest };
+  }
+
+  async #buildImage(
+    spec: ResolvedBuild,
+    use: {
+      readonly store: ImageStore;
+      readonly client: RegistryClient;
+      readonly workspace: OpenWorkspace;
+      readonly signal: AbortSignal;
+    },
+  ): Promise<BuiltImage> {
+    const { host, uidRange, images, untrusted, builds, workers } = this.#context;
+    const { resources } = this.#step;
+    const { store, client, workspace, signal } = use;
+    using context = workspace.directory(spec.context);
+    const dockerfile = workspace.read(spec.dockerfile, maxDockerfileBytes);
+    if (dockerfile === undefined) {
+      throw new BuildError(
+        `there is no Dockerfile ${JSON.stringify(spec.dockerfile)} in the workspace, or it is no readable file`,
+      );
+    }
+    const network = await this.#network.container();
+    await this.#network.begin();
+    const reporter = new BuildLog(this.log);
+    return await buildImages({
+      host,
+      uidRange,
+      store,
+      lease: images.lease,
+      images: this.#baseImages(spec, { store, client, reporter }),
+      contextDir: context.path,
+      dockerfile: {
+        content: dockerfile,
+        name: spec.dockerfile,
+        ignore: workspace.read(`${spec.dockerfile}.dockerignore`, maxDockerfileBytes)?.toString(),
+      },
+      target: spec.target,
+      ...(spec.platforms.length > 0 && { platforms: spec.platforms }),
+      buildArgs: new Map(Object.entries(spec.args)),
+      secrets: this.#secrets(spec, workspace),
+      labels: spec.labels,
+      isKept: spec.names.length + spec.pushNames.length > 0,
+      noCache: !spec.cache,
+      cacheNamespace: builds?.cacheNamespace,
+      resources,
+      network,
+      // Else strangers' steps would get their limit as often as they have stages.
+      ...(untrusted !== undefined && { parallel: 1 }),
+      workers,
+      reporter,
+      signal,
+    });
+  }
+
+  /** Images that steps of the build have made, and those of registries. */
+  #baseImages(
+    { pushNames, output }: ResolvedBuild,
+    {
+      store,
+      client,
+      reporter,
+    }: { readonly store: ImageStore; readonly client: RegistryClient; readonly reporter: BuildLog },
+  ): BaseImages {
+    const { built, images, pins, index } = this.#context;
+    const base = new StoreImages({
+      store,
+      client,
+      lease: images.lease,
+      pull: this.#step.pull,
+      keepArchives: pushNames.length > 0 || output !== undefined,
+      pins,
+      onNote: (note) => reporter.noted(note),
+    });
+    return {
+      resolve: async (name, options): Promise<BaseImage> => {
+        const reference = parseReference(name);
+        const found = reference.digest === undefined ? built.find(formatReference(reference), index) : undefined;
+        return await base.resolve(found?.reference ?? name, options);
+      },
+    };
+  }
+
+  #secrets({ secrets }: ResolvedBuild, workspace: OpenWorkspace): Map<string, () => Promise<Uint8Array>> {
+    const values = new Map<string, () => Promise<Uint8Array>>();
+    for (const [id, secret] of Object.entries(secrets)) {
+      values.set(id, async () => {
+        if ("env" in secret) return Buffer.from(this.#step.env[secret.env] ?? "");
+        const content = workspace.read(secret.file, maxSecretBytes);
+        if (content !== undefined) return await Promise.resolve(content);
+        const why = `there is no file ${JSON.stringify(secret.file)} in the workspace, or it has more than ${formatBytes(maxSecretBytes)}`;
+        throw new BuildError(`the secret ${JSON.stringify(id)} cannot be read: ${why}`);
+      });
+    }
+    return values;
+  }
+
+  #openWorkspace(): OpenWorkspace {
+    const { host, workspace, uidRange } = this.#context;
+    return new OpenWorkspace(host.openWorkspace(workspace, uidRange));
+  }
+
+  async #takeRefused(): Promise<Pick<StepResult, "refused">> {
+    try {
+      const refused = await this.#network.end();
+      if (refused === undefined) return {};
+      for (const line of describeRefused(refused)) this.log.note(line);
+      return { refused };
+    } catch (error) {
+      // Where there is no network, the step has failed for that.
+      if (!this.#context.signal.aborted) this.#context.reporter.problem?.(asError(error));
+      return {};
+    }
+  }
+
+  #describe(error: Error): Pick<StepResult, "status" | "reason" | "exitCode"> {
+    const { signal } = this.#context;
+    const { log } = this;
+    if (signal.aborted) {
+      log.note(abortReason(signal));
+      return { status: "canceled", reason: abortReason(signal) };
+    }
+    if (this.#limit.signal.aborted) {
+      const { message } = this.#limit.signal.reason as StepLimit;
+      log.note(message);
+      return { status: "failure", reason: message };
+    }
+    if (error instanceof BuildError) {
+      const { diagnostic, others, exitCode } = error;
+      for (const each of diagnostic === undefined ? [] : [diagnostic, ...others]) log.note(formatDiagnostic(each));
+      if (diagnostic === undefined) log.note(error.message);
+      const where = diagnostic === undefined ? "" : `${diagnostic.file}:${diagnostic.line}: `;
+      return { status: "failure", reason: `${where}${error.message}`, ...(exitCode !== undefined && { exitCode }) };
+    }
+    if (error instanceof ImageError || error instanceof UnknownNameError) {
+      log.note(error.message);
+      return { status: "failure", reason: error.message };
+    }
+    log.note(`error of the agent: ${error.message}`);
+    return { status: "error", reason: error.message };
+  }
+}
+
+/** Of this machine's platform, or the first one. */
+function ownManifest({ images }: BuiltImage): Descriptor {
+  const { architecture } = hostPlatform();
+  const own = images.find(({ configuration }) => configuration.architecture === architecture) ?? images[0];
+  if (own === undefined) throw new Error("Nothing was built");
+  return own.manifest;
+}
+
+/** The workspace as a build sees it: paths do not lead out of it, whatever links earlier steps have made. */
+class OpenWorkspace implements Disposable {
+  readonly #root: number;
+
+  /** @param root Descriptor of the directory, taken over. */
+  constructor(root: number) {
+    this.#root = root;
+  }
+
+  /** Opens a directory; its path is good until it is disposed. @throws {BuildError} If there is none. */
+  directory(path: string): Disposable & { readonly path: string } {
+    try {
+      const { path: resolved } = fileAt.resolveInRoot(this.#root, fileAt.byteString(path));
+      const fd = fileAt.openDirectoryBelow(this.#root, resolved);
+      // Through the descriptor, for the name may come to lead elsewhere; with a dot, for it is a link.
+      return { path: `/proc/self/fd/${fd}/.`, [Symbol.dispose]: () => fileAt.closeFile(fd) };
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
+      if (code === undefined) throw error;
+      throw new BuildError(`the context ${JSON.stringify(path)} is no directory of the workspace: ${code}`, {
+        cause: error,
+      });
+    }
+  }
+
+  /** Reads a file; undefined if there is none, or it is larger. */
+  read(path: string, maxBytes: number): Buffer | undefined {
+    return fileAt.readInRoot(this.#root, fileAt.byteString(path), maxBytes);
+  }
+
+  [Symbol.dispose](): void {
+    fileAt.closeFile(this.#root);
+  }
+}
