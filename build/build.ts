@@ -2,7 +2,7 @@
  * Builds an image from a Dockerfile: the stages that its target needs, side by side where they do not depend on each other.
  */
 import { type Diagnostic, didYouMean, Problems, quote, type Source, type Span } from "../pipelines/index.ts";
-import { ImageError } from "../runtime/index.ts";
+import { ImageError } from "../runtime/files.ts";
 import type { BaseImages, BaseLayer } from "./base-image.ts";
 import type { BuildCache } from "./build-cache.ts";
 import type { Platform } from "./configuration.ts";

@@ -5,6 +5,7 @@
  */
 import { createHash } from "node:crypto";
 import { chmodSync, chownSync, mkdirSync } from "node:fs";
+import { fileAt, tryLock, waitForLock } from "../runtime/index.ts";
 import type { CacheSharing } from "./run-mount.ts";
 
 /** A cache directory for one command; disposing it lets the next one have it. */
@@ -16,10 +17,6 @@ export interface CacheMount extends Disposable {
 
 export class CacheMounts {
   readonly #directory: string;
-  /** By directory, who has it alone or waits for it; within this process, as an agent's state directory has one. */
-  readonly #turns = new Map<string, Promise<void>>();
-  /** Used by a command that shares it with nobody. */
-  readonly #private = new Set<string>();
 
   /**
    * @param stateDir Of the agent.
@@ -44,16 +41,17 @@ export class CacheMounts {
     if (options.sharing === "private") return this.#takePrivate(name, options);
     const made = this.#make(`${this.#directory}/${name}`, options);
     if (options.sharing === "shared") return { ...made, [Symbol.dispose]: () => {} };
-    return { ...made, [Symbol.dispose]: await this.#turn(made.directory, options.signal) };
+    // Other builds, in whatever process, wait too.
+    const lock = await waitForLock(made.directory, "exclusive", options.signal);
+    return { ...made, [Symbol.dispose]: () => fileAt.closeFile(lock) };
   }
 
   /** One that no other command has at the moment; a second command at the same time gets a second directory. */
   #takePrivate(name: string, owner: { readonly uid: number; readonly gid: number; readonly mode: number }): CacheMount {
     for (let copy = 0; ; copy++) {
-      const path = `${this.#directory}/${name}-${copy}`;
-      if (this.#private.has(path)) continue;
-      this.#private.add(path);
-      return { ...this.#make(path, owner), [Symbol.dispose]: () => void this.#private.delete(path) };
+      const made = this.#make(`${this.#directory}/${name}-${copy}`, owner);
+      const lock = tryLock(made.directory, "exclusive");
+      if (typeof lock === "number") return { ...made, [Symbol.dispose]: () => fileAt.closeFile(lock) };
     }
   }
 
@@ -72,21 +70,5 @@ export class CacheMounts {
       if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
     }
     return { directory: files, isNew: false };
-  }
-
-  async #turn(directory: string, signal: AbortSignal): Promise<() => void> {
-    const before = this.#turns.get(directory);
-    const { promise, resolve } = Promise.withResolvers<void>();
-    this.#turns.set(directory, before === undefined ? promise : before.then(() => promise));
-    if (before !== undefined) {
-      const aborted = Promise.withResolvers<void>();
-      const abort = () => aborted.resolve();
-      signal.addEventListener("abort", abort, { once: true });
-      await Promise.race([before, aborted.promise]);
-      signal.removeEventListener("abort", abort);
-      if (signal.aborted) resolve();
-      signal.throwIfAborted();
-    }
-    return resolve;
   }
 }

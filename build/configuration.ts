@@ -5,7 +5,7 @@
  * @see {@link https://github.com/moby/docker-image-spec/blob/main/spec.md}
  */
 import { z } from "zod";
-import { ImageError } from "../runtime/index.ts";
+import { ImageError } from "../runtime/files.ts";
 import type { Healthcheck } from "./instruction.ts";
 
 /** What a container of the image is started with. Healthcheck, OnBuild and Shell are Docker's. */

@@ -1,6 +1,6 @@
 /** Digests of selected files by what they are, not by when: the keys of the build cache. */
 import { createHash } from "node:crypto";
-import { fileAt } from "../runtime/index.ts";
+import { fileAt } from "../runtime/files.ts";
 import { type SelectedEntry, type Selection, SelectError } from "./select.ts";
 
 export interface ContentOptions {

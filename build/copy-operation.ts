@@ -1,5 +1,5 @@
 /** COPY and ADD. */
-import { AccountError } from "../runtime/index.ts";
+import { AccountError } from "../runtime/files.ts";
 import { parseMode } from "./mode.ts";
 import type { SelectionSpec, TreeSpec } from "./file-tasks.ts";
 import { cacheKey } from "./key.ts";

@@ -4,7 +4,7 @@
  * The root file system is a stranger's: its links are followed as if it were `/`, on the way to the destination only;
  * what is below that is made descriptor by descriptor without following any.
  */
-import { fileAt } from "../runtime/index.ts";
+import { fileAt } from "../runtime/files.ts";
 import { fingerprintOf, openUnchanged, walkSelection } from "./content.ts";
 import type { ModeChange } from "./mode.ts";
 import { type SelectedEntry, SelectError, type Selection } from "./select.ts";

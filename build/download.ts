@@ -2,9 +2,11 @@
 import { createHash } from "node:crypto";
 import { basename } from "node:path";
 import { Worker } from "node:worker_threads";
-import { type ContainerNetwork, fileAt, type ImageStore } from "../runtime/index.ts";
+import { fileAt, threadEnvironment } from "../runtime/files.ts";
+import type { ImageStore } from "../runtime/index.ts";
 import type { Downloaded, DownloadReply, DownloadRequest } from "./download-worker.ts";
 import { cloneRepository, isGitUrl } from "./git-source.ts";
+import type { BuildMachine, OpenMachine } from "./machine.ts";
 import { type OperationContext, OperationError } from "./operation.ts";
 
 /** A file that was fetched. */
@@ -37,7 +39,7 @@ const MAX_BYTES = 16 * 2 ** 30;
 /** Fetches for one build; what is fetched is gone with it. */
 export class Downloads implements AsyncDisposable {
   readonly #store: ImageStore;
-  readonly #network: "none" | "host" | ContainerNetwork;
+  readonly #machine: BuildMachine;
   readonly #signal: AbortSignal;
   readonly #maxBytes: () => number;
   readonly #fetched = new Map<string, Promise<FetchedFile | FetchedTree>>();
@@ -49,14 +51,14 @@ export class Downloads implements AsyncDisposable {
 
   constructor(options: {
     readonly store: ImageStore;
-    /** Of the build's commands. */
-    readonly network: "none" | "host" | ContainerNetwork;
+    /** Downloads have the network of the build's commands. */
+    readonly machine: BuildMachine;
     readonly signal: AbortSignal;
     /** Of the next file. */
     readonly maxBytes: () => number;
   }) {
     this.#store = options.store;
-    this.#network = options.network;
+    this.#machine = options.machine;
     this.#signal = options.signal;
     this.#maxBytes = options.maxBytes;
   }
@@ -69,7 +71,8 @@ export class Downloads implements AsyncDisposable {
     const name = JSON.stringify([url, options.checksum, options.keepGitDir]);
     let fetched = this.#fetched.get(name);
     if (fetched === undefined) {
-      if (this.#network === "none") throw new OperationError(`${url} cannot be fetched: this build has no network`);
+      if (this.#machine.networkKind === "none")
+        throw new OperationError(`${url} cannot be fetched: this build has no network`);
       fetched = isGitUrl(url)
         ? cloneRepository(url, { ...options, stack: this.#stack })
         : this.#file(url, options.checksum);
@@ -103,7 +106,9 @@ export class Downloads implements AsyncDisposable {
 
   async #download(request: Omit<DownloadRequest, "id">): Promise<Downloaded> {
     this.#signal.throwIfAborted();
-    this.#worker ??= this.#start();
+    const { networkKind } = this.#machine;
+    const network = networkKind === "job" ? (await this.#machine.open()).network : networkKind;
+    this.#worker ??= this.#start(network);
     const id = this.#id++;
     const { promise, resolve } = Promise.withResolvers<DownloadReply | Error>();
     this.#waiting.set(id, resolve);
@@ -119,11 +124,10 @@ export class Downloads implements AsyncDisposable {
     throw new OperationError(`${request.url} cannot be fetched: ${reply.error}`);
   }
 
-  #start(): Worker {
-    const network = this.#network;
+  #start(network: OpenMachine["network"]): Worker {
     const worker = new Worker(new URL("./download-worker.ts", import.meta.url), {
       workerData: { namespaceFd: typeof network === "object" ? network.namespaceFd : undefined },
-      env: {},
+      env: threadEnvironment(),
       execArgv: [],
     });
     worker.on("message", (reply: DownloadReply) => this.#waiting.get(reply.id)?.(reply));

@@ -16,7 +16,7 @@ import {
   type ResolvedUser,
   unpackOver,
   writeLayerArchive,
-} from "../runtime/index.ts";
+} from "../runtime/files.ts";
 import { digestContent, fingerprintSelections, openUnchanged, walkSelection } from "./content.ts";
 import { CopyError, CopyTarget, type Owner } from "./copy.ts";
 import type { FetchedFile, FetchedTree } from "./download.ts";

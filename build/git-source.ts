@@ -59,8 +59,7 @@ export async function cloneRepository(
     });
   }
   const { checksum, keepGitDir, context, stack } = options;
-  const { host } = context;
-  const directory = `${host.stateDir}/build/git-${crypto.randomUUID()}`;
+  const directory = `${context.machine.stateDir}/build/git-${crypto.randomUUID()}`;
   mkdirSync(directory, { recursive: true, mode: 0o700 });
   chmodSync(directory, 0o755);
   stack.defer(() => rmSync(directory, { recursive: true, force: true }));
@@ -90,7 +89,8 @@ async function runGit(
     readonly env: Readonly<Record<string, string>>;
   },
 ): Promise<string> {
-  const { host, uidRange, resources, network, signal, cache } = context;
+  const { machine, resources, signal, cache } = context;
+  const { host, uidRange, network } = await machine.open();
   const image = await resolveImage("host", { baseDir: directory, storeDir: host.imageStoreDir, lease: cache.lease });
   const output = { stdout: "", stderr: "" };
   try {

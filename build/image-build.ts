@@ -21,6 +21,7 @@ import { FileWorkers } from "./file-workers.ts";
 import { type FinishedImage, finishImage } from "./finish-image.ts";
 import { readIgnoreFile } from "./ignore-file.ts";
 import { LIMITS } from "./limits.ts";
+import { type BuildMachine, openedMachine } from "./machine.ts";
 import { OperationPlanner, type SecretSource } from "./operation.ts";
 import { parseDockerfile } from "./parse.ts";
 import { PathPatternError } from "./pattern.ts";
@@ -29,8 +30,11 @@ import { BuildError, type BuildReporter } from "./report.ts";
 import { Semaphore } from "./semaphore.ts";
 
 export interface ImageBuildOptions {
-  readonly host: Host;
-  readonly uidRange: UidRange;
+  /** Where commands run. Or `host`, `uidRange` and `network`, where they are open anyway. */
+  readonly machine?: BuildMachine | undefined;
+  readonly host?: Host | undefined;
+  readonly uidRange?: UidRange | undefined;
+  readonly network?: "none" | "host" | ContainerNetwork | undefined;
   readonly store: ImageStore;
   readonly images: BaseImages;
   /** Holds the image, and what it is made of, in the store. */
@@ -59,7 +63,6 @@ export interface ImageBuildOptions {
   readonly cacheNamespace?: string | undefined;
   /** Limits of each command; `diskBytes` also of all layers that are made. */
   readonly resources: StepResources;
-  readonly network: "none" | "host" | ContainerNetwork;
   /** Commands that run at the same time. @default 4 */
   readonly parallel?: number | undefined;
   /** Threads of the caller's. @default some for this build alone */
@@ -74,7 +77,8 @@ export interface ImageBuildOptions {
  * @throws {BuildError} If the user's files or commands are at fault.
  */
 export async function buildImage(options: ImageBuildOptions): Promise<FinishedImage> {
-  const { host, store, contextDir, lease, reporter = {}, platform = hostPlatform() } = options;
+  const machine = machineOf(options);
+  const { store, contextDir, lease, reporter = {}, platform = hostPlatform() } = options;
   const signal = options.signal ?? new AbortController().signal;
   const buildArgs = options.buildArgs ?? new Map<string, string>();
   const read = readDockerfile(options);
@@ -82,7 +86,7 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
   for (const diagnostic of diagnostics) if (diagnostic.severity === "warning") reporter.warned?.(diagnostic);
   if (dockerfile === undefined) throw unreadable(diagnostics);
   const epochSeconds = parseEpoch(buildArgs.get("SOURCE_DATE_EPOCH"));
-  const directory = `${host.stateDir}/build`;
+  const directory = `${machine.stateDir}/build`;
   const emptyDir = `${directory}/empty`;
   mkdirSync(emptyDir, { recursive: true, mode: 0o755 });
   await using own = options.workers === undefined ? new FileWorkers() : undefined;
@@ -93,19 +97,17 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
     namespace: options.cacheNamespace,
     diskBytes: options.resources.diskBytes,
   });
-  await using downloads = new Downloads({ store, network: options.network, signal, maxBytes: () => cache.leftBytes });
+  await using downloads = new Downloads({ store, machine, signal, maxBytes: () => cache.leftBytes });
   const operations = new OperationPlanner({
-    host,
-    uidRange: options.uidRange,
+    machine,
     workers,
     cache,
-    view: { emptyDir, byPath: !host.mountsDetachedOverlays },
+    view: { emptyDir, byPath: machine.overlaysByPath },
     context: { directory: contextDir, ignored: read.ignored },
     resources: options.resources,
-    network: options.network,
     secrets: options.secrets ?? new Map(),
     ssh: options.ssh ?? new Map(),
-    cacheMounts: new CacheMounts(host.stateDir, options.cacheNamespace ?? ""),
+    cacheMounts: new CacheMounts(machine.stateDir, options.cacheNamespace ?? ""),
     downloads,
     commands: new Semaphore(options.parallel ?? 4),
     reporter,
@@ -140,6 +142,13 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
     isKept,
     signal,
   });
+}
+
+function machineOf({ machine, host, uidRange, network }: ImageBuildOptions): BuildMachine {
+  if (machine !== undefined) return machine;
+  if (host !== undefined && uidRange !== undefined && network !== undefined)
+    return openedMachine({ host, uidRange, network });
+  throw new Error("A build needs a machine, or a host, a uid range and a network");
 }
 
 interface ReadDockerfile {

@@ -10,6 +10,7 @@ export { buildImage, type ImageBuildOptions } from "./image-build.ts";
 export { FileWorkers } from "./file-workers.ts";
 export type { FinishedImage } from "./finish-image.ts";
 export { type BuildCommand, BuildError, type BuildReporter, type BuildStep } from "./report.ts";
+export type { BuildMachine, OpenMachine } from "./machine.ts";
 export { type BuiltImage, buildImages, type PlatformBuildOptions } from "./platform-builds.ts";
 export { type BuildOutput, type OutputOptions, writeOutput } from "./outputs.ts";
 export type { Platform } from "./configuration.ts";

@@ -1,5 +1,5 @@
 /** What an instruction does to the files of a stage: its key in the cache, and how its layer is made if it is not there. */
-import type { Host, ContainerNetwork, LayerSummary, StepResources, UidRange } from "../runtime/index.ts";
+import type { LayerSummary, StepResources } from "../runtime/index.ts";
 import type { BuildCache, LayerDraft } from "./build-cache.ts";
 import type { CacheMounts } from "./cache-mounts.ts";
 import type { Platform } from "./configuration.ts";
@@ -9,21 +9,20 @@ import type { FileWorkers } from "./file-workers.ts";
 import type { ViewSpec } from "./file-tasks.ts";
 import { cacheKey } from "./key.ts";
 import type { BuildReporter, BuildStep } from "./report.ts";
+import type { BuildMachine } from "./machine.ts";
 import { planRun } from "./run-operation.ts";
 import type { Semaphore } from "./semaphore.ts";
 import type { DirectoryOperation, Operation } from "./stage-state.ts";
 
 /** What operations are done with; the same for a whole build. */
 export interface OperationContext {
-  readonly host: Host;
-  readonly uidRange: UidRange;
+  readonly machine: BuildMachine;
   readonly workers: FileWorkers;
   readonly cache: BuildCache;
   readonly view: ViewSpec;
   readonly context: BuildContext;
   /** Limits of each command. */
   readonly resources: StepResources;
-  readonly network: "none" | "host" | ContainerNetwork;
   readonly secrets: ReadonlyMap<string, SecretSource>;
   /** Sockets of ssh agents, by id. */
   readonly ssh: ReadonlyMap<string, string>;

@@ -3,6 +3,7 @@ import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { type ContainerResult, ExecError, type LayerSummary, runContainer, type StepMount } from "../runtime/index.ts";
 import type { LayerDraft } from "./build-cache.ts";
 import { cacheKey } from "./key.ts";
+import type { OpenMachine } from "./machine.ts";
 import { type OperationContext, OperationError, type OperationPlace, type OperationPlan } from "./operation.ts";
 import { formatPlatform, hostPlatform } from "./platform.ts";
 import { type PlannedMount, planMount } from "./run-mounts.ts";
@@ -17,7 +18,7 @@ export async function planRun(
   place: OperationPlace,
   context: OperationContext,
 ): Promise<OperationPlan> {
-  if (operation.network === "host" && context.network !== "host") {
+  if (operation.network === "host" && context.machine.networkKind !== "host") {
     throw new OperationError("--network=host is not allowed in this build", {
       suggestion: "let the step itself have it: network: host",
     });
@@ -65,12 +66,13 @@ class Command {
   }
 
   async run(): Promise<LayerSummary> {
-    const { workers, view, signal, uidRange } = this.#context;
+    const { workers, view, signal, machine } = this.#context;
+    const opened = await machine.open();
     await using stack = new AsyncDisposableStack();
-    const opened = [];
-    for (const mount of this.#mounts) opened.push(await mount.open({ draft: this.#draft, stack }));
-    const files = this.#networkFiles();
-    const mounts = [...files, ...this.#script(), ...opened.flatMap(({ mounts: each }) => each)];
+    const planned = [];
+    for (const mount of this.#mounts) planned.push(await mount.open({ draft: this.#draft, stack }));
+    const files = this.#networkFiles(opened);
+    const mounts = [...files, ...this.#script(), ...planned.flatMap(({ mounts: each }) => each)];
     const { user, paths } = await workers.run(
       "container",
       {
@@ -83,10 +85,10 @@ class Command {
       signal,
     );
     const resolved = paths.slice(standardTargets.length + 1);
-    const env = Object.assign({ HOME: user.home }, this.#operation.env, ...opened.map((each) => each.env));
+    const env = Object.assign({ HOME: user.home }, this.#operation.env, ...planned.map((each) => each.env));
     const writableDir = this.#draft.scratch("run");
     mkdirSync(`${writableDir}/upper`, { recursive: true, mode: 0o755 });
-    await this.#execute({
+    await this.#execute(opened, {
       user,
       env,
       writableDir,
@@ -95,18 +97,25 @@ class Command {
         .sort((a, b) => depth(a.target) - depth(b.target)),
     });
     const upper = `${writableDir}/upper`;
-    const summary = await workers.run("adopt", { upper, base: uidRange.base, size: uidRange.size }, signal);
+    const summary = await workers.run(
+      "adopt",
+      { upper, base: opened.uidRange.base, size: opened.uidRange.size },
+      signal,
+    );
     renameSync(upper, this.#draft.files);
     return summary;
   }
 
-  async #execute(container: {
-    readonly user: { readonly uid: number; readonly gid: number; readonly additionalGids: readonly number[] };
-    readonly env: Readonly<Record<string, string>>;
-    readonly mounts: readonly StepMount[];
-    readonly writableDir: string;
-  }): Promise<void> {
-    const { host, uidRange, resources, network, reporter, signal, cache } = this.#context;
+  async #execute(
+    { host, uidRange, network }: OpenMachine,
+    container: {
+      readonly user: { readonly uid: number; readonly gid: number; readonly additionalGids: readonly number[] };
+      readonly env: Readonly<Record<string, string>>;
+      readonly mounts: readonly StepMount[];
+      readonly writableDir: string;
+    },
+  ): Promise<void> {
+    const { resources, reporter, signal, cache } = this.#context;
     const { args, cwd, network: wanted } = this.#operation;
     const { step, layers, platform } = this.#place;
     const { user, env, mounts, writableDir } = container;
@@ -146,8 +155,7 @@ class Command {
   }
 
   /** /etc/hosts and resolv.conf, which the command sees and may change, and the image does not. */
-  #networkFiles(): CommandMount[] {
-    const { network, host } = this.#context;
+  #networkFiles({ host, network }: OpenMachine): CommandMount[] {
     const isJob = typeof network === "object" && this.#operation.network !== "none";
     const skeleton = (name: string) => readFileSync(`${host.skeletonDir}/etc/${name}`, "utf8");
     const contents = {

@@ -4,7 +4,7 @@
  * Nothing outside the source's root is ever reached: links are followed as if the root were `/`, in what a source names
  * only; what is below it is walked descriptor by descriptor without following any.
  */
-import { fileAt } from "../runtime/index.ts";
+import { fileAt } from "../runtime/files.ts";
 import { hasWildcards, matchComponent, type MatchState, type PathPatterns } from "./pattern.ts";
 
 /** A tree that files are copied from. */

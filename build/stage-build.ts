@@ -1,6 +1,6 @@
 /** Builds one stage: its base, the triggers of that, its instructions in their order. */
 import { quote, type Span } from "../pipelines/index.ts";
-import { AccountError } from "../runtime/index.ts";
+import { AccountError } from "../runtime/files.ts";
 import { type Build, directoriesOf, type StageLayer, type StageResult } from "./build.ts";
 import type { CachedLayer } from "./build-cache.ts";
 import type { Platform } from "./configuration.ts";

@@ -2,7 +2,7 @@
  * Mount points that an image lacks, as a layer of their own on top of it: what is mounted on them while a command runs is
  * in no layer, and neither are they.
  */
-import { fileAt } from "../runtime/index.ts";
+import { fileAt } from "../runtime/files.ts";
 import { resolveTarget } from "./copy.ts";
 
 /** A path on which something will be mounted. */

@@ -1,5 +1,5 @@
 /** What the verbs of `slipway image` share: the store, names, what is shown while something takes long. */
-import type { ImageLease, ImageStore, NamedImage, StoredImage } from "../runtime/index.ts";
+import type { ImageLease, ImageStore, NamedImage, StoredImage, StoredIndex } from "../runtime/index.ts";
 import { type Usage, UsageError, type Values } from "./arguments.ts";
 import { findRegistrySettings, imageStoreDir, registriesOption } from "./registries.ts";
 import { StopSignals } from "./signals.ts";
@@ -68,6 +68,17 @@ export async function findImage(
     throw new UsageError(`There is no image ${JSON.stringify(text)} in the store: slipway image pull ${text}`);
   }
   return { named, image };
+}
+
+/** The index that a name of several platforms stands for; undefined for a name of one image. */
+export async function findIndex(
+  store: ImageStore,
+  named: NamedImage,
+  lease: ImageLease,
+): Promise<StoredIndex | undefined> {
+  const { readStoredIndex } = await import("../runtime/index.ts");
+  if (named.resolved === undefined || named.resolved === named.manifest.digest) return undefined;
+  return await readStoredIndex(store, named.resolved, lease);
 }
 
 /** Parses the name of an image; what is wrong with it is a mistake on the command line. */

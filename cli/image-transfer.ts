@@ -5,7 +5,8 @@ import { join, resolve } from "node:path";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import { parseArguments, type Usage, UsageError } from "./arguments.ts";
-import { findImage, openTransfer, parseName, transferOptions } from "./image-store.ts";
+import type { PushProgress } from "../runtime/index.ts";
+import { findImage, findIndex, openTransfer, parseName, transferOptions } from "./image-store.ts";
 import { type Context, exitCodes, type Verb } from "./verb.ts";
 
 const pullUsage = {
@@ -76,18 +77,21 @@ in chunks, and goes on from the last one if the connection breaks. TARGET is the
 
 async function push(argv: readonly string[], context: Context): Promise<number> {
   const { values, operands } = parseArguments(pushUsage, argv);
-  const { parseReference, pushImage } = await import("../runtime/index.ts");
+  const { parseReference, pushImage, pushIndex } = await import("../runtime/index.ts");
   const [name = "", target = name] = operands;
   const reference = parseName(target, parseReference);
   using transfer = await openTransfer(values, context);
-  const { image } = await findImage(transfer.store, name, transfer.lease);
-  await pushImage(image, reference, {
+  const { named, image } = await findImage(transfer.store, name, transfer.lease);
+  const index = await findIndex(transfer.store, named, transfer.lease);
+  const options = {
     ...transfer,
-    onProgress: ({ digest, sentBytes, totalBytes }) =>
+    onProgress: ({ digest, sentBytes, totalBytes }: PushProgress) =>
       transfer.progress.update("pushing", digest, sentBytes, totalBytes),
-  });
+  };
+  if (index === undefined) await pushImage(image, reference, options);
+  else await pushIndex(index, reference, options);
   transfer.progress.clear();
-  context.print(`${image.manifestDigest}\n`);
+  context.print(`${index?.descriptor.digest ?? image.manifestDigest}\n`);
   return exitCodes.success;
 }
 
@@ -161,7 +165,8 @@ async function exportImage(argv: readonly string[], context: Context): Promise<n
   }
   const { exportArchive, exportDirectory } = await import("../runtime/index.ts");
   using transfer = await openTransfer(values, context);
-  const { named, image } = await findImage(transfer.store, operands[0] as string, transfer.lease);
+  const { named, image: one } = await findImage(transfer.store, operands[0] as string, transfer.lease);
+  const image = (await findIndex(transfer.store, named, transfer.lease)) ?? one;
   const options = { ...transfer, name: named.name };
   if (output === undefined) {
     await pipeline(Readable.from(exportArchive(image, options), { objectMode: false }), process.stdout);

@@ -2,6 +2,7 @@
 import type { Collected, CollectOptions, NamedImage, StoredImage } from "../runtime/index.ts";
 import { formatBytes, parseSize } from "../pipelines/index.ts";
 import { parseArguments, type Usage, UsageError } from "./arguments.ts";
+import { buildVerbs } from "./image-build.ts";
 import { findImage, jsonOption, openStore, parseName, storeOptions } from "./image-store.ts";
 import { transferVerbs } from "./image-transfer.ts";
 import { cell, plain } from "./terminal.ts";
@@ -233,6 +234,7 @@ function ago(timeMs: number): string {
 
 export const verbs: Readonly<Record<string, Verb>> = {
   ls: { usage: listUsage, run: list },
+  ...buildVerbs,
   ...transferVerbs,
   inspect: { usage: inspectUsage, run: inspect },
   rm: { usage: removeUsage, run: remove },

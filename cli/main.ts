@@ -46,7 +46,7 @@ export const entries: Readonly<Record<string, Entry>> = {
   repo: { summary: "Add, list or remove repositories", load: () => import("./repo.ts"), isGroup: true },
   build: { summary: "List, show, follow, cancel or rerun builds", load: () => import("./build.ts"), isGroup: true },
   image: {
-    summary: "List, pull, push, import, export or remove images",
+    summary: "Build, list, pull, push, import, export or remove images",
     load: () => import("./image.ts"),
     isGroup: true,
     containers: "needed",

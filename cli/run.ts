@@ -12,11 +12,11 @@ import {
   type Pipeline,
   type PipelineEvent,
 } from "../pipelines/index.ts";
-import type { Host, HostOptions } from "../runtime/index.ts";
 import { parseAllowed } from "./agent.ts";
 import { parseArguments, parseChoice, parseCount, UsageError, type Usage, type Values } from "./arguments.ts";
 import { didYouMean } from "./did-you-mean.ts";
 import { limitOptions, parseLimits } from "./limits.ts";
+import { openHost } from "./local-host.ts";
 import { networkOptions, parseNetworks } from "./networks.ts";
 import { findPipelineFile } from "./pipeline-file.ts";
 import { findRegistrySettings, imageStoreDir, registriesOption } from "./registries.ts";
@@ -112,18 +112,6 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     context,
   });
   return await (values.explain ? build.explain() : build.run());
-}
-
-/** Opens the first state directory that no other `slipway run` uses. */
-async function openHost(directory: string, options: Omit<HostOptions, "stateDir">): Promise<Host> {
-  const { Host: RuntimeHost } = await import("../runtime/index.ts");
-  for (let slot = 0; ; slot++) {
-    try {
-      return await RuntimeHost.open({ stateDir: join(directory, String(slot)), ...options });
-    } catch (error) {
-      if (!(error as Error).message.includes("another agent uses it") || slot === 999) throw error;
-    }
-  }
 }
 
 /** Prints the problems; undefined if one is an error. */

@@ -40,12 +40,14 @@ export type { ContainerNetwork, JobNetwork, Refusals, Refused, Withheld } from "
 export { checkMode } from "./rootless-check.ts";
 export { enterNetwork } from "./network-namespace.ts";
 export { checkNetworks } from "./network-check.ts";
+export { tryLock, waitForLock } from "./file-lock.ts";
 export * as fileAt from "./file-at.ts";
 export { type LayerArchiveOptions, writeLayerArchive } from "./layer-archive.ts";
 export type { LayerSummary } from "./layer.ts";
 export { type LayerViewOptions, openLayerView } from "./layer-view.ts";
 export { adoptUpper } from "./upper-layer.ts";
 export { AccountError, type Accounts, resolveOwner, resolveUser, type ResolvedUser } from "./accounts.ts";
+export { isRootless } from "./file-owners.ts";
 export { ImageStore, imageStorePath } from "./image-store.ts";
 export { type Collected, collectImages, type CollectOptions } from "./image-collect.ts";
 export { exportArchive, exportDirectory } from "./image-export.ts";

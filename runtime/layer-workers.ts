@@ -5,6 +5,7 @@ import type { Accounts } from "./accounts.ts";
 import { ImageError } from "./image-error.ts";
 import type { LayerLimits, LayerSummary } from "./layer.ts";
 import type { ArchiveKind, ByteRange, TreeRequest, UnpackRequest } from "./unpack.ts";
+import { threadEnvironment } from "./thread-environment.ts";
 
 /** What a thread can be asked for; plain data and file descriptors, which threads of a process share. */
 export type LayerTask =
@@ -105,7 +106,7 @@ export class LayerWorkers implements AsyncDisposable {
     const worker = new Worker(new URL("./layer-worker.ts", import.meta.url), {
       workerData: { canceled: this.#canceled.buffer },
       // Neither the agent's environment (it may hold tokens) nor its loader options are this thread's business.
-      env: {},
+      env: threadEnvironment(),
       execArgv: [],
     });
     const thread: Thread = { worker, current: undefined };

@@ -1,6 +1,7 @@
 /** A thread that measures what containers have written, so that the agent's own does not wait for it. */
 import { Worker } from "node:worker_threads";
 import type { Measured, MeasureRequest } from "./tree-size.ts";
+import { threadEnvironment } from "./thread-environment.ts";
 
 /** A thread costs some megabytes. */
 const idleMs = 10_000;
@@ -27,7 +28,7 @@ export class MeasuringThread implements AsyncDisposable {
     const worker = new Worker(new URL("./measuring-worker.ts", import.meta.url), {
       name: "slipway-measuring",
       // Neither the agent's environment (it may hold tokens) nor its loader options are this thread's business.
-      env: {},
+      env: threadEnvironment(),
       execArgv: [],
     });
     worker.on("message", (measured: Measured) => {

@@ -7,6 +7,7 @@ import { RefusalProbe } from "./network-probe.ts";
 import { WithheldAddresses } from "./network-withheld.ts";
 import type { NetworkReply, NetworksOpened, NetworkTask } from "./network-worker.ts";
 import { jobResolvConf } from "./resolv-conf.ts";
+import { threadEnvironment } from "./thread-environment.ts";
 
 export type { NetworksConfig, Refusals, Refused } from "./network-kernel.ts";
 
@@ -98,6 +99,7 @@ export class Networks implements AsyncDisposable {
     this.#worker = new Worker(new URL("./network-worker.ts", import.meta.url), {
       workerData: config,
       name: "slipway-network",
+      env: threadEnvironment(),
       resourceLimits: { maxYoungGenerationSizeMb: 4, maxOldGenerationSizeMb: 64, stackSizeMb: 2 },
     });
     this.#worker.on("message", (reply: NetworkReply) => this.#receive(reply));

@@ -3,6 +3,7 @@ import { rm } from "node:fs/promises";
 import { Worker } from "node:worker_threads";
 import type { Removal, RemovalReply } from "./removal-worker.ts";
 import { isPlainTree } from "./tree-size.ts";
+import { threadEnvironment } from "./thread-environment.ts";
 
 /** What one container leaves. */
 export type Leftovers = Omit<Removal, "id">;
@@ -46,6 +47,7 @@ export class Removals {
     if (this.#worker !== undefined) return this.#worker;
     const worker = new Worker(new URL("./removal-worker.ts", import.meta.url), {
       name: "slipway-removal",
+      env: threadEnvironment(),
       resourceLimits: { maxYoungGenerationSizeMb: 4, maxOldGenerationSizeMb: 64, stackSizeMb: 2 },
     });
     worker.on("message", ({ id, error }: RemovalReply) => {

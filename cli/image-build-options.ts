@@ -1,0 +1,207 @@
+/** The values of `slipway image build` that are more than one word: secrets, ssh agents, outputs. */
+import { readFileSync, statSync } from "node:fs";
+import { resolve } from "node:path";
+import type { BuildOutput, SecretSource } from "../build/index.ts";
+import { UsageError } from "./arguments.ts";
+import type { Context } from "./verb.ts";
+
+/** Reads `key=value,key=value` as Docker does: a field in double quotes may hold commas, `""` in it is a quote. */
+export function parseFields(option: string, text: string): Map<string, string> {
+  const fields: string[] = [];
+  const field = /(?:^|,)(?:"((?:[^"]|"")*)"(?=,|$)|([^,]*))/gy;
+  for (let end = 0; end < text.length || fields.length === 0; end = field.lastIndex) {
+    field.lastIndex = end;
+    const match = field.exec(text);
+    if (match === null) throw new UsageError(`${option} cannot be ${JSON.stringify(text)}: a quote is not closed`);
+    fields.push(match[1]?.replaceAll('""', '"') ?? match[2] ?? "");
+    if (field.lastIndex === end && end < text.length) break;
+  }
+  const values = new Map<string, string>();
+  for (const each of fields) {
+    const equals = each.indexOf("=");
+    const key = equals === -1 ? each : each.slice(0, equals);
+    if (values.has(key)) throw new UsageError(`${option} has ${JSON.stringify(key)} twice`);
+    values.set(key, equals === -1 ? "" : each.slice(equals + 1));
+  }
+  return values;
+}
+
+/** `KEY=VALUE`, or `KEY` alone for what the environment has under that name. What the environment lacks is left out. */
+export function parseBuildArgs(texts: readonly string[], { environment }: Context): Map<string, string> {
+  const args = new Map<string, string>();
+  for (const text of texts) {
+    const equals = text.indexOf("=");
+    const name = equals === -1 ? text : text.slice(0, equals);
+    if (name === "") throw new UsageError(`--build-arg must be NAME=VALUE or NAME, not ${JSON.stringify(text)}`);
+    const value = equals === -1 ? environment[name] : text.slice(equals + 1);
+    if (value !== undefined) args.set(name, value);
+  }
+  return args;
+}
+
+/** `KEY=VALUE`, both as they are. */
+export function parsePairs(option: string, texts: readonly string[]): Record<string, string> | undefined {
+  if (texts.length === 0) return undefined;
+  const pairs = texts.map((text): [string, string] => {
+    const equals = text.indexOf("=");
+    if (equals === 0) throw new UsageError(`${option} must be KEY=VALUE, not ${JSON.stringify(text)}`);
+    return equals === -1 ? [text, ""] : [text.slice(0, equals), text.slice(equals + 1)];
+  });
+  return Object.fromEntries(pairs);
+}
+
+/** A secret is read when a command needs it, and only that it can be read is asked now. */
+const MAX_SECRET_BYTES = 500 * 1024;
+
+/** `id=ID,src=FILE`, `id=ID,env=NAME`, or `id=ID`: the variable of that name, or else the file. */
+export function parseSecrets(texts: readonly string[], context: Context): Map<string, SecretSource> {
+  const secrets = new Map<string, SecretSource>();
+  for (const text of texts) {
+    const fields = parseFields("--secret", text);
+    const take = (...names: readonly string[]) => {
+      const found = names.find((name) => fields.has(name));
+      const value = found === undefined ? undefined : fields.get(found);
+      for (const name of names) fields.delete(name);
+      return value;
+    };
+    const id = take("id") ?? "";
+    const type = take("type");
+    const file = take("src", "source");
+    const variable = take("env");
+    if (id === "" || fields.size > 0 || (file !== undefined && variable !== undefined)) {
+      throw new UsageError(`--secret must be id=ID,src=FILE or id=ID,env=NAME, not ${JSON.stringify(text)}`);
+    }
+    const fromFile = file !== undefined || type === "file" || (variable ?? id) === "";
+    const name = variable ?? (!fromFile && (type === "env" || context.environment[id] !== undefined) ? id : undefined);
+    secrets.set(id, name === undefined ? secretFile(file ?? id, context) : secretVariable(name, context));
+  }
+  return secrets;
+}
+
+function secretVariable(name: string, { environment }: Context): SecretSource {
+  const value = environment[name];
+  if (value === undefined) throw new UsageError(`The environment has no ${name}, which --secret names`);
+  return () => Promise.resolve(Buffer.from(value));
+}
+
+function secretFile(file: string, { directory }: Context): SecretSource {
+  const path = resolve(directory, file);
+  const stat = statSync(path, { throwIfNoEntry: false });
+  if (stat?.isFile() !== true) throw new UsageError(`There is no file ${JSON.stringify(file)}, which --secret names`);
+  if (stat.size > MAX_SECRET_BYTES) {
+    throw new UsageError(`The secret ${JSON.stringify(file)} is larger than ${MAX_SECRET_BYTES / 1024} KiB`);
+  }
+  return async () => readFileSync(path);
+}
+
+/** `default`, `ID` or `ID=SOCKET`: ssh agents by their sockets. */
+export function parseSsh(texts: readonly string[], context: Context): Map<string, string> {
+  const agents = new Map<string, string>();
+  for (const text of texts) {
+    const equals = text.indexOf("=");
+    const id = equals === -1 ? text : text.slice(0, equals);
+    const socket = equals === -1 ? context.environment["SSH_AUTH_SOCK"] : text.slice(equals + 1);
+    if (socket === undefined || socket === "") {
+      throw new UsageError(`--ssh ${id} needs an ssh agent: SSH_AUTH_SOCK is not set (eval "$(ssh-agent)"; ssh-add)`);
+    }
+    const path = resolve(context.directory, socket);
+    if (statSync(path, { throwIfNoEntry: false })?.isSocket() !== true) {
+      throw new UsageError(
+        `--ssh takes the socket of an ssh agent, which ${JSON.stringify(socket)} is not; a key is given to one with ssh-add`,
+      );
+    }
+    agents.set(id, path);
+  }
+  return agents;
+}
+
+/** What is to become of what was built. */
+export interface Outputs {
+  readonly outputs: readonly BuildOutput[];
+  /** Also under these names. */
+  readonly names: readonly string[];
+  readonly compression: "gzip" | "zstd" | "none" | undefined;
+}
+
+const compressions: Readonly<Record<string, "gzip" | "zstd" | "none">> = {
+  gzip: "gzip",
+  zstd: "zstd",
+  uncompressed: "none",
+};
+
+/** `type=TYPE,dest=PATH`, or a path alone: a directory for the image's files. */
+export function parseOutputs(texts: readonly string[], context: Context): Outputs {
+  const outputs: BuildOutput[] = [];
+  const names: string[] = [];
+  let compression: Outputs["compression"];
+  for (const text of texts) {
+    const fields = /^type=|[,"]/.test(text)
+      ? parseFields("--output", text)
+      : new Map(
+          text === "-"
+            ? [
+                ["type", "docker"],
+                ["dest", "-"],
+              ]
+            : [
+                ["type", "local"],
+                ["dest", text],
+              ],
+        ); // prettier-ignore
+    const given = fields.get("compression");
+    if (given !== undefined) {
+      compression = Object.hasOwn(compressions, given) ? compressions[given] : undefined;
+      if (compression === undefined)
+        throw new UsageError(`An output's compression is gzip, zstd or uncompressed, not ${JSON.stringify(given)}`);
+    }
+    const name = fields.get("name");
+    if (name !== undefined && name !== "") names.push(...name.split(","));
+    const output = readOutput(text, fields, context);
+    if (output !== undefined) outputs.push(output);
+  }
+  return { outputs, names, compression };
+}
+
+const known = new Set(["type", "dest", "tar", "push", "name", "compression"]);
+
+function readOutput(text: string, fields: ReadonlyMap<string, string>, context: Context): BuildOutput | undefined {
+  for (const key of fields.keys()) {
+    if (!known.has(key)) throw new UsageError(`--output ${text}: there is no ${JSON.stringify(key)}`);
+  }
+  const dest = fields.get("dest");
+  const path = () => {
+    if (dest === undefined || dest === "") throw new UsageError(`--output ${text} needs a dest=PATH`);
+    if (dest !== "-") return resolve(context.directory, dest);
+    if (process.stdout.isTTY) throw new UsageError("An archive is nothing for a terminal: redirect the output");
+    return process.stdout;
+  };
+  const type = fields.get("type");
+  switch (type) {
+    case "image":
+      return isTrue(fields.get("push")) ? { kind: "registry" } : undefined;
+    case "registry":
+      return { kind: "registry" };
+    case "docker":
+      return { kind: "docker", path: path() };
+    case "oci": {
+      const to = path();
+      if (isTrue(fields.get("tar") ?? "true") && !(typeof to === "string" && dest?.endsWith("/")))
+        return { kind: "oci", path: to, isDirectory: false };
+      if (typeof to !== "string") throw new UsageError("A directory cannot be written to standard output");
+      return { kind: "oci", path: to, isDirectory: true };
+    }
+    case "local": {
+      const directory = path();
+      if (typeof directory !== "string") throw new UsageError("Files cannot be written to standard output");
+      return { kind: "local", directory };
+    }
+    default:
+      throw new UsageError(
+        `--output has no type ${JSON.stringify(type ?? "")}; there are image, registry, oci, docker and local`,
+      );
+  }
+}
+
+function isTrue(text: string | undefined): boolean {
+  return text === "true" || text === "1" || text === "";
+}

@@ -1,0 +1,214 @@
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { dirname, join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { busyboxLayer, writeLayout } from "../build/build-fixture.ts";
+import { isRoot } from "../runtime/image-fixture.ts";
+import { DebianRegistry } from "../runtime/registry-fixture.ts";
+import { bin, type CommandOptions, environment, slipway, TemporaryDirectory } from "./command.ts";
+
+const digest = /^sha256:[0-9a-f]{64}\n$/;
+
+/** Of a process that may end meanwhile. */
+function commandLine(pid: string): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "latin1");
+  } catch {
+    return "";
+  }
+}
+
+describe.skipIf(!isRoot)("slipway image build", () => {
+  let directory: TemporaryDirectory;
+  let contexts = 0;
+  const data = () => join(directory.path, "data");
+  const call = (args: readonly string[], options: CommandOptions = {}) =>
+    slipway(["image", ...args], {
+      cwd: directory.path,
+      ...options,
+      env: { SLIPWAY_DATA_DIR: data(), ...options.env },
+    });
+  const build = (args: readonly string[], options: CommandOptions = {}) => call(["build", ...args], options);
+  /** Makes a context of these files. */
+  function context(files: Readonly<Record<string, string>>): string {
+    const path = join(directory.path, `context-${++contexts}`);
+    for (const [name, content] of Object.entries(files)) {
+      mkdirSync(dirname(join(path, name)), { recursive: true });
+      writeFileSync(join(path, name), content);
+    }
+    return path;
+  }
+  const path = (name: string) => join(directory.path, name);
+
+  beforeAll(async () => {
+    directory = await TemporaryDirectory.create();
+    writeLayout(path("base"), { layers: [busyboxLayer()] });
+    await call(["import", "base", "localhost/base"]);
+  });
+  afterAll(async () => {
+    await directory[Symbol.asyncDispose]();
+  });
+
+  test("shows each step, its output and what was cached, and prints the digest", async () => {
+    const dir = context({ Dockerfile: "FROM localhost/base\nCOPY a /a\nRUN cat /a; echo no >&2\n", a: "yes\n" });
+    const first = await build(["-t", "app:1", "-t", "localhost/app", dir]);
+    expect(first).toMatchObject({ code: 0, stdout: expect.stringMatching(digest) as string });
+    expect(first.stderr.replaceAll(/\d+(\.\d+)? m?s$/gm, "TIME")).toBe(
+      [
+        "[1/2] COPY a /a",
+        "[1/2] done in TIME",
+        "[2/2] RUN cat /a; echo no >&2",
+        "[2/2] yes",
+        "[2/2] no",
+        "[2/2] done in TIME",
+        "docker.io/library/app:1, localhost/app:latest, 2 steps, 0 cached, TIME",
+        "",
+      ].join("\n"),
+    );
+    const second = await build(["-t", "app:1", dir]);
+    expect(second).toMatchObject({ code: 0, stdout: first.stdout });
+    expect(second.stderr).toContain("[1/2] CACHED COPY a /a\n[2/2] CACHED RUN cat /a; echo no >&2\n");
+    const quiet = await build(["-q", dir]);
+    expect(quiet).toEqual({ code: 0, signal: null, stdout: first.stdout, stderr: "" });
+    expect((await call(["ls"])).stdout).toMatch(/^app:1 +/m);
+    expect(await call(["export", "-o", "by-digest.tar", first.stdout.trim()])).toMatchObject({ code: 0 });
+  });
+
+  test("points at the line of the Dockerfile, with exit code 1", async () => {
+    const dir = context({
+      Dockerfile: "FROM localhost/base\nRUN echo before; exit 3\n",
+      other: "FROM localhost/base\nRUM x\nCOPY\n",
+    });
+    const failed = await build(["-q", dir]);
+    expect(failed).toMatchObject({ code: 1, stdout: "" });
+    expect(failed.stderr).toBe(
+      "[1/1] RUN echo before; exit 3\n[1/1] before\nDockerfile:2:1: error: the command failed with exit code 3\n  2 | RUN echo before; exit 3\n    | ^^^\n",
+    );
+    const wrong = await build(["-f", join(dir, "other"), dir]);
+    expect(wrong.code).toBe(1);
+    expect(wrong.stderr).toMatch(/other:2:1: error: .*"RUM".*\n +2 \| RUM x\n +\| \^\^\^/);
+    expect(wrong.stderr).toMatch(/other:3:/);
+  });
+
+  test("takes ARGs, secrets, an ssh agent, labels and a stage", async () => {
+    const dir = context({
+      Dockerfile: [
+        "FROM localhost/base AS one",
+        "ARG GIVEN NAMED MISSING=default",
+        "RUN --mount=type=secret,id=file --mount=type=secret,id=VARIABLE,env=VARIABLE --mount=type=secret,id=other " +
+          "echo $GIVEN $NAMED $MISSING $VARIABLE $(cat /run/secrets/file) $(cat /run/secrets/other)",
+        "RUN --mount=type=ssh test -S $SSH_AUTH_SOCK",
+        "FROM localhost/base",
+        "RUN exit 1",
+      ].join("\n"),
+      secret: "top",
+    });
+    const agent = createServer();
+    agent.listen(path("agent"));
+    const args = (
+      `--build-arg GIVEN=1 --build-arg NAMED --build-arg MISSING --secret id=file,src=${dir}/secret ` +
+      "--secret id=VARIABLE --secret id=other,env=OTHER --ssh default --label a=1 --label b --target one -t args:1"
+    ).split(" ");
+    const environment = { NAMED: "2", VARIABLE: "3", OTHER: "4", SSH_AUTH_SOCK: path("agent") };
+    const built = await build([...args, dir], { env: environment });
+    agent.close();
+    expect(built).toMatchObject({ code: 0 });
+    expect(built.stderr).toContain("[one 1/2] 1 2 default 3 top 4\n");
+    const [inspected] = JSON.parse((await call(["inspect", "args:1"])).stdout) as [
+      { config: { config: { Labels: object } } },
+    ];
+    expect(inspected.config.config.Labels).toEqual({ a: "1", b: "" });
+  });
+
+  test("reads the Dockerfile from standard input, with and without a context", async () => {
+    const dir = context({ "dir/file": "file" });
+    const within = await build(["-f", "-", dir], {
+      input: "FROM localhost/base\nRUN --mount=target=/c cat /c/dir/file\n",
+    });
+    expect(within.stderr).toContain("[1/1] file\n");
+    const without = await build(["-"], { input: "FROM localhost/base\nCOPY file /\n" });
+    expect(without).toMatchObject({ code: 1 });
+    expect(without.stderr).toContain('-:2:1: error: there is no "file" in the build context');
+  });
+
+  test("writes outputs, and files for scripts", async () => {
+    const dir = context({ Dockerfile: "FROM scratch\nCOPY a /sub/a\n", a: "content" });
+    const outputs = ["type=oci,dest=oci.tar", "type=oci,dest=oci/,tar=false", "type=docker,dest=docker.tar", "files"];
+    const options = ["--iidfile", "id", "--metadata-file", "metadata.json", "-t", "out:1"];
+    const built = await build([...outputs.flatMap((each) => ["-o", each]), ...options, dir]);
+    expect(built).toMatchObject({ code: 0 });
+    expect(readFileSync(path("files/sub/a"), "utf8")).toBe("content");
+    expect(readdirSync(path("oci")).sort()).toEqual(["blobs", "index.json", "manifest.json", "oci-layout"]);
+    for (const name of ["oci.tar", "docker.tar"])
+      expect(execFileSync("tar", ["tf", path(name)], { encoding: "utf8" })).toContain("manifest.json\n");
+    expect(readFileSync(path("id"), "utf8")).toBe(built.stdout.trim());
+    expect(JSON.parse(readFileSync(path("metadata.json"), "utf8"))).toMatchObject({
+      "containerimage.digest": built.stdout.trim(),
+      "image.name": "docker.io/library/out:1",
+    });
+    const piped = await build(["-o", "type=docker,dest=-", dir]);
+    expect(piped.stdout.slice(257, 262) + piped.stdout.slice(0, 5)).toBe("ustarblobs");
+  });
+
+  test("builds for several platforms, pushes the index and exports it", async () => {
+    await using registry = await DebianRegistry.start();
+    const dir = context({ Dockerfile: "FROM scratch\nARG TARGETARCH\nCOPY $TARGETARCH /\n", amd64: "x", arm64: "a" });
+    const name = `${registry.host}/many:1`;
+    const built = await build(["--platform", "linux/amd64,linux/arm64", "--push", "-t", name, dir]);
+    expect(built).toMatchObject({ code: 0, stdout: expect.stringMatching(digest) as string });
+    const raw = JSON.parse(registry.skopeo("inspect", "--raw", "--tls-verify=false", `docker://${name}`)) as {
+      manifests: object[];
+    };
+    expect(raw.manifests).toHaveLength(2);
+    expect(await call(["push", name, `${registry.host}/again:2`])).toMatchObject({ code: 0, stdout: built.stdout });
+    expect(await call(["export", "-o", "many/", name])).toMatchObject({ code: 0 });
+    expect(readFileSync(path("many/index.json"), "utf8")).toContain(built.stdout.trim());
+  });
+
+  test("is canceled by a signal and takes its commands down", async () => {
+    const dir = context({ Dockerfile: "FROM localhost/base\nRUN echo started; sleep 4321\n" });
+    const child = spawn(process.execPath, [bin, "image", "build", dir], {
+      env: environment({ SLIPWAY_DATA_DIR: data() }),
+      stdio: ["ignore", "ignore", "pipe"],
+    });
+    let stderr = "";
+    child.stderr.setEncoding("utf8").on("data", (text: string) => {
+      stderr += text;
+      if (text.includes("[1/1] started")) child.kill("SIGINT");
+    });
+    expect(await once(child, "close")).toEqual([1, null]);
+    expect(stderr).toContain("slipway: Canceled: received SIGINT\n");
+    const commands = readdirSync("/proc")
+      .filter((name) => /^\d+$/.test(name))
+      .map((pid) => commandLine(pid));
+    expect(commands.filter((command) => command.startsWith("sleep\x004321\0"))).toEqual([]);
+  });
+
+  test("leaves no layer half-written and no container", async () => {
+    expect(readdirSync(join(data(), "images/tmp"))).toEqual([]);
+    expect(readdirSync(join(data(), "run/0")).filter((name) => ["containers", "workspaces"].includes(name))).toEqual(
+      [],
+    );
+  });
+
+  test.for([
+    [["nowhere"], 'There is no directory "nowhere"'],
+    [["https://example.org/x.git"], "The context must be a directory"],
+    [["--push", "."], "A push needs a name"],
+    [["--platform", "plan9/x", "."], "--platform must be like linux/arm64"],
+    [["--output", "type=tape,dest=x", "."], 'no type "tape"'],
+    [["--output", "type=oci", "."], "needs a dest=PATH"],
+    [["--secret", "src=x", "."], "--secret must be"],
+    [["--secret", "id=x,src=absent", "."], 'There is no file "absent"'],
+    [["--network", "bridge", "."], "--network must be one of default, none, host"],
+    [["-t", "UPPER", "."], 'did you mean "upper"?'],
+    [["-f", "absent", "."], 'There is no file "absent"'],
+  ] as const)("refuses %j", async ([args, message]) => {
+    const dir = context({ Dockerfile: "FROM scratch\nCOPY Dockerfile /\n" });
+    const outcome = await build(args.map((each) => (each === "." ? dir : each)));
+    expect(outcome).toMatchObject({ code: 2, stdout: "" });
+    expect(outcome.stderr).toContain(message);
+  });
+});
