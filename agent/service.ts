@@ -69,7 +69,7 @@ export class ServiceRun {
     this.ended = this.#run();
   }
 
-  /** SIGTERM to all of its processes, and SIGKILL after the grace time: its job is over. */
+  /** SIGTERM to all of its processes, or to its program what its image says, and SIGKILL after the grace time: its job is over. */
   stop(): void {
     this.#isStopped = true;
     this.#over.abort(new Error("the job is over"));
@@ -180,6 +180,7 @@ export class ServiceRun {
       network,
       ...(image.user !== undefined && { user: image.user }),
       ...(serviceGraceMs !== undefined && { graceMs: serviceGraceMs }),
+      ...(image.config.stopSignal !== undefined && { stopSignal: image.config.stopSignal }),
       // What the image runs, it runs in a directory of its own.
       ...(run === undefined && { cwd: image.config.workingDir ?? "/" }),
       output: (stream, chunk) => log.write(stream === "stdout" ? 1 : 2, chunk),

@@ -78,6 +78,8 @@ export interface PreparedConfig {
   readonly timeoutMs?: number;
   /** Between SIGTERM and SIGKILL after a cancel or time-out. @default 10000 */
   readonly graceMs?: number;
+  /** Asks the program alone to end, which knows what to do with its children. @default SIGTERM, to every process */
+  readonly stopSignal?: number;
   /** Canceling; the reason is a string or an Error whose message says why. */
   readonly signal?: AbortSignal;
 }

@@ -198,7 +198,7 @@ export class Container implements AsyncDisposable {
     for (const output of this.#outputs) output.resume();
   }
 
-  /** SIGTERM to every process but init, and after the grace time SIGKILL to all; the first reason wins. */
+  /** The stop signal, or SIGTERM to every process but init, and after the grace time SIGKILL to all; the first reason wins. */
   stop(reason: "timeout" | "canceled", message: string): void {
     if (this.#stopReason !== undefined) return;
     this.#stopReason = { reason, message };
@@ -264,7 +264,9 @@ export class Container implements AsyncDisposable {
   }
 
   #terminate(): void {
-    signalAll(SIGTERM, () => this.#processes());
+    const { stopSignal } = this.#config;
+    if (stopSignal === undefined) signalAll(SIGTERM, () => this.#processes());
+    else signalAll(stopSignal, () => this.#processes().filter((pid) => isPayload(pid, this.pid)));
   }
 
   /** Kills every process at once: the kernel takes a pid namespace down with its init. */
@@ -527,6 +529,18 @@ const executeProgram = "execute the program";
 export function writeProcess(processFd: number, address: bigint, process: ProcessConfig): void {
   const block = processBlock(address, process);
   syscall("pwrite64", processFd, block, block.length, 0);
+}
+
+/** Whether a process is the second one of the pid namespace that an init has begun. */
+function isPayload(pid: number, init: number): boolean {
+  const ids = (id: number) =>
+    /^NSpid:\t(.*)$/m.exec(readFileSync(`/proc/${id}/status`, "latin1"))?.[1]?.split("\t") ?? [];
+  try {
+    const own = ids(pid);
+    return own.at(-1) === "2" && own.length === ids(init).length;
+  } catch {
+    return false; // ended meanwhile
+  }
 }
 
 /** All processes below one, where no cgroup counts them. */

@@ -2,6 +2,7 @@
 import { createHash } from "node:crypto";
 import { z } from "zod";
 import { ImageError } from "./image-error.ts";
+import { parseSignal } from "./signal-number.ts";
 import type { ByteRange } from "./unpack.ts";
 
 /** The part of an OCI image configuration that containers honour; a step brings its own command, a service may not. */
@@ -14,6 +15,8 @@ export interface ImageConfig {
   readonly user?: string;
   /** Directories that are to be on a real file system: in nested steps they are. Absent where there are none. */
   readonly volumes?: readonly string[];
+  /** The number of the signal that asks its program to end. @default SIGTERM */
+  readonly stopSignal?: number;
 }
 
 /** An image found in a layout or archive, its manifests and configuration verified, its layers not yet. */
@@ -66,6 +69,7 @@ const imageConfiguration = z.object({
       WorkingDir: orNull(z.string()),
       User: orNull(z.string()),
       Volumes: orNull(z.record(z.string(), z.unknown())),
+      StopSignal: orNull(z.string()),
     }),
   ),
   rootfs: z.object({ type: z.string().optional(), diff_ids: orNull(z.array(digestSchema)) }),
@@ -109,6 +113,8 @@ export function parseConfiguration(
   const entrypoint = parsed.config?.Entrypoint ?? [];
   const cmd = parsed.config?.Cmd ?? [];
   const volumes = Object.keys(parsed.config?.Volumes ?? {});
+  // One that does not exist is no reason to refuse the image: it counts when a service is stopped, if ever.
+  const stopSignal = parseSignal(parsed.config?.StopSignal ?? "");
   for (const text of [workingDir, user, ...entrypoint, ...cmd, ...volumes])
     if (text?.includes("\0")) throw new ImageError(`"${name}" contains a NUL`);
   return {
@@ -121,6 +127,7 @@ export function parseConfiguration(
       ...(workingDir ? { workingDir: workingDir.startsWith("/") ? workingDir : `/${workingDir}` } : {}),
       ...(user ? { user } : {}),
       ...(volumes.length > 0 ? { volumes } : {}),
+      ...(stopSignal === undefined || stopSignal === 0 ? {} : { stopSignal }),
     },
   };
 }

@@ -10,7 +10,6 @@ import {
   unlinkSync,
   writeFileSync,
 } from "node:fs";
-import { constants as osConstants } from "node:os";
 import { resolve } from "node:path";
 import { OwnedDescriptors, PlacedDescriptors } from "./descriptors.ts";
 import { limitProcess } from "./join-target.ts";
@@ -68,6 +67,7 @@ import { compileProgram, failMessage, messageBytes, type Operation, recordIndex 
 import { kill } from "./reaper.ts";
 import type { SeccompFilter } from "./seccomp.ts";
 import { type OciSeccomp, ociSeccomp } from "./seccomp-oci.ts";
+import { parseSignal } from "./signal-number.ts";
 import { startProgram } from "./start-program.ts";
 import {
   architecture,
@@ -717,11 +717,7 @@ export function containerState(root: string, id: string): OciState {
 
 /** A signal's number by name, with or without SIG, or number. @throws {Error} */
 export function signalNumber(signal: string): number {
-  if (/^\d{1,2}$/.test(signal) && Number(signal) <= 64) return Number(signal);
-  const name = signal.toUpperCase().replace(/^(?:SIG)?/, "SIG");
-  const number = Object.entries(osConstants.signals).find(([known]) => known === name)?.[1];
-  const realtime = /^SIGRTM(IN\+|AX-)(\d{1,2})$/.exec(name);
-  if (realtime !== null) return realtime[1] === "IN+" ? 34 + Number(realtime[2]) : 64 - Number(realtime[2]);
+  const number = parseSignal(signal);
   if (number === undefined) throw new Error(`There is no signal ${JSON.stringify(signal)}`);
   return number;
 }

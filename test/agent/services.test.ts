@@ -130,6 +130,24 @@ describe("a service", () => {
     expect(result).toMatchObject({ status: "success", services: [{ status: "success" }] });
   });
 
+  test("is stopped as its image says: its program alone gets that signal", async () => {
+    writeImage(join(workspace, "image.tar"), {
+      StopSignal: "SIGRTMIN+3",
+      Entrypoint: ["/bin/sh", "-c"],
+      Cmd: ["trap 'echo got it; exit 0' 37; sh -c 'trap \"\" TERM; exec sleep 600' & echo up; : > up; wait"],
+    });
+    const result = await run(
+      `
+      services:
+        odd: { image: ./image.tar, ready: { run: test -e up } }
+      steps: ["true"]
+    `,
+      { serviceGraceMs: 60_000 },
+    );
+    expect(result).toMatchObject({ status: "success", services: [{ status: "success" }] });
+    expect(log(1)).toBe("up\ngot it\n");
+  });
+
   test("on a port that only it may see is ready when it listens there", async () => {
     const result = await run(`
       services:
