@@ -18,7 +18,7 @@ export function cgroupTmpfs(destination: string, options: MountOptions): Resolve
   const tmpfs: MountOptions = {
     ...options,
     attributes: { set: options.attributes.set | attributes, clear: 0 },
-    data: [{ key: "mode", value: "755" }],
+    data: [{ key: "mode", value: "755" }, ...options.data.filter(({ key }) => key === "context")],
   };
   return { kind: "new", type: "tmpfs", source: "tmpfs", destination, options: tmpfs, readonlyAtLast: true };
 }

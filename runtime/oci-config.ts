@@ -223,11 +223,11 @@ const linux = object(
     readonlyPaths: list(string),
     personality: object({ domain: oneOf(["LINUX", "LINUX32"]) }, {}, { flags: "no flag is defined" }),
     memoryPolicy: object({ mode: string }, { nodes: string, flags: list(string) }),
+    mountLabel: string,
   },
   {
     intelRdt: "Slipway does not manage resctrl",
     netDevices: "Slipway does not move network devices",
-    mountLabel: "Slipway does not set SELinux labels",
   },
 );
 

@@ -57,7 +57,7 @@ import { deviceRules, loadDeviceFilter } from "./oci-device-filter.ts";
 import { beneathRoot } from "./oci-file-system.ts";
 import { thaw } from "./oci-freezer.ts";
 import { runHook } from "./oci-hooks.ts";
-import { cloneRoot, resolveMounts } from "./oci-mounts.ts";
+import { cloneRoot, hasSelinux, resolveMounts } from "./oci-mounts.ts";
 import { OciConfigError } from "./oci-parser.ts";
 import { namespaceFlags, ociMessage, type OciPlan, planOciContainer } from "./oci-plan.ts";
 import { type ProcessPlan, readCapabilities } from "./oci-process.ts";
@@ -592,7 +592,7 @@ function labelOf({ apparmorProfile, selinuxLabel }: OciProcess): ProcessPlan["la
     return { file: existsSync(own) ? own : "/proc/self/attr/exec", text: `exec ${apparmorProfile}` };
   }
   if (selinuxLabel) {
-    if (!existsSync("/sys/fs/selinux/enforce")) {
+    if (!hasSelinux()) {
       throw new OciConfigError(`process.selinuxLabel "${selinuxLabel}" is not supported: this kernel has no SELinux`);
     }
     return { file: "/proc/self/attr/exec", text: selinuxLabel };

@@ -3,6 +3,7 @@ import {
   chmodSync,
   chownSync,
   copyFileSync,
+  existsSync,
   fstatSync,
   lchownSync,
   lstatSync,
@@ -29,6 +30,7 @@ import {
   OPEN_TREE_CLONE,
   RESOLVE_IN_ROOT,
 } from "./linux.ts";
+import { byteString, resolveInRoot, textOf } from "./file-at.ts";
 import { makeMount } from "./mount.ts";
 import { cgroupTmpfs, controllerLinks, newHierarchy } from "./cgroup-mounts.ts";
 import type { CgroupMount, OciCgroup } from "./oci-cgroup.ts";
@@ -68,20 +70,65 @@ export function cloneRoot(path: string, propagation: string | undefined): number
 
 /** In the order of the configuration. @throws {OciConfigError | SyscallError} Naming the mount. */
 export function resolveMounts(context: MountContext): PlannedMount[] {
-  return (context.config.mounts ?? []).flatMap((mount, i) => {
+  checkMountLabel(context.config.linux?.mountLabel);
+  const mounts = context.config.mounts ?? [];
+  return mounts.flatMap((wanted, i) => {
     const naming = <T>(work: () => T): T => {
       try {
         return work();
       } catch (error) {
         const { message } = error as Error;
-        throw new OciConfigError(`mounts[${i}] on "${mount.destination}": ${message}`, { cause: error });
+        throw new OciConfigError(`mounts[${i}] on "${wanted.destination}": ${message}`, { cause: error });
       }
     };
+    const mount = naming(() => settle(wanted, context.rootPath, mounts.slice(0, i)));
     return naming(() => resolveMount(mount, context)).map(({ mount: resolved, open }) => ({
       mount: resolved,
       ...(open === undefined ? {} : { open: () => naming(open) }),
     }));
   });
+}
+
+/**
+ * A mount whose place is a link to what is missing has its place there: an image's /etc/resolv.conf often leads to a /run
+ * that only a running system fills. The program makes what is missing, beneath the root whatever this answers; below an
+ * earlier mount the image does not say where a path leads.
+ */
+function settle(mount: OciMount, rootPath: string, earlier: readonly OciMount[]): OciMount {
+  const path = beneathRoot(mount.destination);
+  // What they show decides over what is masked in them: no link says where they are.
+  if (mount.type === "proc" || mount.type === "sysfs") return mount;
+  if (earlier.some(({ destination }) => path.startsWith(`${beneathRoot(destination)}/`))) return mount;
+  const root = open(rootPath, O_PATH | O_DIRECTORY);
+  try {
+    const resolved = textOf(resolveInRoot(root, byteString(path)).path);
+    return resolved === path || resolved === "" ? mount : { ...mount, destination: `/${resolved}` };
+  } finally {
+    close(root);
+  }
+}
+
+/** Whether processes and files of this host have labels. */
+export function hasSelinux(): boolean {
+  return existsSync("/sys/fs/selinux/enforce");
+}
+
+function checkMountLabel(label: string | undefined): void {
+  if (!label) return;
+  if (!hasSelinux()) {
+    throw new OciConfigError(`linux.mountLabel "${label}" is not supported: this kernel has no SELinux`);
+  }
+  if (label.includes('"')) throw new OciConfigError(`linux.mountLabel ${JSON.stringify(label)} is no label`);
+}
+
+/** What the kernel labels by itself, or by its own rules. */
+const unlabelled = new Set(["proc", "sysfs", "mqueue", "cgroup", "cgroup2"]);
+
+/** All that is in a new file system gets the container's label. @see mount(8), "context=" */
+function labelled(type: string, options: MountOptions, { config }: MountContext): MountOptions {
+  const label = config.linux?.mountLabel;
+  if (!label || unlabelled.has(type) || options.data.some(({ key }) => key === "context")) return options;
+  return { ...options, data: [...options.data, { key: "context", value: label }] };
 }
 
 function resolveMount(mount: OciMount, context: MountContext): PlannedMount[] {
@@ -101,10 +148,12 @@ function resolveMount(mount: OciMount, context: MountContext): PlannedMount[] {
   const isTmpfs = type === "tmpfs";
   if (options.copyUp) {
     if (!isTmpfs) throw new OciConfigError('option "tmpcopyup" is supported for tmpfs only');
-    return [copiedTmpfs(mount, options, context)];
+    return [copiedTmpfs(mount, labelled(type, options, context), context)];
   }
   const readonlyAtLast = isTmpfs || beneathRoot(destination) === "dev";
-  return [{ mount: { kind: "new", type, source: mount.source || type, destination, options, readonlyAtLast } }];
+  const source = mount.source || type;
+  const own = labelled(type, options, context);
+  return [{ mount: { kind: "new", type, source, destination, options: own, readonlyAtLast } }];
 }
 
 function treeAt(
@@ -295,7 +344,7 @@ function cgroupMounts(mount: OciMount, options: MountOptions, context: MountCont
   if (others.length === 0 && first.version === 2) return [showCgroup(destination, first, options, context)];
   if (mount.type === "cgroup2") throw new OciConfigError("this host has cgroup v1");
   return [
-    { mount: cgroupTmpfs(destination, options) },
+    { mount: cgroupTmpfs(destination, labelled("tmpfs", options, context)) },
     ...context.cgroupMounts.flatMap((hierarchy): PlannedMount[] => {
       const name = posix.basename(hierarchy.mountPoint);
       return [

@@ -171,6 +171,7 @@ function refuseUnsupported(config: OciConfig): void {
     "process.apparmorProfile": Boolean(process?.apparmorProfile),
     "process.selinuxLabel": Boolean(process?.selinuxLabel),
     "process.execCPUAffinity": process?.execCPUAffinity !== undefined,
+    "linux.mountLabel": Boolean(linux?.mountLabel),
     "linux.cgroupsPath": Boolean(linux?.cgroupsPath),
     "linux.rootfsPropagation": ![undefined, "", "private", "rprivate", "rshared"].includes(linux?.rootfsPropagation),
     "linux.timeOffsets": (linux?.timeOffsets?.size ?? 0) > 0,

@@ -31,7 +31,6 @@ describe("parseOciConfig", () => {
   test.for([
     [{ linux: { intelRdt: { closID: "a" } } }, "linux.intelRdt is not supported"],
     [{ linux: { netDevices: { eth0: {} } } }, "linux.netDevices is not supported"],
-    [{ linux: { mountLabel: "a_u:b_r:c_t:s0" } }, "linux.mountLabel is not supported"],
     [{ windows: { ignoreFlushesDuringBoot: true } }, "windows is not supported"],
     [{ vm: { kernel: { path: "/k" } } }, "vm is not supported"],
     [{ process: { cwd: "/", commandLine: "dir" } }, "process.commandLine is not supported"],

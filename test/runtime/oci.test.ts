@@ -277,6 +277,45 @@ describe("mounts", () => {
     expect(stderr).toContain('] on "/x": its source "/no/such": ENOENT');
   });
 
+  test("on a link to what is missing has its place there, as runc has it", () => {
+    const file = join(world.directory, "resolv");
+    writeFileSync(file, "names\n");
+    const script = "cat /etc/resolv.conf /run/systemd/stub; readlink /etc/resolv.conf; stat -c %F /opt/new; ls /escape";
+    const { path, rootfs } = world.bundle(script, {
+      mounts: [
+        { destination: "/run", type: "tmpfs", source: "t" },
+        { destination: "/etc/resolv.conf", source: file, options: ["bind", "ro"] },
+        { destination: "/data", type: "tmpfs", source: "t" },
+        { destination: "/out", source: file, options: ["bind", "ro"] },
+      ],
+    });
+    mkdirSync(join(rootfs, "etc"));
+    symlinkSync("../run/systemd/stub", join(rootfs, "etc/resolv.conf"));
+    symlinkSync("/opt/new", join(rootfs, "data"));
+    const outside = join(world.directory, "escape");
+    symlinkSync(`../../../../../../../..${outside}`, join(rootfs, "out"));
+    const { code, stdout } = world.run("run", "--bundle", path, world.id());
+    expect({ code, stdout }).toEqual({ code: 2, stdout: "names\nnames\n../run/systemd/stub\ndirectory\n" });
+    expect(existsSync(outside)).toBe(false);
+    expect(existsSync(join(rootfs, outside))).toBe(true);
+  });
+
+  test("of a proc does not follow links, to what is missing neither", () => {
+    const { path, rootfs } = world.bundle("true", {
+      mounts: [{ destination: "/elsewhere", type: "proc", source: "proc" }],
+    });
+    symlinkSync("/missing", join(rootfs, "elsewhere"));
+    expect(world.run("run", "--bundle", path, world.id()).code).not.toBe(0);
+  });
+
+  test("labels need SELinux, and say so", () => {
+    const linux = { mountLabel: "system_u:object_r:container_file_t:s0" };
+    const mounts = [{ destination: "/x", type: "tmpfs", source: "t" }];
+    const { code, stdout, stderr } = world.runBundle("ls -Zd /x", { linux, mounts });
+    if (existsSync("/sys/fs/selinux/enforce")) expect(stdout).toContain(linux.mountLabel);
+    else expect({ code, stderr }).toMatchObject({ stderr: expect.stringContaining("linux.mountLabel") });
+  });
+
   test("an option that the file system does not know is named", () => {
     const mounts = [{ destination: "/x", type: "tmpfs", source: "t", options: ["rubbish=1"] }];
     expect(world.runBundle("true", { mounts }).stderr).toContain('mount tmpfs on "/x" with option "rubbish=1": EINVAL');
