@@ -48,7 +48,8 @@ const timeLimits = ["--testTimeout=600000", "--hookTimeout=600000"];
 const silenceMs = 15 * 60_000;
 /** No part of what runs: linters, formatter, compiler. */
 const notNeeded = /^(?:@biomejs|@oxlint|@oxlint-tsgolint|@typescript|oxlint|oxlint-tsgolint|typescript)$/;
-const resultLine = /^SLIPWAY-VM (\d+)/;
+// The terminal may get escape sequences before it.
+const resultLine = /SLIPWAY-VM (\d+)/;
 
 const directory = mkdtempSync(join(tmpdir(), "slipway-vm-"));
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
@@ -145,7 +146,7 @@ async function boot(root: string, disk: string): Promise<number> {
       "-accel tcg,thread=multi -cpu max -smp 2 -m 4G -nographic -no-reboot -nic none".split(" "),
       ["-drive", `file=${disk},if=virtio,format=raw,cache=unsafe`],
       ["-kernel", file("vmlinuz-"), "-initrd", file("initrd.img-")],
-      ["-append", "root=/dev/vda rw console=ttyS0 loglevel=4 panic=-1 systemd.unified_cgroup_hierarchy=1"],
+      ["-append", "root=/dev/vda rw console=ttyS0 loglevel=3 panic=-1 systemd.unified_cgroup_hierarchy=1"],
     ].flat(),
     { stdio: ["ignore", "pipe", "inherit"] },
   );
