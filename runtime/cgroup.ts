@@ -9,13 +9,14 @@
 import { existsSync } from "node:fs";
 import { rmdir } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
-import { type CgroupHost, makeAgentCgroup, makeDirectory, readWords } from "./cgroup-host.ts";
+import { type CgroupHost, makeAgentCgroup, readWords } from "./cgroup-host.ts";
 import { delegate, type Delegation, liftCpuLimits, OtherHierarchies, processesBelow } from "./cgroup-delegation.ts";
 import { type CgroupDirectory, setLimits } from "./cgroup-limits.ts";
 import { removeCgroupsBelow, removeCgroupTree, tryRemove } from "./cgroup-sweep.ts";
 import { type CgroupUsage, hadOwnOom, reachedOwnLimit, readMemory, readOomKills, readUsage } from "./cgroup-usage.ts";
-import { O_DIRECTORY, O_RDONLY, O_WRONLY } from "./linux.ts";
+import { O_DIRECTORY, O_RDONLY } from "./linux.ts";
 import type { OciResources } from "./oci-config.ts";
+import type { Launchers } from "./launcher.ts";
 import type { Removals } from "./removals.ts";
 import { open } from "./syscall.ts";
 
@@ -75,20 +76,10 @@ export class Cgroups {
     setLimits(this.#directories, resources);
   }
 
-  /** Makes a container's cgroup, without limits yet. @throws {Error} */
-  create(id: string): Cgroup {
-    const made: CgroupDirectory[] = [];
-    try {
-      for (const directory of this.#directories) {
-        const path = `${directory.path}/${id}`;
-        makeDirectory(path);
-        made.push({ ...directory, path });
-      }
-      return new Cgroup(made, { id, hierarchies: this.#others });
-    } catch (error) {
-      for (const { path } of made) tryRemove(path);
-      throw error;
-    }
+  /** The cgroup of a container that somebody else makes: a directory of this name in each of `directories`. */
+  at(id: string): Cgroup {
+    const directories = this.#directories.map((directory) => ({ ...directory, path: `${directory.path}/${id}` }));
+    return new Cgroup(directories, { id, hierarchies: this.#others });
   }
 
   /** Removes the agent's directories; containers' cgroups must be gone. */
@@ -140,12 +131,6 @@ export class Cgroup {
     setLimits(this.#directories, resources);
   }
 
-  /** Descriptors with which a process joins by writing "0"; the caller closes them. None on v2: clone3 does it there. */
-  openForJoining(): readonly number[] {
-    if (this.version === 2) return [];
-    return this.#directories.map(({ path }) => open(`${path}/cgroup.procs`, O_WRONLY));
-  }
-
   /** v2: the directory for CLONE_INTO_CGROUP; the caller closes it. */
   openDirectory(): number | undefined {
     const [first] = this.#directories;
@@ -195,12 +180,13 @@ export class Cgroup {
   /**
    * Removes it. Its processes must have been reaped; the kernel may need a moment to notice.
    *
-   * @param removals Whose thread does it, if it runs anyway.
+   * @param helpers Who else may do it.
    */
-  async remove(removals?: Removals): Promise<void> {
+  async remove(helpers?: { readonly launchers: Launchers; readonly removals: Removals }): Promise<void> {
+    if (this.#delegation === undefined && (await helpers?.launchers.removeCgroup(this.#others.id))) return;
     const paths = this.#delegation?.directories ?? this.#directories.map(({ path }) => path);
     if (this.#delegation !== undefined) for (const path of paths) removeCgroupsBelow(path);
-    if (removals?.isThread) return removals.remove({ cgroups: paths });
+    if (helpers?.removals.isThread) return helpers.removals.remove({ cgroups: paths });
     for (const path of paths) {
       // Not synchronously: rmdir waits for whoever changes cgroups on this host.
       for (let attempt = 0; !(await isRemoved(path)); attempt++) {

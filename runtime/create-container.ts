@@ -6,7 +6,7 @@ import type { ContainerConfig, PreparedConfig, ProcessConfig } from "./container
 import { OwnedDescriptors } from "./descriptors.ts";
 import { isRootless } from "./file-owners.ts";
 import type { Host } from "./host.ts";
-import { launchedDescriptors } from "./launcher.ts";
+import { launchedDescriptors } from "./launcher-program.ts";
 import { type LaunchPlan, planLaunch } from "./launch-plan.ts";
 import {
   MFD_CLOEXEC,

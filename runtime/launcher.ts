@@ -4,30 +4,27 @@
  * On cgroup v1 joining takes a lock whose writer waits for an RCU grace period, ten to twenty milliseconds; a start of a
  * process takes half a millisecond more. A few launchers wait ready, so that no container waits for either. One gets the
  * container's program and descriptors over a socket and executes the program; when the agent dies, the socket ends and
- * so does the launcher.
+ * so does the launcher. A process of its own makes them, cgroups included, so that the agent's thread does not.
  */
 import type { Cgroup } from "./cgroup.ts";
 import type { Host } from "./host.ts";
-import {
-  AT_EMPTY_PATH,
-  AT_FDCWD,
-  EPERM,
-  F_SETFD,
-  FD_CLOEXEC,
-  ENOSYS,
-  O_RDWR,
-  PR_SET_PDEATHSIG,
-  SIGKILL,
-} from "./linux.ts";
-import { compileProgram, type Operation } from "./program.ts";
+import { planLaunchers, report, reportLength, requestLayout } from "./launcher-program.ts";
+import { ECONNRESET, EINTR, EPIPE } from "./linux.ts";
+import { PipeReader } from "./output.ts";
+import { compileProgram, failMessage, messageBytes, type Program } from "./program.ts";
 import { reap, type Reaped } from "./reaper.ts";
-import { placeDescriptors, sealedProgram, startSealedProgram } from "./start-program.ts";
-import { architecture, close, sendDescriptors, socketPair } from "./syscall.ts";
+import { placeDescriptors, startProgram } from "./start-program.ts";
+import {
+  architecture,
+  close,
+  errnoName,
+  pipe,
+  sendDescriptors,
+  socketPair,
+  type SyscallError,
+  trySyscall,
+} from "./syscall.ts";
 
-/** Where a container's program finds its descriptors: standard output and error, then `first`, `first + 1`, … */
-export const launchedDescriptors = { programFd: 4, stdout: 5, stderr: 6, first: 7 } as const;
-
-const socketFd = 3;
 /**
  * Launchers are started in batches, when few are left: the first of a batch waits for the grace period and holds up every
  * change to cgroups on the host meanwhile, the others find the lock open. The first batch is small, for `slipway run`
@@ -45,12 +42,25 @@ export interface Launcher {
   readonly socket: number;
 }
 
+/** The process that makes launchers. */
+interface Parent {
+  /** A socket; closed when nobody asks any more. */
+  readonly requests: number;
+  readonly reports: PipeReader;
+  readonly reportsFd: number;
+  /** What was asked for, in the order in which it is made. */
+  readonly requested: { readonly name: string; readonly socket: number }[];
+  readonly removals: ((isRemoved: boolean) => void)[];
+  /** Why it has ended, if it could say so. */
+  failure: Error | undefined;
+  isAsked: boolean;
+  ended: Promise<void>;
+}
+
 export class Launchers {
   readonly #host: Host;
   readonly #ready: Launcher[] = [];
-  /** Made for the batch that is being started, before its first launcher joins: making one waits for the same lock. */
-  #cgroups: { readonly name: string; readonly cgroup: Cgroup | undefined }[] = [];
-  readonly #programs = new Map<string, number>();
+  #parent: Parent | undefined;
   #sequence = 0;
   #enough = firstBatch;
   #closed = false;
@@ -64,44 +74,36 @@ export class Launchers {
     return this.#ready.length;
   }
 
-  /** Has a batch started if few launchers are left, each when the agent has nothing better to do. */
+  /** Has a batch made if few launchers are left. */
   replenish(): void {
-    if (this.#closed || this.#cgroups.length > 0 || this.#ready.length >= this.#enough / 4) return;
+    const coming = this.#parent?.requested.length ?? 0;
+    if (this.#closed || this.#ready.length + coming >= this.#enough / 4) return;
     try {
-      while (this.#ready.length + this.#cgroups.length < this.#enough) this.#cgroups.push(this.#makeCgroup());
+      const parent = this.#parent ?? this.#startParent();
+      for (let n = this.#ready.length + coming; n < this.#enough; n++) this.#request(parent);
       this.#enough = Math.min(2 * this.#enough, largestBatch);
     } catch {
-      // Whoever needs one makes it, and gets the error.
+      // Whoever needs one asks again, and gets the error.
     }
-    this.#startNext();
   }
 
-  #startNext(): void {
-    setImmediate(() => {
-      const made = this.#closed ? undefined : this.#cgroups.shift();
-      if (made === undefined) return;
-      try {
-        const launcher = this.#start(made);
-        this.#ready.push(launcher);
-        void launcher.ended.then(() => this.#forget(launcher));
-      } catch {
-        void made.cgroup?.remove(); // as above
-      }
-      this.#startNext();
-    });
-  }
-
-  /** One that was killed while it waited is of no use. */
-  #forget(launcher: Launcher): void {
-    const index = this.#ready.indexOf(launcher);
-    if (index < 0) return;
-    this.#ready.splice(index, 1);
-    void this.discard(launcher);
-  }
-
-  /** Takes a launcher; the caller owns its cgroup and awaits its end. @throws {Error} If none can be started. */
+  /**
+   * Takes a launcher, if need be after waiting for it; the caller owns its cgroup and awaits its end.
+   *
+   * @throws {Error} If none can be made.
+   */
   take(): Launcher {
-    return this.#ready.shift() ?? this.#start(this.#cgroups.shift() ?? this.#makeCgroup());
+    for (let attempt = 1; ; ) {
+      const ready = this.#ready.shift();
+      if (ready !== undefined) return ready;
+      const parent = this.#ask();
+      if (!awaitReport(parent.reportsFd)) throw new Error("Cannot start a container: its launcher does not come");
+      parent.reports.drain();
+      if (!parent.reports.isAtEnd) continue;
+      // It has been killed, or has said why it ended; another one takes its place.
+      this.#lose(parent);
+      if (attempt++ === mostAttempts) throw parent.failure ?? new Error(killed);
+    }
   }
 
   /**
@@ -126,92 +128,152 @@ export class Launchers {
     await launcher.cgroup?.remove();
   }
 
+  /** Removes a container's cgroup, whose processes are gone; false if something of it stays, or nobody is there to do it. */
+  async removeCgroup(name: string): Promise<boolean> {
+    const parent = this.#parent;
+    if (parent === undefined || !parent.isAsked) return false;
+    const request = Buffer.alloc(requestLayout.removalBytes);
+    request.write(name);
+    try {
+      sendDescriptors(parent.requests, [parent.reportsFd], request);
+    } catch {
+      return false;
+    }
+    return new Promise((resolve) => parent.removals.push(resolve));
+  }
+
   async close(): Promise<void> {
     this.#closed = true;
-    const unused = this.#cgroups.splice(0).map(({ cgroup }) => cgroup?.remove());
-    await Promise.all([...unused, ...this.#ready.splice(0).map((launcher) => this.discard(launcher))]);
-    for (const fd of this.#programs.values()) close(fd);
-    this.#programs.clear();
+    const parent = this.#parent;
+    if (parent !== undefined) {
+      // It makes what was asked for, and ends.
+      hangUp(parent);
+      await parent.ended;
+    }
+    await Promise.all(this.#ready.splice(0).map((launcher) => this.discard(launcher)));
   }
 
-  #makeCgroup(): { readonly name: string; readonly cgroup: Cgroup | undefined } {
+  /** Sees to it that a launcher is under way. */
+  #ask(): Parent {
+    const parent = this.#parent ?? this.#startParent();
+    // Where this fails the reports have an end, and say why.
+    if (parent.requested.length === 0) this.#request(parent);
+    return parent;
+  }
+
+  #request(parent: Parent): void {
     const name = `c${++this.#sequence}`;
-    return { name, cgroup: this.#host.cgroups?.create(name) };
-  }
-
-  #start({ name, cgroup }: { readonly name: string; readonly cgroup: Cgroup | undefined }): Launcher {
-    const joining = cgroup?.openForJoining() ?? [];
+    const request = Buffer.alloc(requestLayout.bytes);
+    request.write(name, requestLayout.name);
+    request.write(`${name}/cgroup.procs`, requestLayout.procs);
     const [ours, theirs] = socketPair();
     try {
-      const { targets, pairs } = placeDescriptors<readonly number[]>([theirs, ...joining]);
-      const [socket = -1, ...procsFds] = targets;
-      const key = targets.join();
-      const program = this.#programs.get(key) ?? sealedProgram(compileLauncher(socket, procsFds), "slipway-launcher");
-      this.#programs.set(key, program);
-      const pid = startSealedProgram(program, "slipway-launcher", pairs);
-      return { name, pid, ended: reap(pid), cgroup, socket: ours };
+      sendDescriptors(parent.requests, [theirs], request);
+      parent.requested.push({ name, socket: ours });
     } catch (error) {
       close(ours);
-      void cgroup?.remove();
-      throw error;
+      if ((error as SyscallError).errno !== EPIPE && (error as SyscallError).errno !== ECONNRESET) throw error;
     } finally {
       close(theirs);
-      for (const fd of joining) close(fd);
     }
+  }
+
+  #startParent(): Parent {
+    const { cgroups } = this.#host;
+    const directories = cgroups?.directories ?? [];
+    const [requests, theirs] = socketPair();
+    const { read, write } = pipe();
+    try {
+      const { targets, pairs } = placeDescriptors([theirs, write]);
+      const joins = cgroups?.version === 1;
+      const operations = planLaunchers({ directories, joins, requests: targets[0], reports: targets[1] });
+      const program = compileProgram(operations, { architecture, statusFd: targets[1] });
+      const pid = startProgram(program.file, "slipway-launcher", pairs);
+      let rest = Buffer.alloc(0);
+      const reports = new PipeReader(read, (chunk) => {
+        rest = Buffer.concat([rest, chunk]);
+        while (rest.length >= messageBytes || rest.length >= reportLength(report.removed, directories.length)) {
+          const length = reportLength(rest.readUInt32LE(0), directories.length);
+          if (rest.length < length) break;
+          this.#receive(parent, program, rest.subarray(0, length));
+          rest = rest.subarray(length);
+        }
+      });
+      const ended = Promise.all([reap(pid), reports.ended]).then(() => this.#lose(parent));
+      const parent: Parent = {
+        requests,
+        reports,
+        reportsFd: read,
+        requested: [],
+        removals: [],
+        failure: undefined,
+        isAsked: true,
+        ended,
+      };
+      this.#parent = parent;
+      return parent;
+    } catch (error) {
+      for (const fd of [requests, read]) close(fd);
+      throw error;
+    } finally {
+      for (const fd of [theirs, write]) close(fd);
+    }
+  }
+
+  #receive(parent: Parent, program: Program, bytes: Buffer): void {
+    const [kind, value] = [bytes.readUInt32LE(0), bytes.readUInt32LE(4)];
+    if (kind === failMessage) {
+      const operation = program.operationAt(bytes.readBigUInt64LE(8));
+      const what = operation !== undefined && "name" in operation ? operation.name : "run";
+      parent.failure = new Error(`Cannot make launchers of containers: ${what}: ${errnoName(value)}`);
+    }
+    if (kind === report.removed) parent.removals.shift()?.(bytes.subarray(8).every((byte) => byte === 0));
+    if (kind !== report.made) return;
+    const asked = parent.requested.shift();
+    const ended = reap(value);
+    if (asked === undefined) return;
+    const launcher = { ...asked, pid: value, ended, cgroup: this.#host.cgroups?.at(asked.name) };
+    this.#ready.push(launcher);
+    void ended.then(() => this.#forget(launcher));
+  }
+
+  /** The parent is no more. What it was asked for does not come. */
+  #lose(parent: Parent): void {
+    if (this.#parent === parent) this.#parent = undefined;
+    hangUp(parent);
+    for (const { name, socket } of parent.requested.splice(0)) {
+      close(socket);
+      void this.#host.cgroups?.at(name).remove();
+    }
+    for (const resolve of parent.removals.splice(0)) resolve(false);
+  }
+
+  /** One that was killed while it waited is of no use. */
+  #forget(launcher: Launcher): void {
+    const index = this.#ready.indexOf(launcher);
+    if (index < 0) return;
+    this.#ready.splice(index, 1);
+    void this.discard(launcher);
   }
 }
 
-function compileLauncher(socket: number, procsFds: readonly number[]): Uint8Array {
-  return compileProgram(planLauncher(socket, procsFds), { architecture, statusFd: socket }).file;
+const mostAttempts = 2;
+const killed = "Cannot start a container: the process that makes its launcher was killed, twice";
+
+function hangUp(parent: Parent): void {
+  if (parent.isAsked) close(parent.requests);
+  parent.isAsked = false;
 }
 
-const maxDescriptors = 64;
-
-/** Joins, puts its descriptors where the container's program expects them, waits, executes. */
-export function planLauncher(socket: number, procsFds: readonly number[]): Operation[] {
-  const { programFd, stdout, stderr } = launchedDescriptors;
-  return [
-    // struct msghdr, with an iovec of one byte and room for control data; filled in below from addresses.
-    { memory: "byte", size: 8 },
-    { memory: "iovec", size: 16, pointers: [{ at: 0, to: "byte" }], bytes: u64s([0, 1]) },
-    { memory: "control", size: 16 + 4 * maxDescriptors },
-    {
-      memory: "message",
-      size: 56,
-      pointers: [
-        { at: 16, to: "iovec" },
-        { at: 32, to: "control" },
-      ],
-      bytes: u64s([0, 0, 0, 1, 0, 16 + 4 * maxDescriptors, 0]),
-    },
-    { memory: "count", size: 4 },
-    { memory: "argv", size: 16, pointers: [{ at: 0, to: "name" }], bytes: u64s([0, 0]) },
-    { memory: "name", size: 16, bytes: Buffer.from("slipway-init\0") },
-    { name: "die with the agent", call: "prctl", args: [PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0] },
-    ...procsFds.map((fd): Operation => ({ name: "join the cgroup", call: "write", args: [fd, { text: "0" }, 1] })),
-    { name: "open /dev/null", call: "openat", args: [AT_FDCWD, { text: "/dev/null" }, O_RDWR, 0] },
-    ...[1, 2].map((fd): Operation => ({ name: `place descriptor ${fd}`, call: "dup3", args: [0, fd, 0] })),
-    { name: "place the socket", call: "dup3", args: [socket, socketFd, 0] },
-    { name: "close the rest", call: "close_range", args: [socketFd + 1, 0xffff_ffff, 0], tolerate: [ENOSYS, EPERM] },
-    { name: "wait for a container", call: "recvmsg", args: [socketFd, { addressOf: "message" }, 0], store: "count" },
-    { name: "wait for a container", unequal: [{ load: "count" }, 1], goto: "not needed" },
-    { name: "place standard output", call: "dup3", args: [stdout, 1, 0] },
-    { name: "place standard error", call: "dup3", args: [stderr, 2, 0] },
-    ...[socketFd, programFd, stdout, stderr].map(
-      (fd): Operation => ({ name: `let go of descriptor ${fd}`, call: "fcntl", args: [fd, F_SETFD, FD_CLOEXEC] }),
-    ),
-    {
-      name: "execute the container's program",
-      call: "execveat",
-      args: [programFd, { text: "" }, { addressOf: "argv" }, { addressOf: "argv", offset: 8 }, AT_EMPTY_PATH],
-    },
-    { label: "not needed" },
-    { name: "end", call: "exit_group", args: [0] },
-  ];
+/** Waits until there is a report, or the end of all. */
+function awaitReport(fd: number): boolean {
+  const poll = Buffer.alloc(8); // struct pollfd
+  poll.writeInt32LE(fd, 0);
+  poll.writeInt16LE(POLLIN, 4);
+  const timeout = Buffer.alloc(16); // struct timespec
+  timeout.writeBigInt64LE(30n, 0);
+  const result = trySyscall("ppoll", poll, 1, timeout, 0, 0);
+  return result > 0 || result === -EINTR;
 }
 
-function u64s(values: readonly number[]): Buffer {
-  const bytes = Buffer.alloc(values.length * 8);
-  values.forEach((value, i) => bytes.writeBigUInt64LE(BigInt(value), i * 8));
-  return bytes;
-}
+const POLLIN = 1;

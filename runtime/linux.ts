@@ -20,10 +20,12 @@ export const ENOTDIR = 20;
 export const EISDIR = 21;
 export const EINVAL = 22;
 export const EROFS = 30;
+export const EPIPE = 32;
 export const ENOSYS = 38;
 export const ENOTEMPTY = 39;
 export const ELOOP = 40;
 export const EOPNOTSUPP = 95;
+export const ECONNRESET = 104;
 export const ETIMEDOUT = 110;
 
 // open, openat2

@@ -7,7 +7,7 @@
  */
 import { newCgroupMounts, type ShownHierarchy } from "./cgroup-mounts.ts";
 import type { LaunchPlan, PlannedRootfs } from "./launch-plan.ts";
-import { launchedDescriptors } from "./launcher.ts";
+import { launchedDescriptors } from "./launcher-program.ts";
 import { networkSys } from "./network-join.ts";
 import { isNew, type NamespaceType, type OciConfig, type OciMount } from "./oci-config.ts";
 import { beneathRoot, type ResolvedMount } from "./oci-file-system.ts";
@@ -76,7 +76,7 @@ export function planStep(config: OciConfig, context: LaunchContext): { plan: Lau
       ? { fd: place(context.rootfs.whole) }
       : { layerFds: context.rootfs.layers.map(place), overlayData: context.rootfs.overlayData };
   const { linux = {}, process, hostname, domainname } = config;
-  const { seccomp, resources: _, devices: __, ...rest } = linux;
+  const { seccomp, resources: _, devices: __, namespaces = [], ...rest } = linux;
   const { args: ___, env: ____, ...identity } = process ?? { cwd: "/" };
   const plan: LaunchPlan = {
     statusFd: place(context.status),
@@ -94,7 +94,8 @@ export function planStep(config: OciConfig, context: LaunchContext): { plan: Lau
       ...(hostname === undefined ? {} : { hostname }),
       ...(domainname === undefined ? {} : { domainname }),
       process: identity,
-      linux: rest,
+      // Which namespace is joined the descriptors say: programs of all jobs are the same.
+      linux: { ...rest, namespaces: namespaces.map((one) => (isNew(one) ? one : { ...one, path: "descriptor" })) },
     },
     mounts: (config.mounts ?? []).flatMap((mount) => resolveMount(mount, config, { ...context, place })),
     lastCapability: context.lastCapability,

@@ -126,12 +126,11 @@ export function socketPair(): readonly [number, number] {
   return [fds.readInt32LE(0), fds.readInt32LE(4)];
 }
 
-/** Sends copies of descriptors with one byte. @throws {SyscallError} @see unix(7), SCM_RIGHTS */
-export function sendDescriptors(socket: number, descriptors: readonly number[]): void {
-  const byte = Buffer.from("d");
+/** Sends copies of descriptors with a byte, or other data. @throws {SyscallError} @see unix(7), SCM_RIGHTS */
+export function sendDescriptors(socket: number, descriptors: readonly number[], data: Buffer = Buffer.from("d")): void {
   const iovec = Buffer.alloc(16);
-  iovec.writeBigUInt64LE(BigInt(koffi.address(byte)), 0);
-  iovec.writeBigUInt64LE(1n, 8);
+  iovec.writeBigUInt64LE(BigInt(koffi.address(data)), 0);
+  iovec.writeBigUInt64LE(BigInt(data.length), 8);
   const control = Buffer.alloc(16 + 4 * descriptors.length + ((4 * descriptors.length) % 8)); // CMSG_SPACE
   control.writeBigUInt64LE(BigInt(16 + 4 * descriptors.length), 0); // CMSG_LEN
   control.writeUInt32LE(SOL_SOCKET, 8);
@@ -144,7 +143,7 @@ export function sendDescriptors(socket: number, descriptors: readonly number[]):
   message.writeBigUInt64LE(BigInt(control.length), 40);
   const result = trySyscall("sendmsg", socket, message, MSG_NOSIGNAL);
   // The buffers must live until the call is over: the message holds only their addresses.
-  if (result !== byte.length || iovec.length + control.length === 0) {
+  if (result !== data.length || iovec.length + control.length === 0) {
     throw new SyscallError("sendmsg", -result, `send ${descriptors.length} descriptors`);
   }
 }

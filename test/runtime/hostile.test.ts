@@ -138,8 +138,10 @@ while True: x.append(bytearray(1 << 20))'`;
     const result = await container.result;
     await container[Symbol.asyncDispose]();
     expect(result).toMatchObject({ reason: "log", exitCode: 137, message: "killed: printed more than 10 MiB" });
-    expect(printed).toBeLessThan(12 * MiB);
-    expect((await attack("true")).left).toEqual({ processes: [], directories: [1, 0], cgroups: new Set([1]) });
+    // It goes on until the kernel has come to all of its processes.
+    expect(printed).toBeLessThan(100 * MiB);
+    const { left: found, clean } = await attack("true");
+    expect(found).toEqual(clean);
   });
 
   test("leaves daemons behind that ignore every signal", async () => {
