@@ -1,8 +1,8 @@
 /** ADD of URLs: files by HTTP, repositories by Git. */
 import { createHash } from "node:crypto";
 import { basename } from "node:path";
-import { Worker } from "node:worker_threads";
-import { fileAt, threadEnvironment } from "../runtime/files.ts";
+import type { Worker } from "node:worker_threads";
+import { fileAt, startThread } from "../runtime/files.ts";
 import type { ImageStore } from "../runtime/index.ts";
 import type { Downloaded, DownloadReply, DownloadRequest } from "./download-worker.ts";
 import { cloneRepository, isGitUrl } from "./git-source.ts";
@@ -125,10 +125,8 @@ export class Downloads implements AsyncDisposable {
   }
 
   #start(network: OpenMachine["network"]): Worker {
-    const worker = new Worker(new URL("./download-worker.ts", import.meta.url), {
+    const worker = startThread(new URL("./download-worker.ts", import.meta.url), {
       workerData: { namespaceFd: typeof network === "object" ? network.namespaceFd : undefined },
-      env: threadEnvironment(),
-      execArgv: [],
     });
     worker.on("message", (reply: DownloadReply) => this.#waiting.get(reply.id)?.(reply));
     worker.on("error", (error) => {

@@ -1,7 +1,7 @@
 /** Threads that copy, digest and pack files. */
 import { availableParallelism } from "node:os";
-import { Worker } from "node:worker_threads";
-import { AccountError, threadEnvironment } from "../runtime/files.ts";
+import type { Worker } from "node:worker_threads";
+import { AccountError, startThread } from "../runtime/files.ts";
 import { CopyError } from "./copy.ts";
 import type { FileTaskKind, FileTaskResult, FileTaskSpec } from "./file-tasks.ts";
 import type { FileReply, FileRequest } from "./file-worker.ts";
@@ -79,11 +79,7 @@ export class FileWorkers implements AsyncDisposable {
 
   #start(): Thread | undefined {
     if (this.#threads.length >= this.#max) return undefined;
-    const worker = new Worker(new URL("./file-worker.ts", import.meta.url), {
-      // Neither the agent's environment (it may hold tokens) nor its loader options are this thread's business.
-      env: threadEnvironment(),
-      execArgv: [],
-    });
+    const worker = startThread(new URL("./file-worker.ts", import.meta.url));
     const thread: Thread = { worker, current: undefined };
     this.#threads.push(thread);
     worker.on("message", (reply: FileReply) => {

@@ -22,8 +22,8 @@ const ENDED = 1;
 const FAILED = 2;
 const CLOSED = 3;
 
-/** @param bytes Of the ring: a power of two. @default 2097152 */
-export function createChannel(bytes: number = 2 ** 21): SharedChannel {
+/** @param bytes Of the ring: a power of two. @default 524288 */
+export function createChannel(bytes: number = 2 ** 19): SharedChannel {
   return { control: new SharedArrayBuffer(16), data: new SharedArrayBuffer(bytes) };
 }
 
@@ -87,12 +87,13 @@ export class ChannelReader {
   }
 
   /**
-   * The next bytes, in a buffer of their own; undefined at the end.
+   * Copies the next bytes into a buffer.
    *
-   * @param least Fewer come only at the end.
+   * @param options.least Fewer come only at the end.
+   * @returns How many; 0 at the end.
    * @throws {ChannelClosedError} If the writer has failed.
    */
-  async read(options: { readonly least: number; readonly most: number }): Promise<Buffer | undefined> {
+  async read(into: Uint8Array, options: { readonly least: number }): Promise<number> {
     const size = this.#data.length;
     for (;;) {
       const tick = Atomics.load(this.#control, TICK);
@@ -104,16 +105,14 @@ export class ChannelReader {
         await changed(this.#control, tick);
         continue;
       }
-      if (available === 0) return undefined;
-      const length = Math.min(available, options.most);
-      const buffer = Buffer.allocUnsafeSlow(length);
+      const length = Math.min(available, into.length);
       const at = read % size;
       const first = Math.min(length, size - at);
-      buffer.set(this.#data.subarray(at, at + first), 0);
-      if (first < length) buffer.set(this.#data.subarray(0, length - first), first);
+      into.set(this.#data.subarray(at, at + first), 0);
+      if (first < length) into.set(this.#data.subarray(0, length - first), first);
       Atomics.store(this.#control, READ, (read + length) | 0);
       announce(this.#control);
-      return buffer;
+      return length;
     }
   }
 

@@ -7,4 +7,4 @@ export { type LayerArchiveOptions, writeLayerArchive } from "./layer-archive.ts"
 export { type LayerViewOptions, openLayerView } from "./layer-view.ts";
 export { type ByteRange, isTarArchive, unpackOver } from "./unpack.ts";
 export { adoptUpper } from "./upper-layer.ts";
-export { threadEnvironment } from "./thread-environment.ts";
+export { startThread } from "./thread.ts";

@@ -1,4 +1,5 @@
 /** Brings an image from a registry into the store: what is there already is not fetched again. */
+import { freeMemory } from "./bytes.ts";
 import { ChannelWriter, ChannelClosedError, createChannel } from "./byte-channel.ts";
 import { type HostPlatform, hostPlatform, parseJson } from "./image-config.ts";
 import { ImageError } from "./image-error.ts";
@@ -78,8 +79,10 @@ export interface PulledImage {
 
 /** The overlay takes 500 lower layers; some room is left for ours. */
 export const MAX_LAYERS = 480;
-/** Threads that unpack: a connection that waits for the network costs no processor. */
-const UNPACKING_THREADS = 4;
+/** Two do with what comes in what a disk can take; each costs some 20 MB. */
+const UNPACKING_THREADS = 2;
+/** A connection that waits for the network costs no processor. */
+const LAYERS_PER_THREAD = 2;
 
 /**
  * Pulls an image, or finds it in the store.
@@ -234,10 +237,10 @@ class Pull {
     const giveUp = new AbortController();
     const signal =
       this.#options.signal === undefined ? giveUp.signal : AbortSignal.any([this.#options.signal, giveUp.signal]);
-    await using workers = new LayerWorkers({ max: UNPACKING_THREADS });
+    await using workers = new LayerWorkers({ max: UNPACKING_THREADS, tasksPerThread: LAYERS_PER_THREAD });
     const cancel = () => workers.cancel(signal.reason);
     signal.addEventListener("abort", cancel, { once: true });
-    const slots = new Semaphore(UNPACKING_THREADS);
+    const slots = new Semaphore(UNPACKING_THREADS * LAYERS_PER_THREAD);
     const fetcher = new LayerFetcher(pinned, { ...this.#options, signal, workers, slots });
     // The largest first, so that none of them is left for the end.
     const started = new Map(
@@ -329,6 +332,7 @@ class LayerFetcher {
           receivedBytes += piece.length;
           await writer.write(piece);
           await archive?.write(piece);
+          if (piece.length === piece.buffer.byteLength) freeMemory(piece);
           onProgress?.({ digest, receivedBytes, totalBytes: size, state: "receiving" });
         }
         writer.end();

@@ -2,7 +2,7 @@
 import { closeSync, constants, openSync } from "node:fs";
 import { basename, dirname } from "node:path";
 import { parentPort, workerData } from "node:worker_threads";
-import type { LayerTask, LayerTaskReply } from "./layer-workers.ts";
+import type { LayerTask, LayerTaskReply, LayerTaskRequest } from "./layer-workers.ts";
 import { readAccounts } from "./layer-accounts.ts";
 import { removeTree } from "./layer.ts";
 import { decompressFile, detectKind, hashFile, readTree, unpackLayer } from "./unpack.ts";
@@ -55,17 +55,17 @@ function remove(path: string): void {
   }
 }
 
-async function answer(task: LayerTask): Promise<LayerTaskReply> {
+async function answer({ id, task }: LayerTaskRequest): Promise<LayerTaskReply> {
   try {
-    return { result: await run(task) };
+    return { id, result: await run(task) };
   } catch (error) {
     // An error loses its class and fields on the way to another thread.
-    if (!(error instanceof Error)) return { error: { name: "Error", message: String(error) } };
+    if (!(error instanceof Error)) return { id, error: { name: "Error", message: String(error) } };
     const code = "code" in error && typeof error.code === "string" ? { code: error.code } : {};
-    return { error: { name: error.name, message: error.message, ...code } };
+    return { id, error: { name: error.name, message: error.message, ...code } };
   }
 }
 
-port.on("message", (task: LayerTask) => {
-  void answer(task).then((reply) => port.postMessage(reply));
+port.on("message", (request: LayerTaskRequest) => {
+  void answer(request).then((reply) => port.postMessage(reply));
 });

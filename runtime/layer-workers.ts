@@ -1,11 +1,11 @@
 /** Threads that read archives and write layers. */
 import { availableParallelism } from "node:os";
-import { Worker } from "node:worker_threads";
+import type { Worker } from "node:worker_threads";
 import type { Accounts } from "./accounts.ts";
 import { ImageError } from "./image-error.ts";
 import type { LayerLimits, LayerSummary } from "./layer.ts";
 import type { ArchiveKind, ByteRange, TreeRequest, UnpackRequest } from "./unpack.ts";
-import { threadEnvironment } from "./thread-environment.ts";
+import { startThread } from "./thread.ts";
 
 /** What a thread can be asked for; plain data and file descriptors, which threads of a process share. */
 export type LayerTask =
@@ -27,9 +27,17 @@ interface LayerTaskResults {
   remove: undefined;
 }
 
-export type LayerTaskReply =
+export type LayerTaskReply = { readonly id: number } & (
   | { readonly result: unknown }
-  | { readonly error: { readonly name: string; readonly message: string; readonly code?: string } };
+  | { readonly error: { readonly name: string; readonly message: string; readonly code?: string } }
+);
+
+/** What a thread is sent. */
+export interface LayerTaskRequest {
+  /** Comes back with the reply. */
+  readonly id: number;
+  readonly task: LayerTask;
+}
 
 interface Queued {
   readonly task: LayerTask;
@@ -39,7 +47,8 @@ interface Queued {
 
 interface Thread {
   readonly worker: Worker;
-  current: Queued | undefined;
+  /** What it is at, by id. */
+  readonly tasks: Map<number, Queued>;
 }
 
 /**
@@ -50,15 +59,21 @@ interface Thread {
  */
 export class LayerWorkers implements AsyncDisposable {
   readonly #max: number;
+  readonly #tasksPerThread: number;
+  #lastId = 0;
   readonly #threads: Thread[] = [];
   readonly #queue: Queued[] = [];
   /** One flag for all: set once, and every thread leaves its task at the next chunk. */
   readonly #canceled = new Int32Array(new SharedArrayBuffer(4));
   #reason: unknown;
 
-  /** @param options.max Threads at most. @default the machine's processors, at most 4 */
-  constructor(options: { readonly max?: number } = {}) {
+  /**
+   * @param options.max Threads at most. @default the machine's processors, at most 4
+   * @param options.tasksPerThread More than one where tasks wait for what comes over the network. @default 1
+   */
+  constructor(options: { readonly max?: number; readonly tasksPerThread?: number } = {}) {
     this.#max = options.max ?? Math.min(4, availableParallelism());
+    this.#tasksPerThread = options.tasksPerThread ?? 1;
   }
 
   /**
@@ -94,32 +109,39 @@ export class LayerWorkers implements AsyncDisposable {
 
   #next(): void {
     while (this.#queue.length > 0) {
-      const thread = this.#threads.find(({ current }) => current === undefined) ?? this.#start();
+      const thread = this.#idlest();
       if (thread === undefined) return;
-      thread.current = this.#queue.shift() as Queued;
-      thread.worker.postMessage(thread.current.task);
+      const queued = this.#queue.shift() as Queued;
+      const id = ++this.#lastId;
+      thread.tasks.set(id, queued);
+      thread.worker.postMessage({ id, task: queued.task } satisfies LayerTaskRequest);
     }
   }
 
-  #start(): Thread | undefined {
-    if (this.#threads.length >= this.#max) return undefined;
-    const worker = new Worker(new URL("./layer-worker.ts", import.meta.url), {
+  /** One that can take a task more; a new one rather than one that has something to do. */
+  #idlest(): Thread | undefined {
+    const [least] = this.#threads.toSorted((a, b) => a.tasks.size - b.tasks.size);
+    if (least === undefined || (least.tasks.size > 0 && this.#threads.length < this.#max)) return this.#start();
+    return least.tasks.size < this.#tasksPerThread ? least : undefined;
+  }
+
+  #start(): Thread {
+    const worker = startThread(new URL("./layer-worker.ts", import.meta.url), {
       workerData: { canceled: this.#canceled.buffer },
-      // Neither the agent's environment (it may hold tokens) nor its loader options are this thread's business.
-      env: threadEnvironment(),
-      execArgv: [],
+      // What it makes it drops soon; more of that would only lie around.
+      resourceLimits: { maxYoungGenerationSizeMb: 4 },
     });
-    const thread: Thread = { worker, current: undefined };
+    const thread: Thread = { worker, tasks: new Map() };
     this.#threads.push(thread);
     worker.on("message", (reply: LayerTaskReply) => {
-      const queued = thread.current;
-      thread.current = undefined;
+      const queued = thread.tasks.get(reply.id);
+      thread.tasks.delete(reply.id);
       if (queued !== undefined) this.#settle(queued, reply);
       this.#next();
     });
     worker.on("error", (error) => {
       this.#threads.splice(this.#threads.indexOf(thread), 1);
-      thread.current?.reject(error);
+      for (const { reject } of thread.tasks.values()) reject(error);
       this.#next();
     });
     return thread;
@@ -144,14 +166,16 @@ export class LayerWorkers implements AsyncDisposable {
     await Promise.all(this.#threads.map((thread) => this.#end(thread)));
   }
 
-  async #end(thread: Thread): Promise<void> {
-    if (thread.current !== undefined) {
-      const { promise, resolve } = Promise.withResolvers<void>();
-      thread.worker.once("message", () => resolve());
-      thread.worker.once("exit", () => resolve());
-      await promise;
-    }
-    await thread.worker.terminate();
+  async #end({ worker, tasks }: Thread): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const look = () => {
+      if (tasks.size === 0) resolve();
+    };
+    worker.on("message", look);
+    worker.once("exit", () => resolve());
+    look();
+    await promise;
+    await worker.terminate();
   }
 }
 

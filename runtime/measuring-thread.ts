@@ -1,7 +1,7 @@
 /** A thread that measures what containers have written, so that the agent's own does not wait for it. */
-import { Worker } from "node:worker_threads";
+import type { Worker } from "node:worker_threads";
 import type { Measured, MeasureRequest } from "./tree-size.ts";
-import { threadEnvironment } from "./thread-environment.ts";
+import { startThread } from "./thread.ts";
 
 /** A thread costs some megabytes. */
 const idleMs = 10_000;
@@ -25,12 +25,7 @@ export class MeasuringThread implements AsyncDisposable {
   }
 
   #start(): Worker {
-    const worker = new Worker(new URL("./measuring-worker.ts", import.meta.url), {
-      name: "slipway-measuring",
-      // Neither the agent's environment (it may hold tokens) nor its loader options are this thread's business.
-      env: threadEnvironment(),
-      execArgv: [],
-    });
+    const worker = startThread(new URL("./measuring-worker.ts", import.meta.url), { name: "slipway-measuring" });
     worker.on("message", (measured: Measured) => {
       this.#waiting.shift()?.resolve(measured);
       if (this.#waiting.length === 0) this.#idle = setTimeout(() => void this.#end(), idleMs).unref();

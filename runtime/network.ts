@@ -1,5 +1,5 @@
 /** Networks: one namespace for every job, connected to the outside by way of a bridge that only the agent has a say in. */
-import { Worker } from "node:worker_threads";
+import type { Worker } from "node:worker_threads";
 import type { AllowList } from "./network-allow.ts";
 import type { KernelNetwork } from "./network-elements.ts";
 import type { NetworksConfig, Refusals } from "./network-kernel.ts";
@@ -7,7 +7,7 @@ import { RefusalProbe } from "./network-probe.ts";
 import { WithheldAddresses } from "./network-withheld.ts";
 import type { NetworkReply, NetworksOpened, NetworkTask } from "./network-worker.ts";
 import { jobResolvConf } from "./resolv-conf.ts";
-import { threadEnvironment } from "./thread-environment.ts";
+import { startThread } from "./thread.ts";
 
 export type { NetworksConfig, Refusals, Refused } from "./network-kernel.ts";
 
@@ -96,10 +96,9 @@ export class Networks implements AsyncDisposable {
     this.#poolSize = poolSize;
     this.#loopbackOnly = config.loopbackOnly ?? false;
     this.#onError = onError;
-    this.#worker = new Worker(new URL("./network-worker.ts", import.meta.url), {
+    this.#worker = startThread(new URL("./network-worker.ts", import.meta.url), {
       workerData: config,
       name: "slipway-network",
-      env: threadEnvironment(),
       resourceLimits: { maxYoungGenerationSizeMb: 4, maxOldGenerationSizeMb: 64, stackSizeMb: 2 },
     });
     this.#worker.on("message", (reply: NetworkReply) => this.#receive(reply));

@@ -1,9 +1,9 @@
 /** Deletes what containers leave: directory trees of strangers, and cgroups, in a thread of its own. */
 import { rm } from "node:fs/promises";
-import { Worker } from "node:worker_threads";
+import type { Worker } from "node:worker_threads";
 import type { Removal, RemovalReply } from "./removal-worker.ts";
 import { isPlainTree } from "./tree-size.ts";
-import { threadEnvironment } from "./thread-environment.ts";
+import { startThread } from "./thread.ts";
 
 /** What one container leaves. */
 export type Leftovers = Omit<Removal, "id">;
@@ -45,9 +45,8 @@ export class Removals {
 
   #start(): Worker {
     if (this.#worker !== undefined) return this.#worker;
-    const worker = new Worker(new URL("./removal-worker.ts", import.meta.url), {
+    const worker = startThread(new URL("./removal-worker.ts", import.meta.url), {
       name: "slipway-removal",
-      env: threadEnvironment(),
       resourceLimits: { maxYoungGenerationSizeMb: 4, maxOldGenerationSizeMb: 64, stackSizeMb: 2 },
     });
     worker.on("message", ({ id, error }: RemovalReply) => {

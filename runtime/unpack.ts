@@ -4,9 +4,9 @@
  */
 import { createHash, type Hash } from "node:crypto";
 import { closeSync, constants, mkdirSync, openSync, readSync, statfsSync, writeSync } from "node:fs";
-import { pipeline } from "node:stream/promises";
 import { createGunzip, createZstdDecompress } from "node:zlib";
 import { ChannelReader, type SharedChannel } from "./byte-channel.ts";
+import { freeMemory } from "./bytes.ts";
 import { formatBytes, ImageError } from "./image-error.ts";
 import { type LayerLimits, type LayerSummary, LayerWriter } from "./layer.ts";
 import { type TarEntry, TarReader, type TarSink } from "./tar-reader.ts";
@@ -168,39 +168,76 @@ async function readArchive(
   };
 
   if (compression === "none") {
-    for await (const chunk of input.chunks({ reuse: true })) {
+    for await (const chunk of input.chunks()) {
       compressed(chunk);
       counted(chunk);
     }
   } else {
-    // Every chunk in a buffer of its own: zlib still reads it, on a thread of libuv's pool, while the next one is made.
     const chunks = async function* () {
-      for await (const chunk of input.chunks({ reuse: false })) {
+      for await (const chunk of input.chunks()) {
         checkCanceled();
         compressed(chunk);
         yield chunk;
       }
     };
-    const options = { chunkSize: COMPRESSED_CHUNK_BYTES };
-    const decompressor = compression === "gzip" ? createGunzip(options) : createZstdDecompress(options);
-    try {
-      await pipeline(chunks, decompressor, async (source: AsyncIterable<Buffer>) => {
-        for await (const chunk of source) counted(chunk);
-      });
-    } catch (error) {
-      throw decompressionError(error, compression);
-    }
+    await decompress(chunks(), compression, counted);
   }
   digest.check();
   diffId.check();
 }
 
-/** Reads a range in order; yields views of `buffer` if one is given, else new buffers. */
-function* readRange(range: ByteRange, buffer?: Buffer): Generator<Buffer, void> {
+/**
+ * Decompresses chunk by chunk. A chunk of either side is valid until the next one is asked for, or `consume` has returned:
+ * all of it goes through few buffers, since what is left to the garbage collector it collects late, as it does not see how
+ * much memory is behind a buffer.
+ *
+ * @throws {ImageError} If the data is broken. What `chunks` and `consume` throw.
+ */
+async function decompress(
+  chunks: AsyncIterable<Buffer>,
+  compression: Exclude<Compression, "none">,
+  consume: (chunk: Buffer) => void,
+): Promise<void> {
+  const options = { chunkSize: COMPRESSED_CHUNK_BYTES };
+  const decompressor = compression === "gzip" ? createGunzip(options) : createZstdDecompress(options);
+  // Of a chunk at which it fails nobody is told that it is done with.
+  const closed = new Promise<void>((resolve) => decompressor.once("close", resolve));
+  let failure: { readonly error: unknown } | undefined;
+  const fail = (error: unknown) => {
+    failure ??= { error };
+    decompressor.destroy();
+  };
+  const feed = async () => {
+    try {
+      for await (const chunk of chunks) {
+        await Promise.race([new Promise((resolve) => decompressor.write(chunk, resolve)), closed]);
+        if (decompressor.destroyed) return;
+      }
+      decompressor.end();
+    } catch (error) {
+      fail(error);
+    }
+  };
+  const drain = async () => {
+    try {
+      for await (const chunk of decompressor as AsyncIterable<Buffer>) {
+        consume(chunk);
+        // The last view of a buffer that the decompressor has done with.
+        if (chunk.byteOffset + chunk.length === chunk.buffer.byteLength) freeMemory(chunk);
+      }
+    } catch (error) {
+      fail(error);
+    }
+  };
+  await Promise.all([feed(), drain()]);
+  if (failure !== undefined) throw decompressionError(failure.error, compression);
+}
+
+/** Reads a range in order; yields views of `into`. */
+function* readRange(range: ByteRange, into: Buffer): Generator<Buffer, void> {
   let position = range.offset;
   const end = range.offset + range.length;
   while (position < end) {
-    const into = buffer ?? Buffer.allocUnsafeSlow(COMPRESSED_CHUNK_BYTES);
     const length = readSync(range.fd, into, 0, Math.min(into.length, end - position), position);
     if (length === 0) {
       throw new ImageError(`it is truncated: ${position - range.offset} of ${range.length} bytes are there`);
@@ -214,8 +251,8 @@ function* readRange(range: ByteRange, buffer?: Buffer): Generator<Buffer, void> 
 interface ArchiveInput extends Disposable {
   /** Up to 6 bytes; before `chunks`. */
   head(): Promise<Buffer>;
-  /** @param options.reuse Whether a chunk may be overwritten when the next one is asked for. */
-  chunks(options: { readonly reuse: boolean }): Iterable<Buffer> | AsyncIterable<Buffer>;
+  /** Each is overwritten when the next one is asked for. */
+  chunks(): Iterable<Buffer> | AsyncIterable<Buffer>;
 }
 
 const HEAD_BYTES = 6;
@@ -224,21 +261,21 @@ function openInput(source: ArchiveSource): ArchiveInput {
   if (!("channel" in source)) {
     return {
       head: () => Promise.resolve(readHead(source)),
-      chunks: ({ reuse }) => readRange(source, reuse ? Buffer.allocUnsafeSlow(CHUNK_BYTES) : undefined),
+      chunks: () => readRange(source, Buffer.allocUnsafeSlow(CHUNK_BYTES)),
       [Symbol.dispose]: () => {},
     };
   }
   const reader = new ChannelReader(source.channel);
-  let first: Buffer | undefined;
+  const buffer = Buffer.allocUnsafeSlow(COMPRESSED_CHUNK_BYTES);
+  let length = 0;
   return {
     head: async () => {
-      first = await reader.read({ least: HEAD_BYTES, most: COMPRESSED_CHUNK_BYTES });
-      return first?.subarray(0, HEAD_BYTES) ?? Buffer.alloc(0);
+      length = await reader.read(buffer, { least: HEAD_BYTES });
+      return buffer.subarray(0, Math.min(length, HEAD_BYTES));
     },
     chunks: async function* () {
-      for (let chunk = first; chunk !== undefined; ) {
-        yield chunk;
-        chunk = await reader.read({ least: LEAST_CHUNK_BYTES, most: COMPRESSED_CHUNK_BYTES });
+      for (; length > 0; length = await reader.read(buffer, { least: LEAST_CHUNK_BYTES })) {
+        yield buffer.subarray(0, length);
       }
     },
     [Symbol.dispose]: () => reader.close(),

@@ -1,4 +1,4 @@
-import { cp, mkdtemp, rm } from "node:fs/promises";
+import { access, cp, mkdir, mkdtemp, rm } from "node:fs/promises";
 import { execFileSync } from "node:child_process";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -145,19 +145,25 @@ const waitingChild = `
 `;
 
 describe("installed as a package", () => {
-  test("types are stripped although it lives below node_modules", async () => {
+  test("types are stripped although it lives below node_modules, in threads too", async () => {
     const prefix = await mkdtemp(join(tmpdir(), "slipway-test-"));
     try {
       const home = join(prefix, "node_modules/slipway");
-      for (const folder of ["cli", "pipelines"]) await cp(join(root, folder), join(home, folder), { recursive: true });
+      for (const folder of ["cli", "pipelines", "runtime"])
+        await cp(join(root, folder), join(home, folder), { recursive: true });
       await cp(join(root, "package.json"), join(home, "package.json"));
-      for (const name of ["yaml", "zod"]) {
+      for (const name of ["@koromix", "koffi", "yaml", "zod"]) {
         await cp(join(root, "node_modules", name), join(prefix, "node_modules", name), { recursive: true });
       }
       const installed = join(home, "cli/slipway.cjs");
       const { code, stdout, stderr } = await run(process.execPath, [installed, "lint", "-"], { input: "jobs: 1" });
       expect({ code, stderr }).toEqual({ code: 1, stderr: "" });
       expect(stdout).toContain("-:1:");
+      const left = join(prefix, "data/images/tmp/left");
+      await mkdir(left, { recursive: true });
+      const listed = await run(process.execPath, [installed, "image", "ls", "--data-dir", join(prefix, "data")]);
+      expect(listed).toMatchObject({ code: 0, stderr: expect.stringContaining("No images yet") as string });
+      await expect(access(left)).rejects.toThrow("ENOENT");
     } finally {
       await rm(prefix, { recursive: true, force: true });
     }
