@@ -13,7 +13,8 @@ import {
 import { formatBytes, formatDiagnostic } from "../pipelines/index.ts";
 import {
   type Descriptor,
-  fileAt,
+  exportArchive,
+  exportFiles,
   formatReference,
   ImageError,
   ImageStore,
@@ -30,6 +31,7 @@ import { formatDuration } from "./duration.ts";
 import type { JobContext } from "./job.ts";
 import type { JobImages } from "./job-images.ts";
 import { StepNetwork } from "./job-network.ts";
+import { OpenWorkspace } from "./open-workspace.ts";
 import { describeRefused } from "./refused.ts";
 import type { StepResult } from "./report.ts";
 import type { RunnableStep } from "./runnable-step.ts";
@@ -48,6 +50,14 @@ export interface BuildContext extends JobContext {
 /** Of a secret; more is no secret but data. */
 const maxSecretBytes = 512 * 1024;
 const maxDockerfileBytes = 4 * 2 ** 20;
+
+/** What a build is done with. */
+interface Use {
+  readonly store: ImageStore;
+  readonly client: RegistryClient;
+  readonly workspace: OpenWorkspace;
+  readonly signal: AbortSignal;
+}
 
 /** One of the step's own limits was reached. */
 class StepLimit extends Error {
@@ -130,6 +140,7 @@ export class BuildRun implements RunnableStep {
     for (const name of new Set([...spec.names, ...spec.pushNames].map((each) => atDigest(each, digest)))) {
       await store.names.set(name, { manifest, resolved: digest }, { signal });
     }
+    if (spec.output !== undefined) await this.#export(image, spec, { store, client, workspace, signal });
     const output = { store, lease, client, signal };
     for (const name of spec.pushNames) {
       await writeOutput(image, { kind: "registry", names: [name] }, output);
@@ -142,15 +153,7 @@ export class BuildRun implements RunnableStep {
     return { digest };
   }
 
-  async #buildImage(
-    spec: ResolvedBuild,
-    use: {
-      readonly store: ImageStore;
-      readonly client: RegistryClient;
-      readonly workspace: OpenWorkspace;
-      readonly signal: AbortSignal;
-    },
-  ): Promise<BuiltImage> {
+  async #buildImage(spec: ResolvedBuild, use: Use): Promise<BuiltImage> {
     const { host, uidRange, images, untrusted, builds, workers } = this.#context;
     const { resources } = this.#step;
     const { store, client, workspace, signal } = use;
@@ -192,6 +195,21 @@ export class BuildRun implements RunnableStep {
       reporter,
       signal,
     });
+  }
+
+  /** Writes it into the workspace: an archive, or a layout. */
+  async #export({ stored }: BuiltImage, { output = "", names, pushNames }: ResolvedBuild, use: Use): Promise<void> {
+    const { store, client, workspace, signal } = use;
+    const options = {
+      store,
+      client,
+      lease: this.#context.images.lease,
+      names: [...new Set([...names, ...pushNames])],
+      signal,
+    };
+    const content = output.endsWith(".tar") ? exportArchive(stored, options) : await exportFiles(stored, options);
+    await workspace.write(output, content, { maxBytes: this.#step.resources.diskBytes, signal });
+    this.log.note(`wrote ${output}`);
   }
 
   /** Images that steps of the build have made, and those of registries. */
@@ -288,39 +306,4 @@ function ownManifest({ images }: BuiltImage): Descriptor {
   const own = images.find(({ configuration }) => configuration.architecture === architecture) ?? images[0];
   if (own === undefined) throw new Error("Nothing was built");
   return own.manifest;
-}
-
-/** The workspace as a build sees it: paths do not lead out of it, whatever links earlier steps have made. */
-class OpenWorkspace implements Disposable {
-  readonly #root: number;
-
-  /** @param root Descriptor of the directory, taken over. */
-  constructor(root: number) {
-    this.#root = root;
-  }
-
-  /** Opens a directory; its path is good until it is disposed. @throws {BuildError} If there is none. */
-  directory(path: string): Disposable & { readonly path: string } {
-    try {
-      const { path: resolved } = fileAt.resolveInRoot(this.#root, fileAt.byteString(path));
-      const fd = fileAt.openDirectoryBelow(this.#root, resolved);
-      // Through the descriptor, for the name may come to lead elsewhere; with a dot, for it is a link.
-      return { path: `/proc/self/fd/${fd}/.`, [Symbol.dispose]: () => fileAt.closeFile(fd) };
-    } catch (error) {
-      const { code } = error as NodeJS.ErrnoException;
-      if (code === undefined) throw error;
-      throw new BuildError(`the context ${JSON.stringify(path)} is no directory of the workspace: ${code}`, {
-        cause: error,
-      });
-    }
-  }
-
-  /** Reads a file; undefined if there is none, or it is larger. */
-  read(path: string, maxBytes: number): Buffer | undefined {
-    return fileAt.readInRoot(this.#root, fileAt.byteString(path), maxBytes);
-  }
-
-  [Symbol.dispose](): void {
-    fileAt.closeFile(this.#root);
-  }
 }

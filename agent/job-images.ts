@@ -132,7 +132,8 @@ export class JobImages implements AsyncDisposable {
       storeDir: host.imageStoreDir,
       lease: this.lease,
       pull,
-      onNote: (note) => notes.push(note),
+      // Under the name that the pipeline has for it.
+      onNote: (note) => notes.push(note.replace(`image ${reference} is`, `image ${name} is`)),
       signal: this.#signal,
       ...(registry !== undefined && { client: registry }),
       ...(pins !== undefined && { pins }),

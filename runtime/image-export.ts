@@ -35,7 +35,8 @@ export interface ExportOptions {
   readonly signal?: AbortSignal;
 }
 
-interface Member {
+/** A file of an image's layout. */
+export interface ExportedFile {
   readonly name: string;
   readonly size: number;
   readonly read: () => AsyncIterable<Buffer>;
@@ -52,7 +53,7 @@ export async function* exportArchive(
   image: StoredImage | StoredIndex,
   options: ExportOptions,
 ): AsyncGenerator<Buffer, void> {
-  const members = await imageMembers(image, options);
+  const members = await exportFiles(image, options);
   const directories = new Set(members.flatMap(({ name }) => parents(name)));
   const entries = [...[...directories].map((name) => ({ name, size: undefined, read: undefined })), ...members].sort(
     (a, b) => (a.name < b.name ? -1 : 1),
@@ -86,17 +87,18 @@ export async function exportDirectory(
   if ((await readdir(directory)).length > 0) {
     throw new ImageError(`Cannot export to "${directory}": it is not empty`);
   }
-  for (const { name, read } of await imageMembers(image, options)) {
+  for (const { name, read } of await exportFiles(image, options)) {
     const path = join(directory, name);
     await mkdir(dirname(path), { recursive: true });
     await pipeline(Readable.from(read(), { objectMode: false }), createWriteStream(path, { flags: "wx" }));
   }
 }
 
-async function imageMembers(given: StoredImage | StoredIndex, options: ExportOptions): Promise<Member[]> {
+/** The files of such a directory, for who writes them itself. @throws {ImageError} As `exportArchive`, when they are read, too. */
+export async function exportFiles(given: StoredImage | StoredIndex, options: ExportOptions): Promise<ExportedFile[]> {
   const { name, names = name === undefined ? [] : [name] } = options;
   const tags = names.filter((each) => !each.includes("@"));
-  const file = (path: string, content: Buffer): Member => ({
+  const file = (path: string, content: Buffer): ExportedFile => ({
     name: path,
     size: content.length,
     read: () => Readable.from([content]),

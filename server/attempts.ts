@@ -184,10 +184,10 @@ export function reportStep(store: Store, attempt: AttemptRow, position: number, 
   store.transaction(() => {
     store.run(
       `INSERT INTO steps (attempt_id, position, status, reason, exit_code, signal, allowed_failure, usage, refused,
-         started_at_ms, finished_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+         image_digest, started_at_ms, finished_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
        ON CONFLICT DO UPDATE SET status = excluded.status, reason = excluded.reason, exit_code = excluded.exit_code,
          signal = excluded.signal, allowed_failure = excluded.allowed_failure, usage = excluded.usage,
-         refused = excluded.refused,
+         refused = excluded.refused, image_digest = excluded.image_digest,
          started_at_ms = coalesce(excluded.started_at_ms, started_at_ms), finished_at_ms = excluded.finished_at_ms
        WHERE status = 'running'`,
       attempt.id,
@@ -199,6 +199,7 @@ export function reportStep(store: Store, attempt: AttemptRow, position: number, 
       report.allowedFailure ? 1 : 0,
       report.usage ? JSON.stringify(report.usage) : null,
       report.refused ? JSON.stringify(report.refused) : null,
+      report.imageDigest ?? null,
       report.startedAtMs ?? (isOver ? null : Date.now()),
       isOver ? (report.finishedAtMs ?? Date.now()) : null,
     );

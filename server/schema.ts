@@ -123,4 +123,5 @@ export const migrations: readonly string[] = [
     PRIMARY KEY (build_id, name)
   ) STRICT, WITHOUT ROWID;
   `,
+  "ALTER TABLE steps ADD COLUMN image_digest TEXT",
 ];

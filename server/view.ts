@@ -73,6 +73,8 @@ export interface StepView {
   readonly usage?: Usage;
   /** What its network has refused. */
   readonly refused?: Refused;
+  /** Of the image that it has built. */
+  readonly imageDigest?: string;
   readonly startedAtMs?: number;
   readonly finishedAtMs?: number;
   /** Its root file system is kept by the agent for a shell: until when, and what it takes there. */
@@ -158,7 +160,7 @@ export function viewJobs(store: Store, buildId: string, sinceVersion = 0): JobVi
   );
   const steps = store.all<StepRow>(
     `SELECT s.attempt_id AS attemptId, s.position, s.status, s.reason, s.exit_code AS exitCode, s.signal,
-       s.allowed_failure AS allowedFailure, s.usage, s.refused, s.started_at_ms AS startedAtMs,
+       s.allowed_failure AS allowedFailure, s.usage, s.refused, s.image_digest AS imageDigest, s.started_at_ms AS startedAtMs,
        s.finished_at_ms AS finishedAtMs, k.until_ms AS keptUntilMs, k.bytes AS keptBytes
      FROM steps s JOIN attempts a ON a.id = s.attempt_id JOIN jobs j ON j.id = a.job_id
      LEFT JOIN kept k ON k.attempt_id = s.attempt_id AND k.position = s.position AND k.discarded = 0

@@ -352,6 +352,7 @@ class BuildPage {
         h("span", { class: "took", "data-took": `step ${step.position}` }, elapsed(step)),
       ),
       step.refused && h("p", { class: "refused" }, refusedText(step.refused)),
+      step.imageDigest && h("p", { class: "image" }, `Image ${step.imageDigest}`),
       note,
       view.element,
     );

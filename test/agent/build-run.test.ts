@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { sharedPins } from "../../agent/image-pins.ts";
@@ -103,6 +103,46 @@ describe("a step that builds", () => {
     );
     expect(result.status).toBe("success");
     expect(result.logs[1]).toContain(`${createHash("md5").update("hushtwo").digest("hex")}  -\n`);
+  });
+
+  test("writes archives and layouts into the workspace, which later steps and skopeo read", async () => {
+    const dir = fixture.workspace({ Dockerfile: greeter, file: "x", "dist/old.tar": "old", "full/x": "" });
+    const result = await fixture.run(
+      `
+      - build: { tags: a, output: dist/old.tar }
+      - build: { tags: a, output: new/layout }
+      - { run: "cat /greeting; stat -c %u dist/old.tar new/layout/index.json", image: ./dist/old.tar }
+      - { run: cat /greeting, image: ./new/layout }
+      - { build: { output: full }, allow_failure: true }
+`,
+      dir,
+    );
+    expect(result.logs[2]).toMatch(/hello, nobody\n0\n0\n$/);
+    expect(result.logs[3]).toMatch(/hello, nobody\n$/);
+    expect(result.steps[4]?.reason).toBe('the output "full" cannot be written: the directory is not empty');
+    const { registry } = fixture;
+    for (const image of [
+      `docker-archive:${dir}/dist/old.tar:a`,
+      `oci-archive:${dir}/dist/old.tar`,
+      `oci:${dir}/new/layout`,
+    ]) {
+      const inspected = JSON.parse(registry.skopeo("inspect", image)) as { readonly Layers: readonly string[] };
+      expect(inspected.Layers).toHaveLength(3);
+    }
+  });
+
+  test("does what the example shows", async () => {
+    const example = new URL("../../examples/image/", import.meta.url);
+    const read = (name: string) => readFileSync(new URL(name, example), "utf8");
+    const files = Object.fromEntries(["hello.sh", ".dockerignore"].map((name) => [name, read(name)]));
+    const Dockerfile = read("Dockerfile").replaceAll("busybox:1.37", "BASE").replace("nobody", "app");
+    const [job] = fixture.jobs(read(".slipway.yml"));
+    const result = await fixture.runJob(
+      { ...job!, steps: job!.steps.map((step) => ({ ...step, network: "none" })) },
+      { ...files, Dockerfile },
+    );
+    expect(result.reason).toBeUndefined();
+    expect(result.logs[1]).toMatch(/hello from commit c0ffee, as user 1000\n$/);
   });
 
   test("that has no value for a variable fails, saying which", async () => {
@@ -251,6 +291,19 @@ describe("a hostile workspace", () => {
       expect(result.steps[0]?.status).toBe("failure");
       expect(result.logs[0]).not.toContain("root:");
     }
+  });
+
+  test("leads no output outside", async () => {
+    const outside = join(fixture.directory, "outside-output");
+    mkdirSync(outside);
+    const dir = fixture.workspace({ Dockerfile: "FROM scratch\nCOPY Dockerfile /\n" });
+    symlinkSync(outside, join(dir, "absolute"));
+    symlinkSync("../outside-output", join(dir, "relative"));
+    symlinkSync(join(outside, "file.tar"), join(dir, "file.tar"));
+    for (const path of ["absolute/a.tar", "relative/b.tar", "file.tar", "absolute", "relative/layout"]) {
+      await fixture.run(`\n      - build: { output: ${path} }\n`, dir);
+    }
+    expect(readdirSync(outside)).toEqual([]);
   });
 
   test("that changes its context while it is read neither leads outside nor hangs", async () => {

@@ -44,7 +44,7 @@ describe("README.md", () => {
   });
 });
 
-test("the example's pipeline has no mistakes", () => {
-  const { diagnostics } = parsePipeline(readFileSync(join(root, "examples/hello-slipway/.slipway.yml")));
+test.for(["hello-slipway", "image"])("the pipeline of the example %s has no mistakes", (name) => {
+  const { diagnostics } = parsePipeline(readFileSync(join(root, `examples/${name}/.slipway.yml`)));
   expect(diagnostics).toEqual([]);
 });

@@ -62,6 +62,61 @@ describe("slipway run --explain", () => {
   });
 });
 
+const imagePipeline = `
+jobs:
+  image:
+    network: none
+    steps:
+      - cp "$(command -v busybox)" busybox
+      - build: { tags: "slipway-test/hello:\${SLIPWAY_BRANCH}", args: { WHOM: "\${WHOM}" } }
+        env: { WHOM: people }
+      - run: cat /greeting
+        image: slipway-test/hello:\${SLIPWAY_BRANCH}
+`;
+const imageFiles = {
+  Dockerfile: `FROM scratch AS tools
+COPY busybox /bin/sh
+COPY busybox /bin/cat
+FROM tools
+ARG WHOM
+RUN echo "hello, $WHOM" > /greeting
+`,
+};
+
+describe("slipway run of a pipeline that builds an image", () => {
+  test("builds it, runs the next step in it, and leaves it under its name", async () => {
+    await using checkout = await createCheckout(imagePipeline, imageFiles);
+    const { code, stdout, stderr } = await slipwayRun(checkout);
+    expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+    expect(stdout).toContain('RUN echo "hello, $WHOM" > /greeting\n');
+    expect(stdout).toMatch(/image │ built sha256:[0-9a-f]{64}\n/);
+    expect(stdout).toMatch(/image │ hello, people\n/);
+    expect(existsSync(join(checkout.path, "busybox"))).toBe(false);
+    const images = await slipway(["image", "ls", "--data-dir", data.path]);
+    expect(images.stdout).toContain("slipway-test/hello:trunk");
+  });
+
+  test("explains what would be built, and what runs in it", async () => {
+    const { code, stdout } = await runPipeline(imagePipeline, ["--explain"]);
+    expect(code).toBe(0);
+    const steps = JSON.parse(stdout) as Record<string, unknown>[];
+    expect(steps[1]).toMatchObject({
+      step: "build slipway-test/hello:${SLIPWAY_BRANCH}",
+      build: {
+        context: ".",
+        dockerfile: "Dockerfile",
+        args: { WHOM: "people" },
+        names: ["docker.io/slipway-test/hello:trunk"],
+      },
+    });
+    expect(steps[2]).toEqual({
+      job: "image",
+      step: "cat /greeting",
+      builtBy: "build slipway-test/hello:${SLIPWAY_BRANCH}",
+    });
+  });
+});
+
 describe("slipway run", () => {
   test("runs steps in a container and shows names, output, durations and a table", async () => {
     const pipeline = jobs('hello:\n  steps:\n    - name: greet\n      run: echo "hello, $(id -u)"; echo oops >&2');

@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { attemptTokenHeader } from "../../queue/index.ts";
+import { attemptTokenHeader, builtImagePin } from "../../queue/index.ts";
 import { Harness, logBody, type TestRepository, twoJobs } from "./harness.ts";
 
 let harness: Harness;
@@ -114,6 +114,7 @@ describe("steps", () => {
       reason: "exit code 3",
       finishedAtMs: 2500,
       usage: { cpuTimeMs: 12, memoryPeakBytes: 4096 },
+      imageDigest: `sha256:${"a".repeat(64)}`,
     });
     await attempt.finish({ status: "failure", reason: 'step "greet" failed' });
     const { jobs, status } = await harness.finished(build.id);
@@ -128,6 +129,7 @@ describe("steps", () => {
         reason: "exit code 3",
         exitCode: 3,
         usage: { cpuTimeMs: 12, memoryPeakBytes: 4096 },
+        imageDigest: `sha256:${"a".repeat(64)}`,
         startedAtMs: 1000,
         finishedAtMs: 2500,
       },
@@ -280,6 +282,22 @@ describe("log", () => {
 });
 
 describe("images", () => {
+  test("that a job has built are those of its last attempt", async () => {
+    const { attempt } = await claimed();
+    const digest = (letter: string) => `sha256:${letter.repeat(64)}`;
+    const name = builtImagePin("docker.io/library/app:1");
+    for (const letter of ["a", "b"]) {
+      expect((await attempt.call("POST", "/images", { name, digest: digest(letter) })).json).toEqual({
+        name,
+        digest: digest(letter),
+      });
+    }
+    await attempt.succeed();
+    const second = await harness.claim();
+    expect(second.claimed.images).toEqual({ [name]: digest("b") });
+    await second.succeed();
+  });
+
   test("stand for what the first job of the build has found, in later claims too, until the next build", async () => {
     const { attempt } = await claimed();
     const digest = (letter: string) => `sha256:${letter.repeat(64)}`;

@@ -1,0 +1,2 @@
+#!/bin/sh
+echo "hello from commit $COMMIT, as user $(id -u)"
