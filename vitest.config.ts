@@ -7,7 +7,7 @@ const unit = [
   "test/build/{parse,parse-fuzz,pattern,stage-state,word}.test.ts",
   "test/agent/{clone-url,masker,step-log}.test.ts",
   "test/pipelines/**/*.test.ts",
-  "test/runtime/{accounts,cgroup-usage,launch-plan,oom-log,own-ids,program,seccomp,seccomp-bpf,seccomp-oci,signal-number,step-resources,subordinate-ids,tar-reader,walker}.test.ts",
+  "test/runtime/{accounts,cgroup-usage,launch-plan,oci-features,oom-log,own-ids,program,seccomp,seccomp-bpf,seccomp-oci,signal-number,step-resources,subordinate-ids,tar-reader,walker}.test.ts",
   "test/queue/redis-address.test.ts",
   "test/cli/{arguments,did-you-mean,find-step,held-output,shell-escape,terminal}.test.ts",
 ];

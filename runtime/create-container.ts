@@ -232,12 +232,22 @@ export function describeStep(
       binds: image.binds,
       ...(workspace === undefined
         ? {}
-        : { workspace: workspace.copyOnWrite ? { lower: workspace.dir } : { source: workspace.dir } }),
+        : {
+            workspace: workspace.copyOnWrite
+              ? { lower: workspace.dir, writableDir: storeOf(host, workspace, uidRange) ?? `${directory}/workspace` }
+              : { source: workspace.dir },
+          }),
       mounts: config.mounts ?? [],
       devices: config.devices ?? [],
     },
     host.facts,
   );
+}
+
+/** Where a copy-on-write workspace keeps what is written; undefined if it has not been made. */
+function storeOf(host: Host, workspace: NonNullable<PreparedConfig["workspace"]>, range: UidRange): string | undefined {
+  const store = host.workspaceStore(workspace, range);
+  return store === workspace.dir ? undefined : store;
 }
 
 /** Of a descriptor of ours, for whoever reads the configuration. */

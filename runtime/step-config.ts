@@ -88,8 +88,8 @@ export interface StepOptions {
   readonly resources: OciResources;
   /** The image's: bound read-only, with everything below. */
   readonly binds: readonly { readonly source: string; readonly target: string }[];
-  /** A directory of the host on /workspace, or an overlay that shows one; where it keeps what is written is the agent's affair. */
-  readonly workspace?: { readonly source: string } | { readonly lower: string };
+  /** A directory of the host on /workspace, or an overlay that shows one and keeps elsewhere what is written. */
+  readonly workspace?: { readonly source: string } | { readonly lower: string; readonly writableDir: string };
   readonly mounts: readonly StepMount[];
   readonly devices: readonly OciDevice[];
   /** Told to whoever reads the configuration. */
@@ -262,7 +262,13 @@ function imageMounts({ binds, workspace, nested }: StepOptions, { mapsIds }: Hos
           destination,
           type: "overlay",
           source: "overlay",
-          options: ["nosuid", "nodev", `lowerdir=${workspace.lower}`],
+          options: [
+            "nosuid",
+            "nodev",
+            `lowerdir=${workspace.lower}`,
+            `upperdir=${workspace.writableDir}/upper`,
+            `workdir=${workspace.writableDir}/work`,
+          ],
         };
   return [...mounts, workspaceMount];
 }
