@@ -65,6 +65,9 @@ export interface BuildPolicy {
   readonly namesImages: boolean;
 }
 
+/** So many steps are prepared while one runs: the next may take less time than creating a container does. */
+const stepsAhead = 2;
+
 /** How a job ended. */
 type JobEnd = Pick<JobResult, "status" | "reason">;
 
@@ -128,23 +131,43 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
   for (const named of inImages) if (!named.image.startsWith("./")) images.prefetch(named);
 
   const prepareStep = (index: number): RunnableStep | undefined => {
-    const planned = job.steps[index];
-    if (planned === undefined || uidRange === undefined) return undefined;
-    const step = { ...planned, resources: lowerResources(planned.resources, options.ceiling) };
+    const specified = job.steps[index];
+    if (specified === undefined || uidRange === undefined) return undefined;
+    const step = { ...specified, resources: lowerResources(specified.resources, options.ceiling) };
     const log = openLog(step, index, { ...options, secrets });
     if (isBuild(step)) return new BuildRun(step, { ...context, uidRange, index, log, images, built, workers });
     const named = { ...step, index };
     const image: StepContext["image"] = (when) => images.get(named, when);
     const imageNotes = () => images.takeNotes(named);
-    const wanted = asked.steps[index]?.resources ?? planned.resources;
+    const wanted = asked.steps[index]?.resources ?? specified.resources;
     return new StepRun(step, { ...context, uidRange, index, log, image, imageNotes, wanted });
   };
 
   const over = Promise.withResolvers<void>();
   const steps: StepResult[] = [];
   let end: JobEnd | undefined = setupError && { status: "error", reason: setupError.message };
-  let next = prepareStep(0);
-  const early = options.workspace.ready !== undefined && next?.prepareWithoutWorkspace() === true;
+  /** Steps whose turn comes next, in their order; their containers are created while those before them run. */
+  const ahead: RunnableStep[] = [];
+  let planned = 0;
+  const plan = (): RunnableStep | undefined => {
+    const step = prepareStep(planned);
+    if (step === undefined) return undefined;
+    planned++;
+    ahead.push(step);
+    return step;
+  };
+  const prepareAhead = () => {
+    while (ahead.length < stepsAhead) {
+      const step = plan();
+      if (step === undefined) return;
+      step.prepare();
+    }
+  };
+  const discardAhead = () => {
+    for (const step of ahead.splice(0)) step.discard();
+  };
+  const first = plan();
+  const early = options.workspace.ready !== undefined && first?.prepareWithoutWorkspace() === true;
   try {
     await ready;
     if (uidRange !== undefined) {
@@ -153,7 +176,7 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
       await options.host.giveWorkspace(options.workspace, uidRange);
     }
   } catch (error) {
-    if (early) next?.discard();
+    if (early) discardAhead();
     clearTimeout(timer);
     await Promise.all(cleanups);
     await network?.release();
@@ -174,27 +197,31 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
           finish: (result) => maskReason(result, secrets),
         });
   await services?.start();
+  if (first !== undefined && end === undefined && !signal.aborted) {
+    if (!early) first.prepare();
+    prepareAhead();
+  }
   for (const [index, step] of job.steps.entries()) {
-    if (next === undefined || end !== undefined || (signal.aborted && !next.hasBegun)) {
+    const current = ahead.shift();
+    if (current === undefined || end !== undefined || (signal.aborted && !current.hasBegun)) {
+      current?.discard();
       end ??= judgeAbort(signal);
       steps.push({ status: "skipped" });
       options.reporter.stepFinished?.(index, { status: "skipped" }, undefined);
       continue;
     }
-    const current: RunnableStep = next;
     options.reporter.stepStarted?.(index, { startedAtMs: Date.now(), log: current.log });
     const outcome = await current.run({
       running: (running) => {
         options.access?.running(index, running);
-        next = prepareStep(index + 1);
-        next?.prepare();
+        prepareAhead();
       },
       succeeded: () => {
-        if (next !== current && !signal.aborted) next?.begin();
+        if (!signal.aborted) ahead[0]?.begin();
       },
     });
     // Its program never ran: the next one's container has not been prepared.
-    if (next === current) next = prepareStep(index + 1);
+    if (ahead.length === 0) plan();
     const result = maskReason(judgeStep(step, outcome, signal), secrets);
     end = judgeJob(step, result, signal);
     const kept = await offer(current, result, { index, isLast: end !== undefined, access: options.access });
@@ -212,7 +239,7 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
     steps.push(result);
     options.reporter.stepFinished?.(index, result, current.log);
   }
-  next?.discard();
+  discardAhead();
   clearTimeout(timer);
   const ended = (await services?.stop()) ?? skipServices(job, options.reporter);
   await Promise.all(cleanups);
