@@ -18,6 +18,7 @@ import {
   formatReference,
   ImageError,
   ImageStore,
+  isRootless,
   parseReference,
   RegistryClient,
   UnknownNameError,
@@ -58,6 +59,10 @@ interface Use {
   readonly workspace: OpenWorkspace;
   readonly signal: AbortSignal;
 }
+
+/** A layer is kept with the owners that its files have in it, which only the host's root can give. */
+const rootOnly =
+  "Cannot build images as an ordinary user: files of layers have other owners; let an agent do it that is root, or buildah in a nested step";
 
 /** One of the step's own limits was reached. */
 class StepLimit extends Error {
@@ -123,6 +128,7 @@ export class BuildRun implements RunnableStep {
   }
 
   async #build(): Promise<{ readonly digest: string }> {
+    if (isRootless()) throw new Error(rootOnly);
     const { host, images, built, registry, builds } = this.#context;
     const signal = AbortSignal.any([this.#context.signal, this.#limit.signal]);
     signal.throwIfAborted();

@@ -31,6 +31,8 @@ export type NamedImage = Pick<StepSpec, "name" | "image" | "pull" | "env"> & { r
 
 /** What a step's `image` means. */
 interface Meaning {
+  /** As the pipeline has it, the values of variables in place. */
+  readonly name: string;
   readonly reference: string;
   /** It was made by another job of the build. */
   readonly isOthers: boolean;
@@ -94,13 +96,14 @@ export class JobImages implements AsyncDisposable {
   /** What a name means in the store or a registry. @throws {ImageError} If nothing, or nothing yet. */
   #meaning(step: NamedImage): Meaning {
     const { variables, built } = this.#options;
-    if (step.image === "host" || step.image.startsWith("./")) return { reference: step.image, isOthers: false };
+    if (step.image === "host" || step.image.startsWith("./"))
+      return { name: step.image, reference: step.image, isOthers: false };
     try {
       const name = fillIn(step.image, pipelineVariables(step, variables));
       // A digest says what it is.
       const reference = parseReference(name);
       const found = reference.digest === undefined && built.find(formatReference(reference), step.index ?? -1);
-      return found || { reference: name, isOthers: false };
+      return { name, ...(found || { reference: name, isOthers: false }) };
     } catch (error) {
       if (!(error instanceof BuildError)) throw error;
       throw new ImageError(`Cannot use the image ${error.message}`, { cause: error });
@@ -124,7 +127,7 @@ export class JobImages implements AsyncDisposable {
     }
   }
 
-  #resolve({ image: name, pull }: NamedImage, { reference, isOthers }: Meaning): Entry {
+  #resolve({ pull }: NamedImage, { name, reference, isOthers }: Meaning): Entry {
     const { host, workspace, registry, pins } = this.#options;
     const notes: string[] = [];
     const image = resolveImage(reference, {

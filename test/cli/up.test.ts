@@ -191,6 +191,25 @@ describe("slipway up, repo, build", () => {
     expect(rerun).toMatchObject({ code: 0, stdout: expect.stringContaining("team/app#6: success") });
   });
 
+  test("an image that one job builds is what the next one runs in", async () => {
+    await push(`jobs:
+  image:
+    steps:
+      - cp "$(command -v busybox)" sh && printf 'FROM scratch\\nCOPY sh /bin/sh\\nRUN echo built > /made\\n' > Dockerfile
+      - { name: make, build: { tags: "app:\${SLIPWAY_COMMIT}" } }
+  use:
+    needs: [image]
+    steps:
+      - { name: run in it, run: read made < /made; echo $made, image: "app:\${SLIPWAY_COMMIT}", pull: never }
+`);
+    const { code, stdout } = await follow(7);
+    expect(code, stdout).toBe(0);
+    expect(stdout).toContain("use   │ built\n");
+    const view = JSON.parse((await talk("build", "show", "--json", "team/app#7")).stdout) as BuildView;
+    const digest = view.jobs[0]?.attempts[0]?.steps[1]?.imageDigest;
+    expect(stdout).toContain(`image │ built ${digest}\n`);
+  });
+
   test("a server that is killed is started again and builds go on", async () => {
     const server = traces.processes().find((line) => line.includes("slipway.cjs server"));
     process.kill(Number(server?.split(" ")[0]), "SIGKILL");
@@ -200,14 +219,14 @@ describe("slipway up, repo, build", () => {
     });
     expect(log).toContain("server ended unexpectedly: starting it again");
     await push(oneStep("echo again"));
-    expect(await follow(7)).toMatchObject({ code: 0, stdout: expect.stringContaining("a │ again\n") });
+    expect(await follow(8)).toMatchObject({ code: 0, stdout: expect.stringContaining("a │ again\n") });
   });
 
   test("the first SIGTERM drains: what runs finishes; what waits runs after the next start", async () => {
     await push(
       `jobs:\n  a:\n    steps:\n      - run: |\n          echo begun; sleep 2; echo done\n  b:\n    needs: [a]\n    steps:\n      - run: echo later\n`,
     );
-    await vi.waitFor(async () => expect((await talk("build", "log", "team/app#8")).stdout).toContain("│ begun"), {
+    await vi.waitFor(async () => expect((await talk("build", "log", "team/app#9")).stdout).toContain("│ begun"), {
       timeout: 20_000,
       interval: 200,
     });
@@ -217,7 +236,7 @@ describe("slipway up, repo, build", () => {
     expect(log).toContain("draining");
     expect(traces.processes()).toEqual([]);
     await start();
-    const { code: exit, stdout } = await follow(8);
+    const { code: exit, stdout } = await follow(9);
     expect(exit).toBe(0);
     expect(stdout).toContain("a │ done\n");
     expect(stdout).toContain("b │ later\n");

@@ -307,3 +307,12 @@ test("a whole pipeline runs for an ordinary user and leaves the working tree as 
   expect(readFileSync(join(project, "source.txt"), "utf8")).toBe("before\n");
   expect(existsSync(join(project, "new"))).toBe(false);
 });
+
+test("an image is not built for an ordinary user, who is told why", async () => {
+  const project = user.directoryOf("image");
+  writeFileSync(join(project, "Dockerfile"), "FROM scratch\nCOPY Dockerfile /\n");
+  writeFileSync(join(project, ".slipway.yml"), "jobs:\n  image:\n    steps:\n      - build: .\n");
+  const { stdout } = await user.slipway(["run", "--allow", "no-cgroups", "--network", "none"], { directory: project });
+  expect(stdout).toContain("Cannot build images as an ordinary user");
+  expect(stdout).toContain("image: error in");
+});
