@@ -2,6 +2,7 @@
 import { parseArgs } from "node:util";
 
 const benchmarks: Record<string, (options: { readonly runs: number; readonly json: boolean }) => Promise<void>> = {
+  build: async (options) => (await import("./build.ts")).benchBuild(options),
   launcher: async (options) => (await import("./launcher.ts")).benchLauncher(options),
   log: async (options) => (await import("./log.ts")).benchLog(options),
   pull: async (options) => (await import("./pull.ts")).benchPull(options),

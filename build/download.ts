@@ -73,6 +73,7 @@ export class Downloads implements AsyncDisposable {
     if (fetched === undefined) {
       if (this.#machine.networkKind === "none")
         throw new OperationError(`${url} cannot be fetched: this build has no network`);
+      options.context.reporter.fetched?.(url);
       fetched = isGitUrl(url)
         ? cloneRepository(url, { ...options, stack: this.#stack })
         : this.#file(url, options.checksum);

@@ -85,6 +85,7 @@ function withPlatform(reporter: BuildReporter, platform: Platform): BuildReporte
     command: (command) => reporter.command?.(command),
     output: (step, chunk) => reporter.output?.(named(step), chunk),
     ended: (step, end) => reporter.ended?.(named(step), end),
+    fetched: (url) => reporter.fetched?.(url),
     warned: (diagnostic) => reporter.warned?.(diagnostic),
     noted: (note) => reporter.noted?.(note),
   };

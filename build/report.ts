@@ -24,6 +24,8 @@ export interface BuildReporter {
     chunk: { readonly stream: "stdout" | "stderr"; readonly bytes: Uint8Array },
   ): boolean | undefined | void;
   ended?(step: BuildStep, end: { readonly cached: boolean; readonly durationMs: number }): void;
+  /** ADD has fetched something, which may be something else tomorrow. */
+  fetched?(url: string): void;
   /** What is no error but probably no intention. */
   warned?(diagnostic: Diagnostic): void;
   /** What a person should know: that a registry was not reached. */

@@ -2,6 +2,7 @@
 import { StringDecoder } from "node:string_decoder";
 import type { BuildReporter, BuildStep } from "../build/index.ts";
 import { type Diagnostic, formatDiagnostic } from "../pipelines/index.ts";
+import { cachedLine, stepLabel, summary } from "./image-build.ts";
 import { duration, logLine, painter, plain } from "./terminal.ts";
 import type { Context } from "./verb.ts";
 
@@ -26,7 +27,10 @@ export class BuildProgress implements BuildReporter {
   readonly #steps = new Map<BuildStep, Shown>();
   readonly #isQuiet: boolean;
   readonly #startedAtMs = performance.now();
-  #ended = 0;
+  /** Of the steps, in the order in which they ended. */
+  readonly titles: string[] = [];
+  /** Something was warned of, noted, or fetched from elsewhere. */
+  hasSaidMore = false;
   #cached = 0;
 
   /** @param options.isQuiet Shows warnings and notes only, and the output of the command that failed. */
@@ -36,7 +40,7 @@ export class BuildProgress implements BuildReporter {
   }
 
   started(step: BuildStep): void {
-    const label = /^\[[^\]]*\]/.exec(step.title)?.[0] ?? "";
+    const label = stepLabel(step.title);
     const shown: Shown = { label, streams: new Map(), isShown: false, kept: [] };
     this.#steps.set(step, shown);
     // One that is found in the cache ends before anything else happens: it gets one line.
@@ -62,34 +66,38 @@ export class BuildProgress implements BuildReporter {
     const shown = this.#steps.get(step);
     if (shown === undefined) return;
     this.#steps.delete(step);
-    this.#ended++;
+    this.titles.push(step.title);
     if (cached) this.#cached++;
     if (this.#isQuiet) return;
-    const paint = painter(this.#context.errorColours);
-    const label = paint("cyan", plain(shown.label));
     if (cached && !shown.isShown) {
       shown.isShown = true;
-      this.#write(`${label} ${paint("green", "CACHED")}${plain(step.title.slice(shown.label.length))}`);
+      this.#write(cachedLine(step.title, this.#context));
       return;
     }
     this.#flush(shown);
-    this.#write(`${label} ${paint("dim", `done in ${duration(durationMs)}`)}`);
+    const paint = painter(this.#context.errorColours);
+    this.#write(`${paint("cyan", plain(shown.label))} ${paint("dim", `done in ${duration(durationMs)}`)}`);
   }
 
   warned(diagnostic: Diagnostic): void {
+    this.hasSaidMore = true;
     this.#write(formatDiagnostic(diagnostic, { color: this.#context.errorColours }));
   }
 
+  fetched(): void {
+    this.hasSaidMore = true;
+  }
+
   noted(note: string): void {
+    this.hasSaidMore = true;
     this.#write(`slipway: ${plain(note)}`);
   }
 
   /** Says what there is now. @param names Of the image, in full. */
   finished(names: readonly string[]): void {
     if (this.#isQuiet) return;
-    const steps = this.#ended === 1 ? "1 step" : `${this.#ended} steps`;
-    const took = duration(performance.now() - this.#startedAtMs);
-    this.#write(`${[...names, `${steps}, ${this.#cached} cached`].join(", ")}, ${took}`);
+    const durationMs = performance.now() - this.#startedAtMs;
+    this.#write(summary(names, { steps: this.titles.length, cached: this.#cached, durationMs }));
   }
 
   /** Shows what commands have printed without an end of line before they failed. */

@@ -1,20 +1,18 @@
-/** `slipway image build`: an image from a Dockerfile, as `docker build` and `buildah bud` make it. */
-import { existsSync, readFileSync, statSync, writeFileSync } from "node:fs";
-import { availableParallelism, totalmem } from "node:os";
+/**
+ * `slipway image build`: what is asked for, and the answer where nothing has changed since it was last asked; the build itself
+ * is in image-build-run.ts, for which most of Slipway is loaded.
+ */
+import { existsSync, readFileSync, realpathSync, statSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
-import type { BuildError, BuiltImage, Platform, PlatformBuildOptions } from "../build/index.ts";
-import { formatDiagnostic } from "../pipelines/index.ts";
-import type { ImageReference, ImageStore } from "../runtime/index.ts";
+import type { BuildOutput } from "../build/index.ts";
 import { parseArguments, parseChoice, type Usage, UsageError, type Values } from "./arguments.ts";
-import { BuildProgress } from "./build-progress.ts";
+import { BuildMemos, fingerprintContext, type Memo, memoKey } from "./build-memo.ts";
 import { parseBuildArgs, parseOutputs, parsePairs, parseSecrets, parseSsh } from "./image-build-options.ts";
-import { openTransfer, parseName } from "./image-store.ts";
-import { limitOptions, parseLimits } from "./limits.ts";
-import { LocalMachine } from "./local-host.ts";
-import { imageStoreDir, registriesOption } from "./registries.ts";
+import { registriesOption } from "./registries.ts";
+import { duration, painter, plain } from "./terminal.ts";
 import { type Context, dataDirOption, exitCodes, findDataDir, type Verb } from "./verb.ts";
 
-const usage = {
+export const usage = {
   name: "image build",
   operands: "[CONTEXT]",
   summary: "Build an image from a Dockerfile",
@@ -64,8 +62,8 @@ Prints the image's digest: of its manifest, or of the index of several platforms
     "metadata-file": { value: "FILE", help: "Write what was built there, as JSON" },
     progress: { value: "KIND", help: "plain or quiet [default: plain]" },
     quiet: { short: "q", help: "Print the digest only, like --progress quiet" },
-    memory: limitOptions.memory,
-    cpus: limitOptions.cpus,
+    memory: { value: "SIZE", help: "Memory of all steps together, like 8GiB [default: the machine's but a tenth]" },
+    cpus: { value: "N", help: "CPU cores of all steps together, like 3.5 [default: all]" },
     registries: registriesOption,
     "data-dir": dataDirOption,
   },
@@ -78,115 +76,116 @@ Prints the image's digest: of its manifest, or of the index of several platforms
   count: { least: 0, most: 1 },
 } as const satisfies Usage;
 
-type BuildValues = Values<typeof usage.options>;
+export type BuildValues = Values<typeof usage.options>;
 
-/** Processes of one RUN. */
-const MAX_PIDS = 32_768;
+/** What is asked for, read from the command line. */
+export type BuildRequest = ReturnType<typeof readCommandLine> & {
+  /** Where the command's memo is, and what it must be about; absent if it can have none. */
+  readonly memo: { readonly key: string; readonly context: string } | undefined;
+};
 
 async function build(argv: readonly string[], context: Context): Promise<number> {
+  const startedAtMs = performance.now();
+  const given = readCommandLine(argv, context);
+  const request: BuildRequest = { ...given, memo: findMemo(given) };
+  const { memos, values, isQuiet } = request;
+  const memo = request.memo && memos.find(request.memo.key, request.memo.context);
+  if (memo === undefined) return await (await import("./image-build-run.ts")).runBuild(request, context);
+  if (!isQuiet) {
+    for (const title of memo.titles) context.writeError(`${cachedLine(title, context)}\n`);
+    const { imageNames, titles } = memo;
+    const total = { steps: titles.length, cached: titles.length, durationMs: performance.now() - startedAtMs };
+    context.writeError(`${summary(imageNames, total)}\n`);
+  }
+  writeReports(memo, values, context);
+  context.print(`${memo.digest}\n`);
+  return exitCodes.success;
+}
+
+function readCommandLine(argv: readonly string[], context: Context) {
   const { values, operands } = parseArguments(usage, argv);
   const progressKind = parseChoice("--progress", values.progress ?? "plain", ["plain", "quiet", "auto"]);
-  const networkKind = parseNetwork(values.network);
-  const source = findSource(operands[0] ?? ".", values.file, context);
+  const given = parseOutputs(values.output, context);
+  const outputs: readonly BuildOutput[] = values.push ? [...given.outputs, { kind: "registry" }] : given.outputs;
   const what = {
-    ...source,
+    ...findSource(operands[0] ?? ".", values.file, context),
     target: values.target,
     buildArgs: withEpoch(parseBuildArgs(values["build-arg"], context), context),
     secrets: parseSecrets(values.secret, context),
     ssh: parseSsh(values.ssh, context),
     labels: parsePairs("--label", values.label),
     annotations: parsePairs("--annotation", values.annotation),
-    noCache: values["no-cache"],
+    compression: given.compression,
   };
-  const given = parseOutputs(values.output, context);
-  const outputs = values.push ? [...given.outputs, { kind: "registry" as const }] : given.outputs;
-  const unlimited = { cpuset: undefined, pids: undefined, disk: undefined, log: undefined };
-  const { together: ceiling } = parseLimits({ ...values, ...unlimited }, context);
-  const [{ isRootless, formatReference, parseReference }, { buildImages, BuildError, FileWorkers, ...builder }] =
-    await Promise.all([import("../runtime/index.ts"), import("../build/index.ts")]);
-  if (isRootless()) throw new Error(`Cannot build images as an ordinary user: ${rootOnly}`);
-  const names = [...values.tag, ...given.names].map((name) => formatReference(parseName(name, parseReference)));
-  if (outputs.some(({ kind }) => kind === "registry") && names.length === 0) {
-    throw new UsageError("A push needs a name: -t REGISTRY/NAME:TAG");
-  }
-  const platforms = parsePlatforms(values.platform, builder.parsePlatform);
-  const isQuiet = values.quiet || progressKind === "quiet";
-  using transfer = await openTransfer({ ...values, quiet: isQuiet }, context);
-  const { store, lease, client } = transfer;
-  const signal = AbortSignal.any([transfer.signal, context.outputClosed]);
-  const progress = new BuildProgress(context, { isQuiet });
-  await using machine = new LocalMachine(join(findDataDir(values, context), "run"), {
-    networkKind,
-    imageStoreDir: imageStoreDir(values, context),
-    ceiling,
-  });
-  await using workers = new FileWorkers();
-  const images = new builder.StoreImages({
-    store,
-    client,
-    lease,
-    pull: values.pull ? "always" : "missing",
-    keepArchives: false,
-    onNote: (note) => progress.noted(note),
-  });
-  const resources = { memoryBytes: totalmem(), cpu: availableParallelism(), pids: MAX_PIDS };
-  const where = { machine, store, lease, workers, images, resources, reporter: progress, signal };
-  try {
-    const built = await buildImages({
-      ...what,
-      ...where,
-      contextDir: what.contextDir ?? (await store.emptyDirectory()),
-      platforms,
-      names: names.length === 0 ? undefined : [...new Set(names)],
-      isKept: true,
-      compression: given.compression,
-    });
-    for (const output of outputs) {
-      await builder.writeOutput(built, output, {
-        ...transfer,
-        workers,
-        overlaysByPath: machine.overlaysByPath,
-        signal,
-        onProgress: ({ digest, sentBytes, totalBytes }) =>
-          transfer.progress.update("pushing", digest, sentBytes, totalBytes),
-      });
-      transfer.progress.clear();
-    }
-    if (names.length === 0) await keepNameless(built, { store, formatReference });
-    writeReports(built, values, context);
-    progress.finished(built.names);
-    const isOutputTaken = outputs.some((output) => "path" in output && typeof output.path !== "string");
-    if (!isOutputTaken) context.print(`${built.descriptor.digest}\n`);
-    return exitCodes.success;
-  } catch (error) {
-    progress.flush();
-    if (signal.aborted) context.warn(`slipway: Canceled: ${(signal.reason as Error).message}`);
-    else if (error instanceof BuildError) tellFailure(error, context);
-    else throw error;
-    return exitCodes.buildFailed;
-  }
+  return {
+    values,
+    what,
+    names: [...values.tag, ...given.names],
+    platforms: values.platform.flatMap((text) => text.split(",")),
+    networkKind: parseNetwork(values.network),
+    outputs,
+    isQuiet: values.quiet || progressKind === "quiet",
+    memos: new BuildMemos(findDataDir(values, context)),
+  };
 }
 
-const rootOnly =
-  "a layer's files need owners that only root can give them, and a cache of their own; as root it works (sudo slipway image build)";
+function findMemo({ what, values, ...request }: ReturnType<typeof readCommandLine>): BuildRequest["memo"] {
+  const { contextDir, dockerfile, buildArgs, secrets, ssh, ...rest } = what;
+  if (values["no-cache"] || values.pull || request.outputs.length > 0 || contextDir === undefined) return undefined;
+  const { names, platforms, networkKind } = request;
+  const isInContext = typeof dockerfile === "string";
+  const ignored = isInContext ? readIfThere(join(contextDir, `${dockerfile}.dockerignore`)) : dockerfile.ignore;
+  const ignore = ignored ?? readIfThere(join(contextDir, ".dockerignore")) ?? "";
+  const directory = realpathSync(contextDir);
+  const context = fingerprintContext(directory, ignore);
+  if (context === undefined) return undefined;
+  const source = isInContext
+    ? { name: dockerfile, content: readIfThere(join(contextDir, dockerfile)) }
+    : { name: dockerfile.name, content: Buffer.from(dockerfile.content).toString("latin1") };
+  const given = { args: [...buildArgs], secrets: [...secrets.keys()], agents: [...ssh.keys()] };
+  return { key: memoKey({ ...rest, ...given, source, ignore, names, platforms, networkKind, directory }), context };
+}
+
+function readIfThere(path: string): string | undefined {
+  return existsSync(path) ? readFileSync(path, "latin1") : undefined;
+}
+
+/** How a step is shown that an earlier build has done: `[1/2] CACHED RUN make`. */
+export function cachedLine(title: string, { errorColours }: Context): string {
+  const paint = painter(errorColours);
+  const label = stepLabel(title);
+  return `${paint("cyan", plain(label))} ${paint("green", "CACHED")}${plain(title.slice(label.length))}`;
+}
+
+/** `[build 2/5]` of a step's title. */
+export function stepLabel(title: string): string {
+  return /^\[[^\]]*\]/.exec(title)?.[0] ?? "";
+}
+
+/** The last line of a build that has succeeded. */
+export function summary(
+  names: readonly string[],
+  total: { readonly steps: number; readonly cached: number; readonly durationMs: number },
+): string {
+  const steps = total.steps === 1 ? "1 step" : `${total.steps} steps`;
+  return [...names, steps, `${total.cached} cached`, duration(total.durationMs)].join(", ");
+}
+
+/** Writes the files that scripts read. */
+export function writeReports(
+  { digest, metadata }: Pick<Memo, "digest" | "metadata">,
+  values: BuildValues,
+  context: Context,
+): void {
+  const write = (path: string, content: string) => writeFileSync(resolve(context.directory, path), content);
+  if (values.iidfile !== undefined) write(values.iidfile, digest);
+  if (values["metadata-file"] !== undefined)
+    write(values["metadata-file"], `${JSON.stringify(metadata, undefined, 2)}\n`);
+}
 
 function parseNetwork(text: string | undefined): "job" | "none" | "host" {
   const kind = parseChoice("--network", text ?? "default", ["default", "none", "host"]);
   return kind === "default" ? "job" : kind;
-}
-
-function parsePlatforms(
-  texts: readonly string[],
-  parse: (text: string) => Platform | undefined,
-): readonly Platform[] | undefined {
-  const platforms = texts
-    .flatMap((text) => text.split(","))
-    .map((text) => {
-      const platform = parse(text.trim());
-      if (platform?.os === "linux") return platform;
-      throw new UsageError(`--platform must be like linux/arm64, not ${JSON.stringify(text)}`);
-    });
-  return platforms.length === 0 ? undefined : platforms;
 }
 
 function withEpoch(args: Map<string, string>, { environment }: Context): Map<string, string> {
@@ -195,7 +194,9 @@ function withEpoch(args: Map<string, string>, { environment }: Context): Map<str
   return args;
 }
 
-interface Source extends Pick<PlatformBuildOptions, "dockerfile"> {
+interface Source {
+  /** In the context; or its content, and what messages call it. */
+  readonly dockerfile: string | { readonly content: Buffer; readonly name: string; readonly ignore?: string };
   /** Absent for an empty one. */
   readonly contextDir: string | undefined;
 }
@@ -235,41 +236,4 @@ function readStandardInput(): Buffer {
   return readFileSync(0);
 }
 
-/** What has no name can be named by its digest until `slipway image gc`. */
-async function keepNameless(
-  { descriptor, images }: BuiltImage,
-  {
-    store,
-    formatReference,
-  }: { readonly store: ImageStore; readonly formatReference: (reference: ImageReference) => string },
-): Promise<void> {
-  const { digest } = descriptor;
-  const name = formatReference({ registry: "localhost", repository: "unnamed", digest });
-  const manifest = images[0]?.manifest ?? descriptor;
-  await store.names.set(name, { manifest, ...(images.length > 1 && { resolved: digest }) });
-}
-
-/** The files that scripts read. */
-function writeReports({ descriptor, images, names }: BuiltImage, values: BuildValues, context: Context): void {
-  const write = (path: string, content: string) => writeFileSync(resolve(context.directory, path), content);
-  if (values.iidfile !== undefined) write(values.iidfile, descriptor.digest);
-  if (values["metadata-file"] === undefined) return;
-  const { mediaType, digest, size } = descriptor;
-  // BuildKit's names for it.
-  const metadata = {
-    "containerimage.digest": digest,
-    "containerimage.descriptor": { mediaType, digest, size },
-    ...(images.length === 1 && { "containerimage.config.digest": images[0]?.id }),
-    ...(names.length > 0 && { "image.name": names.join(",") }),
-  };
-  write(values["metadata-file"], `${JSON.stringify(metadata, undefined, 2)}\n`);
-}
-
-function tellFailure({ message, diagnostic, others }: BuildError, context: Context): void {
-  const color = context.errorColours;
-  if (diagnostic === undefined) context.warn(`slipway: Cannot build the image: ${message}`);
-  for (const each of diagnostic === undefined ? [] : [diagnostic, ...others])
-    context.warn(formatDiagnostic(each, { color }));
-}
-
-export const buildVerbs: Readonly<Record<string, Verb>> = { build: { usage, run: build } };
+export const verbs: Readonly<Record<string, Verb>> = { build: { usage, run: build } };

@@ -2,7 +2,7 @@
 import type { Collected, CollectOptions, NamedImage, StoredImage } from "../runtime/index.ts";
 import { formatBytes, parseSize } from "../pipelines/index.ts";
 import { parseArguments, type Usage, UsageError } from "./arguments.ts";
-import { buildVerbs } from "./image-build.ts";
+import { verbs as buildVerbs } from "./image-build.ts";
 import { findImage, jsonOption, openStore, parseName, storeOptions } from "./image-store.ts";
 import { transferVerbs } from "./image-transfer.ts";
 import { cell, plain } from "./terminal.ts";

@@ -115,6 +115,8 @@ class Import {
       ...(variant === undefined ? {} : { variant }),
       config: {},
       rootfs: { type: "layers", diff_ids: [diffId] },
+      // buildah takes no base image that has fewer entries than layers.
+      history: [{ created_by: "slipway image import" }],
     };
     return await this.#image({
       digest: "",

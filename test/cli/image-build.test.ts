@@ -3,6 +3,7 @@ import { once } from "node:events";
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { dirname, join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { busyboxLayer, writeLayout } from "../build/build-fixture.ts";
 import { isRoot } from "../runtime/image-fixture.ts";
@@ -74,6 +75,32 @@ describe.skipIf(!isRoot)("slipway image build", () => {
     expect(quiet).toEqual({ code: 0, signal: null, stdout: first.stdout, stderr: "" });
     expect((await call(["ls"])).stdout).toMatch(/^app:1 +/m);
     expect(await call(["export", "-o", "by-digest.tar", first.stdout.trim()])).toMatchObject({ code: 0 });
+  });
+
+  test("answers again without a build, unless something has changed that it depends on", async () => {
+    const dir = context({ Dockerfile: "FROM localhost/moving\nCOPY a /a\nRUN echo 1 > /b\n", a: "a" });
+    await call(["import", "base", "localhost/moving"]);
+    await delay(2100);
+    const first = await build(["-t", "again:1", dir]);
+    const memos = () => readdirSync(join(data(), "run/build/memos"));
+    const count = memos().length;
+    // Nothing that a build needs is there: it is not one.
+    const again = await build(["-t", "again:1", dir], { env: { SOURCE_DATE_EPOCH: "" } });
+    expect(again.stdout).toBe(first.stdout);
+    expect(again.stderr).toMatch(
+      /^\[1\/2\] CACHED COPY a \/a\n\[2\/2\] CACHED RUN echo 1 > \/b\ndocker.io.*2 cached, /,
+    );
+    expect(memos()).toHaveLength(count);
+    // Of a name that is gone, or moved, it knows nothing.
+    await call(["rm", "again:1"]);
+    expect(await build(["-t", "again:1", dir])).toMatchObject({ code: 0, stdout: first.stdout });
+    expect((await call(["ls"])).stdout).toMatch(/^again:1 +/m);
+    writeLayout(path("other-base"), { layers: [busyboxLayer([{ name: "other", content: "" }])] });
+    await call(["import", "other-base", "localhost/moving"]);
+    const moved = await build(["-t", "again:1", dir]);
+    expect(moved.stdout).toMatch(digest);
+    expect(moved.stdout).not.toBe(first.stdout);
+    expect(moved.stderr).toContain("[2/2] done in");
   });
 
   test("points at the line of the Dockerfile, with exit code 1", async () => {

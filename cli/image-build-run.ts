@@ -1,0 +1,184 @@
+/** The build that `slipway image build` asks for, as `docker build` and `buildah bud` do it. */
+import { availableParallelism, totalmem } from "node:os";
+import { basename, dirname, join } from "node:path";
+import {
+  BuildError,
+  type BuiltImage,
+  buildImages,
+  FileWorkers,
+  parsePlatform,
+  type Platform,
+  StoreImages,
+  writeOutput,
+} from "../build/index.ts";
+import { formatDiagnostic } from "../pipelines/index.ts";
+import { formatReference, type ImageStore, isRootless, layerKey, parseReference } from "../runtime/index.ts";
+import { UsageError } from "./arguments.ts";
+import type { Memo } from "./build-memo.ts";
+import { BuildProgress } from "./build-progress.ts";
+import { type BuildRequest, writeReports } from "./image-build.ts";
+import { openTransfer, parseName } from "./image-store.ts";
+import { parseLimits } from "./limits.ts";
+import { LocalMachine } from "./local-host.ts";
+import { imageStoreDir } from "./registries.ts";
+import { type Context, exitCodes, findDataDir } from "./verb.ts";
+
+/** Processes of one RUN. */
+const MAX_PIDS = 32_768;
+
+/** Builds the image, and does with it what is asked for. @returns The exit code. */
+export async function runBuild(request: BuildRequest, context: Context): Promise<number> {
+  const { values, what, outputs, isQuiet, networkKind } = request;
+  if (isRootless()) throw new Error(`Cannot build images as an ordinary user: ${rootOnly}`);
+  const names = [...new Set(request.names.map((name) => formatReference(parseName(name, parseReference))))];
+  if (outputs.some(({ kind }) => kind === "registry") && names.length === 0)
+    throw new UsageError("A push needs a name: -t REGISTRY/NAME:TAG");
+  const platforms = parsePlatforms(request.platforms);
+  const unlimited = { cpuset: undefined, pids: undefined, disk: undefined, log: undefined };
+  const { together: ceiling } = parseLimits({ ...values, ...unlimited }, context);
+  using transfer = await openTransfer({ ...values, quiet: isQuiet }, context);
+  const { store, lease, client } = transfer;
+  const signal = AbortSignal.any([transfer.signal, context.outputClosed]);
+  const progress = new BuildProgress(context, { isQuiet });
+  const stateDir = join(findDataDir(values, context), "run");
+  const imageDir = imageStoreDir(values, context);
+  await using machine = new LocalMachine(stateDir, { networkKind, imageStoreDir: imageDir, ceiling });
+  await using workers = new FileWorkers();
+  const images = new RecordedImages({
+    store,
+    client,
+    lease,
+    pull: values.pull ? "always" : "missing",
+    keepArchives: false,
+    onNote: (note) => progress.noted(note),
+  });
+  try {
+    const built = await buildImages({
+      ...what,
+      contextDir: what.contextDir ?? (await store.emptyDirectory()),
+      machine,
+      store,
+      lease,
+      workers,
+      images,
+      resources: { memoryBytes: totalmem(), cpu: availableParallelism(), pids: MAX_PIDS },
+      platforms,
+      names,
+      isKept: true,
+      noCache: values["no-cache"],
+      reporter: progress,
+      signal,
+    });
+    for (const output of outputs) {
+      await writeOutput(built, output, {
+        ...transfer,
+        workers,
+        overlaysByPath: machine.overlaysByPath,
+        signal,
+        onProgress: ({ digest, sentBytes, totalBytes }) =>
+          transfer.progress.update("pushing", digest, sentBytes, totalBytes),
+      });
+      transfer.progress.clear();
+    }
+    const kept = names.length > 0 ? names : [await keepNameless(built, store)];
+    const result = { digest: built.descriptor.digest, metadata: describeBuilt(built) };
+    writeReports(result, values, context);
+    if (!progress.hasSaidMore) keepMemo(request, { ...result, built, kept, images, titles: progress.titles });
+    progress.finished(names);
+    const isOutputTaken = outputs.some((output) => "path" in output && typeof output.path !== "string");
+    if (!isOutputTaken) context.print(`${built.descriptor.digest}\n`);
+    return exitCodes.success;
+  } catch (error) {
+    progress.flush();
+    if (signal.aborted) context.warn(`slipway: Canceled: ${(signal.reason as Error).message}`);
+    else if (error instanceof BuildError) tellFailure(error, context);
+    else throw error;
+    return exitCodes.buildFailed;
+  }
+}
+
+const rootOnly =
+  "a layer's files need owners that only root can give them, and a cache of their own; as root it works (sudo slipway image build)";
+
+function parsePlatforms(texts: readonly string[]): readonly Platform[] | undefined {
+  const platforms = texts.map((text) => {
+    const platform = parsePlatform(text.trim());
+    if (platform?.os === "linux") return platform;
+    throw new UsageError(`--platform must be like linux/arm64, not ${JSON.stringify(text)}`);
+  });
+  return platforms.length === 0 ? undefined : platforms;
+}
+
+/** Base images, and which ones were asked for. */
+class RecordedImages extends StoreImages {
+  readonly names = new Set<string>();
+
+  override async resolve(...[name, options]: Parameters<StoreImages["resolve"]>) {
+    const found = await super.resolve(name, options);
+    this.names.add(formatReference(parseReference(name)));
+    return found;
+  }
+}
+
+/** What has no name can be named by its digest until `slipway image gc`. @returns The name that it gets. */
+async function keepNameless({ descriptor, images }: BuiltImage, store: ImageStore): Promise<string> {
+  const { digest } = descriptor;
+  const name = formatReference({ registry: "localhost", repository: "unnamed", digest });
+  const manifest = images[0]?.manifest ?? descriptor;
+  await store.names.set(name, { manifest, ...(images.length > 1 && { resolved: digest }) });
+  return name;
+}
+
+/** As BuildKit names it. */
+function describeBuilt({ descriptor, images, names }: BuiltImage): object {
+  const { mediaType, digest, size } = descriptor;
+  return {
+    "containerimage.digest": digest,
+    "containerimage.descriptor": { mediaType, digest, size },
+    ...(images.length === 1 && { "containerimage.config.digest": images[0]?.id }),
+    ...(names.length > 0 && { "image.name": names.join(",") }),
+  };
+}
+
+/** Writes down how the next such command can do without a build. */
+function keepMemo(
+  { memo, memos }: BuildRequest,
+  found: Pick<Memo, "digest" | "metadata" | "titles"> & {
+    readonly built: BuiltImage;
+    readonly kept: readonly string[];
+    readonly images: RecordedImages;
+  },
+): void {
+  if (memo === undefined) return;
+  const { built, kept, images, digest, metadata, titles } = found;
+  const names = [...images.names, ...kept].map((name) => memos.name(name));
+  const { stored } = built;
+  const all = "images" in stored ? stored.images : [stored];
+  const digests = all.flatMap((image) => [
+    image.manifestDigest,
+    image.manifest.config.digest,
+    ...image.layers.map(({ descriptor }) => descriptor.digest),
+  ]);
+  const parts = [
+    ...[digest, ...digests].map((each) => `blobs/${each.replace(":", "/")}`),
+    ...all.flatMap(({ layers }) => layers.map(({ diffId }) => `layers/${layerKey(diffId)}`)),
+    ...built.images.flatMap(({ directories }) => directories.map((each) => `layers/${basename(dirname(each))}`)),
+  ];
+  memos.keep(memo.key, {
+    context: memo.context,
+    names: names.filter((name) => name !== undefined),
+    // Archives of base layers need not be there.
+    parts: [...new Set(parts)].filter((part) => memos.has(part)),
+    titles,
+    imageNames: built.names,
+    digest,
+    metadata,
+  });
+}
+
+function tellFailure({ message, diagnostic, others }: BuildError, context: Context): void {
+  const color = context.errorColours;
+  if (diagnostic === undefined) context.warn(`slipway: Cannot build the image: ${message}`);
+  for (const each of diagnostic === undefined ? [] : [diagnostic, ...others])
+    context.warn(formatDiagnostic(each, { color }));
+}
