@@ -1,23 +1,36 @@
 /** `npm run bench -- pull`: pull and unpack, cold, beside Podman and Docker; then the start of a step in the image. */
-import { type ChildProcess, spawn, spawnSync } from "node:child_process";
+import { type ChildProcess, execFileSync, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, mkdirSync, readFileSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { Host, ImageLease, RegistryClient, resolveImage, runContainer } from "../runtime/index.ts";
 import { find } from "./peers.ts";
-import { makeImage, startRegistry } from "./pull-image.ts";
-import { machine, milliseconds, summarize, table } from "./stats.ts";
+import { type BenchImage, makeImage, startRegistry } from "./pull-image.ts";
+import { machine, milliseconds, summarize, type Summary, table } from "./stats.ts";
 
 const bin = fileURLToPath(new URL("../cli/slipway.cjs", import.meta.url));
 
-/** One way to pull into an empty store. */
-interface Puller extends AsyncDisposable {
+/** What a pull has cost. */
+interface Cost {
+  readonly ms: number;
+  /** Of all processors, in user and kernel mode; what other programs do meanwhile hardly changes it. */
+  readonly cpuMs: number;
+  /** The most memory that the puller's own processes had, where that can be told. */
+  readonly peakBytes?: number;
+}
+
+/** One way to pull. */
+interface Puller {
   readonly name: string;
-  /** @returns Milliseconds, and the most memory the puller's own processes had, where that can be told. */
-  readonly pull: (image: string) => Promise<{ readonly ms: number; readonly peakBytes?: number }>;
+  /**
+   * Pulls into a store of its own below a directory that does not exist yet.
+   *
+   * Nothing is deleted before all is measured: ext4 without a journal makes files slowly where others have just been deleted.
+   */
+  readonly pull: (image: string, own: string) => Promise<Cost>;
 }
 
 export async function benchPull({ runs, json }: { readonly runs: number; readonly json: boolean }): Promise<void> {
@@ -28,72 +41,82 @@ export async function benchPull({ runs, json }: { readonly runs: number; readonl
     const made = makeImage(layout);
     await using registry = await startRegistry(directory, layout);
     const image = `${registry.host}/bench:1`;
-    const pullers = [slipway(directory), podman(directory), await docker(directory)].filter(
-      (each) => each !== undefined,
-    );
-    const times = new Map(pullers.map(({ name }) => [name, [] as number[]]));
-    let peakBytes = 0;
-    try {
-      // By turns: whatever else the machine does, it does to all of them.
-      for (let i = 0; i < count; i++) {
-        for (const { name, pull } of pullers) {
-          const measured = await pull(image);
-          times.get(name)?.push(measured.ms);
-          if (name === "slipway") peakBytes = Math.max(peakBytes, measured.peakBytes ?? 0);
-        }
+    const pullers = [slipway, podman(), docker()].filter((each) => each !== undefined);
+    const costs = new Map(pullers.map(({ name }) => [name, [] as Cost[]]));
+    // By turns: whatever else the machine does, it does to all of them. What was written by the one before is on the disk.
+    for (let i = 0; i < count; i++) {
+      for (const { name, pull } of pullers) {
+        execFileSync("sync", ["-f", directory]);
+        costs.get(name)?.push(await pull(image, join(directory, `${name}-${i}`)));
       }
-    } finally {
-      for (const puller of pullers) await puller[Symbol.asyncDispose]();
     }
     const starts = await measureStarts(directory, image);
-    const summaries = new Map([...times].map(([name, values]) => [name, summarize(values)]));
-    if (json) {
-      console.log(
-        JSON.stringify({ machine: machine(), image: made, peakBytes, pull: Object.fromEntries(summaries), starts }),
-      );
-      return;
-    }
-    const megabytes = (bytes: number) => Math.round(bytes / 1e6);
-    console.log(`${machine()}\n`);
-    console.log(
-      `${megabytes(made.bytes)} MB in ${made.files} files and ${made.layers} layers, ${megabytes(made.compressedBytes)} MB compressed, from a registry on loopback; ${count} runs by turns, cold\n`,
-    );
-    const ours = summaries.get("slipway")?.median ?? Number.NaN;
-    const rows = [...summaries].map(([name, { min, median, max }]) => [
-      name,
-      ...[min, median, max].map((value) => (value / 1000).toFixed(2)),
-      `${(ours / median).toFixed(2)} ×`,
-    ]);
-    console.log(table(["seconds", "min", "median", "max", "slipway's part"], rows));
-    console.log(`\nslipway's peak memory: ${megabytes(peakBytes)} MB`);
-    console.log(
-      `start of a step, image found and container run until \`true\` has ended, median: host ${milliseconds(starts.host)} ms, the image ${milliseconds(starts.image)} ms: ${milliseconds(starts.image - starts.host)} ms more`,
-    );
+    report({ made, costs, starts, count, json });
   } finally {
-    rmSync(directory, { recursive: true, force: true, maxRetries: 5 });
+    removeStorage(directory);
   }
 }
 
-function slipway(directory: string): Puller {
-  const data = join(directory, "slipway");
-  return {
-    name: "slipway",
-    pull: async (image) => {
-      rmSync(data, { recursive: true, force: true, maxRetries: 5 });
-      return await timed(process.execPath, [bin, "image", "pull", "--data-dir", data, image]);
-    },
-    [Symbol.asyncDispose]: () => Promise.resolve(),
-  };
+function report({
+  made,
+  costs,
+  starts,
+  count,
+  json,
+}: {
+  readonly made: BenchImage;
+  readonly costs: ReadonlyMap<string, readonly Cost[]>;
+  readonly starts: Awaited<ReturnType<typeof measureStarts>>;
+  readonly count: number;
+  readonly json: boolean;
+}): void {
+  const summaries = [...costs].map(([name, each]) => ({
+    name,
+    ms: summarize(each.map(({ ms }) => ms)),
+    cpuMs: summarize(each.map(({ cpuMs }) => cpuMs)),
+  }));
+  const peakBytes = Math.max(...(costs.get("slipway") ?? []).map((cost) => cost.peakBytes ?? 0));
+  if (json) {
+    const pull = Object.fromEntries(summaries.map(({ name, ms, cpuMs }) => [name, { ms, cpuMs }]));
+    console.log(JSON.stringify({ machine: machine(), image: made, peakBytes, pull, starts }));
+    return;
+  }
+  const megabytes = (bytes: number) => Math.round(bytes / 1e6);
+  console.log(`${machine()}\n`);
+  console.log(
+    `${megabytes(made.bytes)} MB in ${made.files} files and ${made.layers} layers, ${megabytes(made.compressedBytes)} MB compressed, from a registry on loopback; ${count} runs by turns, cold\n`,
+  );
+  const ours = summaries.find(({ name }) => name === "slipway");
+  for (const [what, of] of [
+    ["seconds", "ms"],
+    ["seconds of CPU", "cpuMs"],
+  ] as const) {
+    const rows = summaries.map((each) => [
+      each.name,
+      ...[each[of].min, each[of].median, each[of].max].map((value) => (value / 1000).toFixed(2)),
+      `${((ours?.[of].median ?? Number.NaN) / each[of].median).toFixed(2)} ×`,
+    ]);
+    console.log(`${table([what, "min", "median", "max", "slipway's part"], rows)}\n`);
+  }
+  console.log(`slipway's peak memory: ${megabytes(peakBytes)} MB`);
+  const more = milliseconds(starts.image.median - starts.host.median);
+  const describe = ({ min, median, max }: Summary) => [min, median, max].map(milliseconds).join(" / ");
+  console.log(
+    `start of a step, image found and container run until \`true\` has ended, min / median / max in ms: host ${describe(starts.host)}, the image ${describe(starts.image)}: ${more} ms more`,
+  );
 }
 
-function podman(directory: string): Puller | undefined {
+const slipway: Puller = {
+  name: "slipway",
+  pull: async (image, own) => await timed(process.execPath, [bin, "image", "pull", "--data-dir", own, image]),
+};
+
+function podman(): Puller | undefined {
   const path = find("podman");
   if (path === undefined) return undefined;
-  const own = join(directory, "podman");
   return {
     name: "podman",
-    pull: async (image) => {
-      removeStorage(own);
+    pull: async (image, own) => {
       const global = [
         `--root=${own}/root`,
         `--runroot=${own}/run`,
@@ -102,52 +125,46 @@ function podman(directory: string): Puller | undefined {
       ];
       return await timed(path, [...global, "pull", "--quiet", "--tls-verify=false", image]);
     },
-    [Symbol.asyncDispose]: () => Promise.resolve(removeStorage(own)),
   };
 }
 
-/** The daemon's own processes are not among those whose memory is told. */
-async function docker(directory: string): Promise<Puller | undefined> {
+function docker(): Puller | undefined {
   const [path, daemonPath] = [find("docker"), find("dockerd")];
   if (path === undefined || daemonPath === undefined) return undefined;
-  const own = join(directory, "docker");
-  mkdirSync(own);
-  const socket = `unix://${own}/docker.sock`;
-  const options = [
-    `--data-root=${own}/data`,
-    `--exec-root=${own}/run`,
-    `--pidfile=${own}/docker.pid`,
-    `--host=${socket}`,
-  ];
-  // In the host's network, where the registry is, so without bridge and rules of its own.
-  const script = 'mount -t tmpfs tmpfs /run; exec "$@"';
-  const words = [daemonPath, ...options, "--bridge=none", "--iptables=false", "--ip6tables=false"];
-  const daemon = spawn("unshare", ["-m", "sh", "-c", script, "sh", ...words], { stdio: "ignore" });
-  const call = (...args: readonly string[]) =>
-    spawnSync(path, ["--host", socket, ...args], { stdio: "ignore" }).status === 0;
-  const dispose = async () => {
-    await end(daemon);
-    removeStorage(own);
-  };
-  for (let i = 0; !call("version"); i++) {
-    if (i < 300 && daemon.exitCode === null) {
-      await delay(100);
-      continue;
-    }
-    console.error("dockerd does not start here and is not measured");
-    await dispose();
-    return undefined;
-  }
   return {
     name: "docker",
-    pull: async (image) => {
-      call("image", "rm", "--force", image);
-      call("system", "prune", "--all", "--force");
-      const { ms } = await timed(path, ["--host", socket, "pull", "--quiet", image]);
-      return { ms };
+    pull: async (image, own) => {
+      await using daemon = await startDocker({ path, daemonPath, own });
+      const before = cpuOf(daemon.pid);
+      const { ms, cpuMs } = await timed(path, ["--host", daemon.socket, "pull", "--quiet", image]);
+      return { ms, cpuMs: cpuMs + cpuOf(daemon.pid) - before };
     },
-    [Symbol.asyncDispose]: dispose,
   };
+}
+
+/** A daemon of its own, ready to be asked; starting it is not measured. @throws {Error} If it does not start. */
+async function startDocker(options: {
+  readonly path: string;
+  readonly daemonPath: string;
+  readonly own: string;
+}): Promise<AsyncDisposable & { readonly socket: string; readonly pid: number }> {
+  const { path, daemonPath, own } = options;
+  mkdirSync(own);
+  const socket = `unix://${own}/docker.sock`;
+  const places = [`--data-root=${own}/data`, `--exec-root=${own}/run`, `--pidfile=${own}/docker.pid`];
+  // In the host's network, where the registry is, so without bridge and rules of its own.
+  const script = 'mount -t tmpfs tmpfs /run; exec "$@"';
+  const words = [daemonPath, ...places, `--host=${socket}`, "--bridge=none", "--iptables=false", "--ip6tables=false"];
+  const log: Buffer[] = [];
+  const daemon = spawn("unshare", ["-m", "sh", "-c", script, "sh", ...words], { stdio: ["ignore", "ignore", "pipe"] });
+  daemon.stderr.on("data", (chunk: Buffer) => log.push(chunk));
+  const started = { socket, pid: daemon.pid ?? 0, [Symbol.asyncDispose]: () => end(daemon) };
+  for (let i = 0; i < 300 && daemon.exitCode === null; i++) {
+    if (spawnSync(path, ["--host", socket, "version"], { stdio: "ignore" }).status === 0) return started;
+    await delay(100);
+  }
+  await end(daemon);
+  throw new Error(`dockerd does not start:\n${Buffer.concat(log).toString().slice(-2000)}`);
 }
 
 async function end(child: ChildProcess): Promise<void> {
@@ -165,28 +182,57 @@ function removeStorage(path: string): void {
 }
 
 /** Runs a program to its end. @throws {Error} If it fails: a failed pull is no fast one. */
-async function timed(
-  path: string,
-  args: readonly string[],
-): Promise<{ readonly ms: number; readonly peakBytes: number }> {
-  const begin = performance.now();
+async function timed(path: string, args: readonly string[]): Promise<Cost> {
+  const [begin, cpuBefore] = [performance.now(), cpuOfChildren()];
   const child = spawn(path, args, { stdio: ["ignore", "ignore", "pipe"] });
   const words: Buffer[] = [];
   child.stderr.on("data", (chunk: Buffer) => words.push(chunk));
   let peakBytes = 0;
-  const timer = setInterval(() => (peakBytes = Math.max(peakBytes, memoryOf(child.pid ?? 0))), 20);
+  const timer = setInterval(() => (peakBytes = Math.max(peakBytes, memoryOf(child.pid ?? 0))), 50);
   const [code] = (await once(child, "close")) as [number | null];
   clearInterval(timer);
   if (code !== 0) throw new Error(`${path} ${args.join(" ")} failed: ${Buffer.concat(words).toString()}`);
-  return { ms: performance.now() - begin, peakBytes };
+  return { ms: performance.now() - begin, cpuMs: cpuOfChildren() - cpuBefore, peakBytes };
+}
+
+/** proc_pid_stat(5) counts in hundredths of a second: user, kernel, and both of the children that were waited for. */
+function cpuFields(pid: number | "self"): readonly [number, number, number, number] {
+  const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  const [user = 0, kernel = 0, childUser = 0, childKernel = 0] = fields
+    .slice(11, 15)
+    .map((ticks) => Number(ticks) * 10);
+  return [user, kernel, childUser, childKernel];
+}
+
+/** Milliseconds that ended children have used. */
+function cpuOfChildren(): number {
+  const [, , user, kernel] = cpuFields("self");
+  return user + kernel;
+}
+
+/** Milliseconds that a process and its descendants have used. */
+function cpuOf(pid: number): number {
+  try {
+    const own = cpuFields(pid).reduce((sum, each) => sum + each, 0);
+    return childrenOf(pid).reduce((sum, child) => sum + cpuOf(child), own);
+  } catch {
+    return 0;
+  }
+}
+
+/** Threads have children, too. */
+function childrenOf(pid: number): number[] {
+  return readdirSync(`/proc/${pid}/task`).flatMap((thread) =>
+    readFileSync(`/proc/${pid}/task/${thread}/children`, "utf8").trim().split(" ").filter(Boolean).map(Number),
+  );
 }
 
 /** The high-water mark of a process and its children. */
 function memoryOf(pid: number): number {
   try {
     const [, kibibytes = "0"] = /VmHWM:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "utf8")) ?? [];
-    const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ").filter(Boolean);
-    return Number(kibibytes) * 1024 + children.reduce((sum, child) => sum + memoryOf(Number(child)), 0);
+    return Number(kibibytes) * 1024 + childrenOf(pid).reduce((sum, child) => sum + memoryOf(child), 0);
   } catch {
     return 0;
   }
@@ -196,7 +242,7 @@ function memoryOf(pid: number): number {
 async function measureStarts(
   directory: string,
   image: string,
-): Promise<{ readonly host: number; readonly image: number }> {
+): Promise<{ readonly host: Summary; readonly image: Summary }> {
   await using host = await Host.open({ stateDir: join(directory, "state") });
   using range = host.claimUidRange();
   using client = new RegistryClient({});
@@ -229,5 +275,5 @@ async function measureStarts(
     }
   }
   pulled[Symbol.dispose]();
-  return { host: summarize(times.host).median, image: summarize(times.image).median };
+  return { host: summarize(times.host), image: summarize(times.image) };
 }

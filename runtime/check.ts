@@ -9,7 +9,7 @@ import { capabilityNames } from "./linux.ts";
 import { cloneMount } from "./mount.ts";
 import type { RangePlan } from "./own-ids.ts";
 import { compileProgram, messageBytes, type Operation } from "./program.ts";
-import { makeUpper, mountOverlay, overlayData } from "./rootfs.ts";
+import { makeUpper, mountOverlay, overlaysByPath } from "./rootfs.ts";
 import { placeDescriptors, startProgram } from "./start-program.ts";
 import { architecture, close, pipe, SyscallError, syscall, trySyscall } from "./syscall.ts";
 import { claimUserCgroup, mendDelegation } from "./user-cgroup.ts";
@@ -205,7 +205,7 @@ function tryOverlayByPath(stateDir: string, userNamespaceFd: number): Error | un
       const { targets, pairs } = placeDescriptors([status.write, layer] as const);
       const [statusFd, layerFd] = targets;
       makeUpper(directory, triedRange());
-      const rootfs = { layerFds: [layerFd], overlayData: overlayData(directory, 1) };
+      const rootfs = { layerFds: [layerFd], overlays: overlaysByPath(directory, 1) };
       const plan: Operation[] = [...mountLayers(rootfs, directory), { name: "end", call: "exit_group", args: [0] }];
       const program = compileProgram(plan, { architecture, statusFd });
       const pid = startProgram(program.file, "slipway-check", pairs);

@@ -22,7 +22,7 @@ import type { OciConfig, OciMount } from "./oci-config.ts";
 import type { MountOptions } from "./oci-mount-options.ts";
 import { compileProgram, type Operation, type Program } from "./program.ts";
 import type { RootFileSystem } from "./root-pool.ts";
-import { boundDevices, cloneForContainer, makeUpper, mountDev, mountOverlay, overlayData } from "./rootfs.ts";
+import { boundDevices, cloneForContainer, makeUpper, mountDev, mountOverlay, overlaysByPath } from "./rootfs.ts";
 import { sealedProgram } from "./start-program.ts";
 import { fillStores, listStores, makeStores, type StoreOwners, writeIdRanges } from "./nested.ts";
 import { stepConfig, type StepStore, type StepUser } from "./step-config.ts";
@@ -366,7 +366,7 @@ function rootfsOf(
     host.makeAttachPoints(layers.length);
     makeUpper(directory, range);
   }
-  return { layers, overlayData: overlayData(directory, layers.length) };
+  return { layers, overlays: overlaysByPath(directory, layers.length) };
 }
 
 function bind(

@@ -342,7 +342,7 @@ export class Host implements AsyncDisposable {
   /** Makes the directories on which a launcher attaches layers and overlay, where it has to. */
   makeAttachPoints(layers: number): void {
     if (this.#attachPoints >= layers) return;
-    mkdirSync(`${this.attachDir}/root`, { recursive: true });
+    for (const name of ["base", "root"]) mkdirSync(`${this.attachDir}/${name}`, { recursive: true });
     for (let i = this.#attachPoints; i < layers; i++) mkdirSync(`${this.attachDir}/l/${i}`, { recursive: true });
     this.#attachPoints = layers;
   }

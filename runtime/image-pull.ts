@@ -77,8 +77,8 @@ export interface PulledImage {
   readonly layers: readonly string[];
 }
 
-/** The overlay takes 500 lower layers; some room is left for ours. */
-export const MAX_LAYERS = 480;
+/** Of one image. Each costs every look-up of a file, and a few descriptors a job. @see overlay-limit.ts */
+export const MAX_LAYERS = 500;
 /** Two do with what comes in what a disk can take; each costs some 20 MB. */
 const UNPACKING_THREADS = 2;
 /** A connection that waits for the network costs no processor. */

@@ -48,6 +48,7 @@ import type { IdMapping, OciConfig, OciProcess } from "./oci-config.ts";
 import { beneathRoot, FileSystemPlan, type ResolvedMount } from "./oci-file-system.ts";
 import { loopback, names, newNamespaces, oomScore, ownKeyring, sysctls } from "./oci-plan.ts";
 import { dropPrivileges, type ProcessPlan, processMemory, readCapabilities, schedule } from "./oci-process.ts";
+import type { OverlayByPath } from "./rootfs.ts";
 import { messageBytes, type Operation, type Value } from "./program.ts";
 import { processBytes, processLayout } from "./process-block.ts";
 import { loadSeccomp, type SeccompFilter } from "./seccomp.ts";
@@ -71,8 +72,8 @@ const CLOCK_REALTIME = 0;
 /** The root file system: mounted by the agent, or out of layers by stage 0, on kernels that take layers by path only. */
 export type PlannedRootfs =
   | { readonly fd: number }
-  /** Detached idmapped mounts, base first, and what `overlayData` says. */
-  | { readonly layerFds: readonly number[]; readonly overlayData: string };
+  /** Detached idmapped mounts, base first, and what `overlaysByPath` says. */
+  | { readonly layerFds: readonly number[]; readonly overlays: readonly OverlayByPath[] };
 
 /** Descriptors as the program sees them, and what it does with them. */
 export interface LaunchPlan {
@@ -300,10 +301,10 @@ function mapIds(plan: LaunchPlan): Operation[] {
 
 /**
  * Mounts the overlay in a mount namespace of the caller's own, so that the host never sees it. `attachPath` has an empty
- * directory `root`, and one for each layer in `l`.
+ * directories `base` and `root`, and one for each layer in `l`.
  */
 export function mountLayers(
-  { layerFds, overlayData }: { readonly layerFds: readonly number[]; readonly overlayData: string },
+  { layerFds, overlays }: { readonly layerFds: readonly number[]; readonly overlays: readonly OverlayByPath[] },
   attachPath: string,
 ): Operation[] {
   return [
@@ -317,11 +318,13 @@ export function mountLayers(
         args: [fd, { text: "" }, AT_FDCWD, { text: `l/${i}` }, MOVE_MOUNT_F_EMPTY_PATH],
       }),
     ),
-    {
-      name: "mount overlay",
-      call: "mount",
-      args: [{ text: "overlay" }, { text: "root" }, { text: "overlay" }, MS_NODEV, { text: overlayData }],
-    },
+    ...overlays.map(
+      ({ target, data }): Operation => ({
+        name: "mount overlay",
+        call: "mount",
+        args: [{ text: "overlay" }, { text: target }, { text: "overlay" }, MS_NODEV, { text: data }],
+      }),
+    ),
     { name: "enter the overlay", call: "chdir", args: [{ text: "root" }] },
   ];
 }

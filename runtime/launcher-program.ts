@@ -50,7 +50,10 @@ export function reportLength(kind: number, directories: number): number {
 }
 
 const socketFd = 3;
-const maxDescriptors = 64;
+/** Of one message; one after which others follow has so many. As they fill the control data, the kernel leaves its length as it was. */
+export const messageDescriptors = 64;
+/** Says that others follow; the kernel takes 253 descriptors at once, and a container of many layers has more. */
+export const moreFollow = "m";
 /** CMSG_SPACE of one descriptor. As it is exactly filled, the kernel leaves the length of the control data as it was. */
 const oneDescriptor = 24;
 
@@ -155,7 +158,7 @@ export function planLaunchers({ directories, joins, requests, reports }: Launche
 function launcherMemory(): Operation[] {
   return [
     { memory: "byte", size: 8 },
-    ...received("byte", 1, 16 + 4 * maxDescriptors),
+    ...received("byte", 1, 16 + 4 * messageDescriptors),
     { memory: "count", size: 4 },
     { memory: "procs", size: 4 },
     { memory: "argv", size: 16, pointers: [{ at: 0, to: "name" }], bytes: u64s([0, 0]) },
@@ -204,6 +207,7 @@ function launch(): Operation[] {
       tolerate: [EINVAL], // it is there
     },
     { name: "close the rest", call: "close_range", args: [socketFd + 1, 0xffff_ffff, 0], tolerate: [ENOSYS, EPERM] },
+    { label: "incomplete" },
     {
       name: "wait for a container",
       call: "recvmsg",
@@ -211,6 +215,9 @@ function launch(): Operation[] {
       store: "count",
     },
     { name: "wait for a container", unequal: [{ load: "count" }, 1], goto: "not needed" },
+    { name: "is that all", unequal: [{ load: "byte" }, moreFollow.charCodeAt(0)], goto: "complete" },
+    { name: "wait for the rest", unequal: [0, 1], goto: "incomplete" },
+    { label: "complete" },
     { name: "place standard output", call: "dup3", args: [stdout, 1, 0] },
     { name: "place standard error", call: "dup3", args: [stderr, 2, 0] },
     ...[socketFd, programFd, stdout, stderr].map(

@@ -8,7 +8,14 @@
  */
 import type { Cgroup } from "./cgroup.ts";
 import type { Host } from "./host.ts";
-import { planLaunchers, report, reportLength, requestLayout } from "./launcher-program.ts";
+import {
+  messageDescriptors,
+  moreFollow,
+  planLaunchers,
+  report,
+  reportLength,
+  requestLayout,
+} from "./launcher-program.ts";
 import { ECONNRESET, EINTR, EPIPE } from "./linux.ts";
 import { PipeReader } from "./output.ts";
 import { compileProgram, failMessage, messageBytes, type Program } from "./program.ts";
@@ -115,7 +122,11 @@ export class Launchers {
    */
   launch(launcher: Launcher, programFd: number, descriptors: readonly number[]): void {
     try {
-      sendDescriptors(launcher.socket, [programFd, ...descriptors]);
+      let rest = [programFd, ...descriptors];
+      for (; rest.length > messageDescriptors; rest = rest.slice(messageDescriptors)) {
+        sendDescriptors(launcher.socket, rest.slice(0, messageDescriptors), Buffer.from(moreFollow));
+      }
+      sendDescriptors(launcher.socket, rest);
     } finally {
       close(launcher.socket);
     }

@@ -7,7 +7,7 @@
  *     tmp/KEY/                a layer being written, locked by whoever writes it
  */
 import { spawn } from "node:child_process";
-import { mkdir, open, readdir, readFile, rename, rm, rmdir, stat, utimes, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, rename, rm, rmdir, stat, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { writeDurably } from "./durable-file.ts";
 import { isNamed, lockDescriptor, lockShared, pause, tryLock } from "./file-lock.ts";
@@ -55,6 +55,8 @@ export class LayerStore {
   readonly #bootId: string;
   readonly #inFlight = new Map<string, Promise<void>>();
   readonly #background = new Set<Promise<void>>();
+  readonly #unsynced: { readonly directory: string; readonly record: LayerRecord }[] = [];
+  #syncing: Promise<void> | undefined;
 
   /** @param options.temporaryDir On the same file system. Both directories must exist. */
   constructor(directory: string, options: { readonly temporaryDir: string; readonly bootId: string }) {
@@ -199,28 +201,35 @@ export class LayerStore {
     return held;
   }
 
-  /**
-   * Waits until the layer is on disk, then says so in its record.
-   *
-   * syncfs(2) of a large layer takes seconds that nobody should wait for: until it is done the layer is used, and after a
-   * crash of the machine it would be unpacked again. sync(1) in a process of its own, so that this one can exit meanwhile.
-   */
+  /** Waits until the layer is on disk, then says so in its record. Those that come meanwhile share the next sync. */
   async #makeDurable(directory: string, record: LayerRecord): Promise<void> {
-    const { promise, resolve } = Promise.withResolvers<boolean>();
-    const child = spawn("sync", ["-f", directory], { stdio: "ignore", env: {} });
-    child.unref();
-    child.once("error", () => resolve(false));
-    child.once("exit", (code) => resolve(code === 0));
-    if (!(await promise)) return;
-    const beside = join(directory, "layer.json.new");
-    const file = await open(beside, "w");
-    try {
-      await file.writeFile(JSON.stringify({ ...record, durable: true } satisfies LayerRecord));
-      await file.sync();
-    } finally {
-      await file.close();
+    this.#unsynced.push({ directory, record });
+    this.#syncing ??= this.#sync();
+    await this.#syncing;
+  }
+
+  /**
+   * syncfs(2) of large layers takes seconds that nobody should wait for: until it is done a layer is used, and after a crash of
+   * the machine it would be unpacked again. sync(1) in a process of its own, so that this one can exit meanwhile.
+   */
+  async #sync(): Promise<void> {
+    while (this.#unsynced.length > 0) {
+      const layers = this.#unsynced.splice(0);
+      const { promise, resolve } = Promise.withResolvers<boolean>();
+      const child = spawn("sync", ["-f", this.directory], { stdio: "ignore", env: {} });
+      child.unref();
+      child.once("error", () => resolve(false));
+      child.once("exit", (code) => resolve(code === 0));
+      if (!(await promise)) continue;
+      for (const { directory, record } of layers) {
+        const beside = join(directory, "layer.json.new");
+        // Not waited for: cut off by a crash, it says that there is no whole layer.
+        const written = writeFile(beside, JSON.stringify({ ...record, durable: true } satisfies LayerRecord));
+        // It may have been removed since.
+        await written.then(() => rename(beside, join(directory, "layer.json"))).catch(() => {});
+      }
     }
-    await rename(beside, join(directory, "layer.json"));
+    this.#syncing = undefined;
   }
 
   #inBackground(work: Promise<void>): void {

@@ -17,6 +17,7 @@ import {
   O_RDONLY,
 } from "./linux.ts";
 import { makeMount, type MountOption } from "./mount.ts";
+import { OVERLAY_LAYERS_BY_PATH, splitLayers } from "./overlay-limit.ts";
 import { close, cString, open, syscall, trySyscall } from "./syscall.ts";
 
 export interface LayerViewOptions {
@@ -50,16 +51,29 @@ export function openLayerView(layers: readonly string[], options: LayerViewOptio
 const flags = ["index=off", "metacopy=off", "redirect_dir=off", "xino=off"] as const;
 
 function mountByDescriptor(layers: readonly string[], writable: LayerViewOptions["writable"]): number {
-  const opened = layers.toReversed().map((path) => open(path, O_RDONLY | O_DIRECTORY));
-  try {
+  const opened: number[] = [];
+  const make = (lower: readonly number[], options: readonly MountOption[]) => {
     const mountOptions: MountOption[] = [
-      ...opened.map((fd) => ({ key: "lowerdir+", value: fd })),
-      ...(writable === undefined
-        ? []
-        : [{ key: "upperdir", value: writable.upper }, { key: "workdir", value: writable.work }, { key: "volatile" }]),
+      ...lower.toReversed().map((fd) => ({ key: "lowerdir+", value: fd })),
+      ...options,
       ...flags.map((flag) => ({ key: flag.slice(0, flag.indexOf("=")), value: flag.slice(flag.indexOf("=") + 1) })),
     ];
-    const mount = makeMount("overlay", mountOptions, MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+    return makeMount("overlay", mountOptions, MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+  };
+  try {
+    for (const path of layers) opened.push(open(path, O_RDONLY | O_DIRECTORY));
+    const { base, rest } = splitLayers(opened);
+    const lower = [...rest];
+    if (base.length > 0) {
+      lower.unshift(make(base, []));
+      opened.push(lower[0] as number);
+    }
+    const mount = make(
+      lower,
+      writable === undefined
+        ? []
+        : [{ key: "upperdir", value: writable.upper }, { key: "workdir", value: writable.work }, { key: "volatile" }],
+    );
     try {
       return syscall("openat", mount, cString("."), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
     } finally {
@@ -86,20 +100,27 @@ function mountByPath(layers: readonly string[], { writable, emptyDir }: LayerVie
       mkdirSync(`${emptyDir}/${index}`);
       mount(layer, `${emptyDir}/${index}`, { flags: MS_BIND });
     }
-    mkdirSync(`${emptyDir}/root`);
+    for (const name of ["base", "root"]) mkdirSync(`${emptyDir}/${name}`);
     // The thread's own working directory: it has no other part in what chdir(2) changes since its unshare(2).
     syscall("chdir", cString(emptyDir));
-    const lower = layers.map((_, index) => `${index}`).toReversed();
+    const { base, rest } = splitLayers(
+      layers.map((_, index) => `${index}`),
+      OVERLAY_LAYERS_BY_PATH,
+    );
     const escape = (path: string) => path.replaceAll(/[\\,:]/g, "\\$&");
-    const data = [
-      `lowerdir=${lower.join(":")}`,
+    const make = (target: string, lower: readonly string[], ...others: readonly string[]) => {
+      const data = [`lowerdir=${lower.toReversed().join(":")}`, ...others, ...flags].join(",");
+      if (data.length >= 4096) throw new Error(`Cannot mount ${layers.length} layers: too many for this kernel`);
+      mount("overlay", target, { type: "overlay", flags: quiet, data });
+    };
+    if (base.length > 0) make("base", base);
+    make(
+      "root",
+      base.length > 0 ? ["base", ...rest] : rest,
       ...(writable === undefined
         ? []
         : [`upperdir=${escape(writable.upper)}`, `workdir=${escape(writable.work)}`, "volatile"]),
-      ...flags,
-    ].join(",");
-    if (data.length >= 4096) throw new Error(`Cannot mount ${layers.length} layers: too many for this kernel`);
-    mount("overlay", "root", { type: "overlay", flags: quiet, data });
+    );
     return open(`${emptyDir}/root`, O_RDONLY | O_DIRECTORY);
   } finally {
     syscall("chdir", cString("/"));

@@ -7,6 +7,7 @@ import {
   EINVAL,
   MOUNT_ATTR_NODEV,
   MOUNT_ATTR_NOSUID,
+  MOUNT_ATTR_RDONLY,
   S_IFBLK,
   S_IFCHR,
   S_IFIFO,
@@ -17,6 +18,7 @@ import type { OciDevice } from "./oci-config.ts";
 import { deviceNumber } from "./oci-file-system.ts";
 import { OciConfigError } from "./oci-parser.ts";
 import type { ShiftedLayers } from "./shifted-layers.ts";
+import { OVERLAY_LAYERS_BY_PATH, splitLayers } from "./overlay-limit.ts";
 import { close, cString, SyscallError, syscall, trySyscall } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
 
@@ -79,31 +81,64 @@ export class LayerMounts {
  */
 export function mountOverlay(directory: string, layers: readonly number[], owner: { readonly base: number }): number {
   const { upper, work } = makeUpper(directory, owner);
-  const options: MountOption[] = [
+  const { base, rest } = splitLayers(layers);
+  const bottom = base.length === 0 ? undefined : mountLower(base);
+  try {
+    const options: MountOption[] = [
+      ...lowerOptions(bottom === undefined ? rest : [bottom, ...rest]),
+      { key: "upperdir", value: upper },
+      { key: "workdir", value: work },
+      { key: "volatile" },
+    ];
+    return makeMount("overlay", options, MOUNT_ATTR_NODEV);
+  } finally {
+    if (bottom !== undefined) close(bottom);
+  }
+}
+
+/** More layers than fit as one. */
+function mountLower(layers: readonly number[]): number {
+  return makeMount("overlay", lowerOptions(layers), MOUNT_ATTR_NODEV | MOUNT_ATTR_RDONLY);
+}
+
+function lowerOptions(layers: readonly number[]): MountOption[] {
+  return [
     ...layers.toReversed().map((fd) => ({ key: "lowerdir+", value: fd })),
-    { key: "upperdir", value: upper },
-    { key: "workdir", value: work },
     ...overlayOptions().map(([key, value]) => ({ key, ...(value === undefined ? {} : { value }) })),
   ];
-  return makeMount("overlay", options, MOUNT_ATTR_NODEV);
+}
+
+/** One mount of an overlay by mount(2). */
+export interface OverlayByPath {
+  /** A directory below the working directory. */
+  readonly target: "base" | "root";
+  readonly data: string;
 }
 
 /**
- * The data of mount(2) for an overlay whose layers are mounted at `l/0`, `l/1`, … below the working directory, base
+ * What mount(2) is told for an overlay whose layers are mounted at `l/0`, `l/1`, … below the working directory, base
  * first: for kernels before 6.13, where a launcher attaches the layers in a mount namespace of its own.
  *
- * @throws {Error} If there are more layers than the page that mount(2) takes has room for, about 400.
+ * @returns The mounts in order, the last one on `root`.
+ * @throws {Error} If the page that mount(2) takes has no room for it.
  */
-export function overlayData(directory: string, layerCount: number): string {
+export function overlaysByPath(directory: string, layerCount: number): readonly OverlayByPath[] {
   const { upper, work } = upperPaths(directory);
-  const lower = Array.from({ length: layerCount }, (_, i) => `l/${layerCount - 1 - i}`).join(":");
+  const paths = Array.from({ length: layerCount }, (_, i) => `l/${i}`);
+  const { base, rest } = splitLayers(paths, OVERLAY_LAYERS_BY_PATH);
   const escape = (path: string) => path.replaceAll(/[\\,:]/g, "\\$&");
   const options = overlayOptions().map(([key, value]) => (value === undefined ? key : `${key}=${value}`));
-  const data = [`lowerdir=${lower}`, `upperdir=${escape(upper)}`, `workdir=${escape(work)}`, ...options].join(",");
-  if (Buffer.byteLength(data) >= 4096) {
-    throw new Error(`Cannot mount overlay: ${layerCount} layers are too many for this kernel; Linux 6.13 takes 500`);
-  }
-  return data;
+  const data = (lower: readonly string[], ...others: readonly string[]) => {
+    const text = [`lowerdir=${lower.toReversed().join(":")}`, ...others, ...options].join(",");
+    if (Buffer.byteLength(text) < 4096) return text;
+    throw new Error(`Cannot mount overlay: ${layerCount} layers are too many for this kernel; Linux 6.13 takes more`);
+  };
+  const own = [`upperdir=${escape(upper)}`, `workdir=${escape(work)}`, "volatile"];
+  if (base.length === 0) return [{ target: "root", data: data(rest, ...own) }];
+  return [
+    { target: "base", data: data(base) },
+    { target: "root", data: data(["base", ...rest], ...own) },
+  ];
 }
 
 /** In a user namespace overlayfs keeps its notes in `user.*` attributes: `trusted.*` is for the host's root (Linux 5.11). */
@@ -113,7 +148,6 @@ function overlayOptions(): readonly (readonly [string, string?])[] {
     ["metacopy", "off"],
     ["redirect_dir", isRootless() ? "nofollow" : "off"],
     ["xino", "off"],
-    ["volatile"],
     ...(isRootless() ? [["userxattr"] as const] : []),
   ];
 }

@@ -13,6 +13,7 @@ import { isNew, type NamespaceType, type OciConfig, type OciMount } from "./oci-
 import { beneathRoot, type ResolvedMount } from "./oci-file-system.ts";
 import { type MountOptions, parseMountOptions } from "./oci-mount-options.ts";
 import { OciConfigError } from "./oci-parser.ts";
+import type { OverlayByPath } from "./rootfs.ts";
 import { profileOf } from "./seccomp-profile-oci.ts";
 import { ociSeccomp } from "./seccomp-oci.ts";
 import { type SeccompFilter, seccompProfile } from "./seccomp.ts";
@@ -60,7 +61,9 @@ export interface LaunchContext {
   /** Control files of a delegated cgroup: where to join, and where to go below it. */
   readonly delegation?: { readonly join: readonly Source[]; readonly leaf?: Source };
   /** The root file system, by descriptor or out of layers. */
-  readonly rootfs: { readonly whole: Source } | { readonly layers: readonly Source[]; readonly overlayData: string };
+  readonly rootfs:
+    | { readonly whole: Source }
+    | { readonly layers: readonly Source[]; readonly overlays: readonly OverlayByPath[] };
   readonly make: MountMakers;
 }
 
@@ -74,7 +77,7 @@ export function planStep(config: OciConfig, context: LaunchContext): { plan: Lau
   const rootfs = (): PlannedRootfs =>
     "whole" in context.rootfs
       ? { fd: place(context.rootfs.whole) }
-      : { layerFds: context.rootfs.layers.map(place), overlayData: context.rootfs.overlayData };
+      : { layerFds: context.rootfs.layers.map(place), overlays: context.rootfs.overlays };
   const { linux = {}, process, hostname, domainname } = config;
   const { seccomp, resources: _, devices: __, namespaces = [], ...rest } = linux;
   const { args: ___, env: ____, ...identity } = process ?? { cwd: "/" };
