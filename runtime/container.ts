@@ -371,7 +371,9 @@ export class Container implements AsyncDisposable {
     const code = errnoName(errno);
     const name = operation !== undefined && "name" in operation ? operation.name : "run the program";
     if (name === executeProgram) return new ExecError(code, this.#process?.args[0] ?? "");
-    return Object.assign(new Error(`Cannot start container ${this.#config.id}: ${name}: ${code}`), { code, errno });
+    const isFork = code === "EAGAIN" && name.startsWith("clone ");
+    const why = isFork ? `${code}: ${this.#host.limits.explainRefusedFork(this.#config.resources)}` : code;
+    return Object.assign(new Error(`Cannot start container ${this.#config.id}: ${name}: ${why}`), { code, errno });
   }
 
   async #finish(): Promise<ContainerResult> {

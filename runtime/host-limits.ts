@@ -56,6 +56,18 @@ export class HostLimits {
     return lowerToCeiling(asked, this.ceiling);
   }
 
+  /** Why the kernel may refuse a new process (EAGAIN) to a container that is being started, and what mends it. */
+  explainRefusedFork(asked?: StepResources): string {
+    const own = asked === undefined ? Infinity : this.granted(asked).pids;
+    // Init and the program, and a moment long stage 0.
+    if (own < 3) return `its limit of ${own} processes is too small to start in`;
+    const all =
+      this.ceiling.pids === undefined
+        ? ""
+        : `all steps of this agent have ${this.ceiling.pids} processes together, or `;
+    return `the machine has as many processes as it may: ${all}the kernel's limit is reached; run fewer jobs at a time, or raise --pids`;
+  }
+
   /** Why a wish for a share of the disk has no effect; undefined if it has, or there is none. */
   weightProblem(asked: StepResources): string | undefined {
     return weightProblem(asked, this.facts ?? noFacts);

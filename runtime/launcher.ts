@@ -236,7 +236,10 @@ export class Launchers {
     if (kind === failMessage) {
       const operation = program.operationAt(bytes.readBigUInt64LE(8));
       const what = operation !== undefined && "name" in operation ? operation.name : "run";
-      parent.failure = new Error(`Cannot make launchers of containers: ${what}: ${errnoName(value)}`);
+      const code = errnoName(value);
+      const isFork = code === "EAGAIN" && what.startsWith("clone ");
+      const why = isFork ? `${code}: ${this.#host.limits.explainRefusedFork()}` : code;
+      parent.failure = new Error(`Cannot make launchers of containers: ${what}: ${why}`);
     }
     if (kind === report.removed) parent.removals.shift()?.(bytes.subarray(8).every((byte) => byte === 0));
     if (kind !== report.made) return;

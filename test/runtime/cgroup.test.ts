@@ -1,9 +1,9 @@
 /** What the kernel makes of the limits of a container and of all containers together. */
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { findDisk, findIoSupport } from "../../runtime/block-device.ts";
-import { runContainer } from "../../runtime/index.ts";
+import { type Container, runContainer } from "../../runtime/index.ts";
 import { TestHost } from "./host-fixture.ts";
 
 const MiB = 1024 ** 2;
@@ -110,6 +110,23 @@ describe("the ceiling of all containers", () => {
     const total = Number(/MemTotal:\s+(\d+)/.exec(readFileSync("/proc/meminfo", "utf8"))?.[1]) * 1024;
     expect(memoryBytes).toBeLessThanOrEqual(total - Math.min(128 * MiB, total / 4));
     expect(pids).toBeLessThan(Number(readFileSync("/proc/sys/kernel/pid_max", "utf8")));
+  });
+
+  test("of processes refuses a container that has no room left, and says so; the others go on, and one fits again", async () => {
+    await using host = await TestHost.open({ ceiling: { pids: 16 } });
+    const running: Container[] = [];
+    const fill = async () => {
+      for (;;) running.push(await runContainer(host.host, host.script("exec sleep 1000")));
+    };
+    await expect(fill()).rejects.toThrow(
+      /clone .*: EAGAIN: the machine has as many processes as it may: all steps of this agent have 16 processes together, .* raise --pids$/,
+    );
+    expect(running.length).toBeGreaterThan(2);
+    for (const { pid } of running) expect(readdirSync(`/proc/${pid}`)).not.toEqual([]);
+    await Promise.all(running.map((container) => container[Symbol.asyncDispose]()));
+    expect(await host.run("true")).toMatchObject({ exitCode: 0 });
+    const resources = { memoryBytes: 64 * MiB, cpu: 1, pids: 1 };
+    await expect(host.run("true", { resources })).rejects.toThrow("its limit of 1 processes is too small to start in");
   });
 
   test("that the host cannot set is refused", async () => {

@@ -5,7 +5,7 @@
  * software emulation, which works inside a virtual machine too and takes ten to thirty times as long as the hardware.
  * Arguments go to vitest, files among them; the exit code is its own, or 125 if the machine went down or silent before.
  */
-import { execFileSync, spawn } from "node:child_process";
+import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -52,19 +52,15 @@ const notNeeded = /^(?:@biomejs|@oxlint|@oxlint-tsgolint|@typescript|oxlint|oxli
 const resultLine = /SLIPWAY-VM (\d+)/;
 
 const directory = mkdtempSync(join(tmpdir(), "slipway-vm-"));
-for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
-  process.once(signal, () => {
-    rmSync(directory, { recursive: true, force: true });
-    process.exit(125);
-  });
-}
-try {
-  const root = buildRoot(directory);
-  installProject(root, process.argv.slice(2));
-  process.exitCode = await boot(root, makeDisk(directory, root));
-} finally {
+let machine: ChildProcess | undefined;
+process.once("exit", () => {
+  machine?.kill("SIGKILL");
   rmSync(directory, { recursive: true, force: true });
-}
+});
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.once(signal, () => process.exit(125));
+const root = buildRoot(directory);
+installProject(root, process.argv.slice(2));
+process.exitCode = await boot(root, makeDisk(directory, root));
 
 /** A minimal Debian; kept beside the temporary directory, for making it takes longer than anything but the tests. */
 function buildRoot(directory: string): string {
@@ -150,7 +146,7 @@ async function boot(root: string, disk: string): Promise<number> {
     ].flat(),
     { stdio: ["ignore", "pipe", "inherit"] },
   );
-  process.once("exit", () => qemu.kill("SIGKILL"));
+  machine = qemu;
   const silence = setTimeout(() => {
     console.log(`The virtual machine has said nothing for ${silenceMs / 60_000} minutes: ended`);
     qemu.kill("SIGKILL");
