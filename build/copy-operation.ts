@@ -31,6 +31,7 @@ export async function planCopy(
   const { destination, chmod, files, isAdd } = operation;
   const key = cacheKey(operation.link ? "" : place.parentKey, {
     copy: digest,
+    ...(context.context.hasFixedTimes === true && operation.from === undefined && { times: "fixed" }),
     fetched: fetched.map((each) => each.key),
     files,
     destination,

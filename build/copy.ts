@@ -22,6 +22,8 @@ export interface CopyOptions {
   readonly mode?: ModeChange | undefined;
   /** Files of an image that go to a host: they may not bring privileges, set-user-id bits or capabilities, with them. */
   readonly isPlain?: boolean;
+  /** The time of all that is copied, in seconds since 1970. @default what the source has */
+  readonly mtimeSeconds?: number | undefined;
   readonly checkCanceled?: () => void;
 }
 
@@ -219,7 +221,7 @@ export class CopyTarget {
         owner: this.#ownerOf(stat),
         mode: this.#modeOf(stat),
         xattrs,
-        time: stat,
+        time: this.#timeOf(stat),
       });
     } finally {
       fileAt.closeFile(fd);
@@ -258,7 +260,7 @@ export class CopyTarget {
     }
     fileAt.chownAt(parent, name, this.#ownerOf(stat));
     if (stat.type === "fifo") fileAt.chmodAt(parent, name, this.#modeOf(stat));
-    fileAt.setTimesAt(parent, name, stat);
+    fileAt.setTimesAt(parent, name, this.#timeOf(stat));
   }
 
   #copyFile(source: Place, target: Place, stat: fileAt.FileStat): void {
@@ -272,7 +274,12 @@ export class CopyTarget {
           throw new SelectError(`${JSON.stringify(fileAt.textOf(source.name))} changed while it was copied`);
         }
         const xattrs = fileAt.readXattrs(from, fileAt.isImageXattr);
-        this.#finish(target, to, { owner: this.#ownerOf(stat), mode: this.#modeOf(stat), xattrs, time: stat });
+        this.#finish(target, to, {
+          owner: this.#ownerOf(stat),
+          mode: this.#modeOf(stat),
+          xattrs,
+          time: this.#timeOf(stat),
+        });
       } finally {
         fileAt.closeFile(to);
       }
@@ -323,6 +330,11 @@ export class CopyTarget {
   #ownerOf(stat: fileAt.FileStat): Owner {
     if (this.#options.owner !== undefined) return this.#options.owner;
     return this.#options.ignoreOwners ? root : { uid: stat.uid, gid: stat.gid };
+  }
+
+  #timeOf(stat: fileAt.FileStat): Pick<fileAt.FileStat, "mtimeSeconds" | "mtimeNanoseconds"> {
+    const { mtimeSeconds } = this.#options;
+    return mtimeSeconds === undefined ? stat : { mtimeSeconds, mtimeNanoseconds: 0 };
   }
 
   #modeOf(stat: fileAt.FileStat): number {

@@ -32,6 +32,8 @@ export type TreeSpec =
       readonly directory: string;
       /** Patterns of .dockerignore. */
       readonly ignored: readonly string[];
+      /** Its files have no times that mean anything: they get `contextTime`. */
+      readonly hasFixedTimes?: boolean | undefined;
     }
   | { readonly kind: "layers"; readonly layers: readonly string[]; readonly name: string };
 
@@ -239,6 +241,17 @@ export async function doFileTask<Kind extends FileTaskKind>(
   return await tasks[kind](spec, checkCanceled);
 }
 
+/**
+ * The time of a context's files where SOURCE_DATE_EPOCH is set: when a checkout wrote them says nothing about the inputs. An
+ * archive gives the epoch in its place. Not the epoch itself, which may be another one for every commit: then nothing that
+ * comes after a COPY would ever be cached. As npm, which has it from 1985: some formats have no years before 1980.
+ */
+export const contextTime = 499_162_500;
+
+function hasFixedTimes({ tree }: SelectionSpec): boolean {
+  return tree.kind === "context" && tree.hasFixedTimes === true;
+}
+
 function isContext({ tree }: SelectionSpec): boolean {
   return tree.kind === "context";
 }
@@ -304,6 +317,7 @@ async function copyFiles(
     owner: spec.owner,
     ignoreOwners: isContext(spec.selection),
     mode: spec.chmod === undefined ? undefined : parseMode(spec.chmod),
+    mtimeSeconds: hasFixedTimes(spec.selection) ? contextTime : undefined,
     checkCanceled,
   };
   const target = new CopyTarget(root, fileAt.byteString(spec.destination), options);
@@ -418,7 +432,7 @@ async function archive(
   };
   const fd = fileAt.openRoot(directory);
   try {
-    const pieces = writeLayerArchive(fd, { newestSeconds, checkCanceled });
+    const pieces = writeLayerArchive(fd, { newestSeconds, replacedSeconds: contextTime, checkCanceled });
     if (compression === "none") {
       for (const piece of pieces) {
         diffId.update(piece);

@@ -34,8 +34,8 @@ function parseGitUrl(url: string): GitUrl | undefined {
 const script = `
 set -eu
 git init -q -b main .
-git remote add origin "$REMOTE"
-git fetch -q --depth 1 --no-tags origin "$REF" || git fetch -q origin "$REF"
+git remote add origin -- "$REMOTE"
+git fetch -q --depth 1 --no-tags -- origin "$REF" || git fetch -q -- origin "$REF"
 git -c advice.detachedHead=false checkout -q FETCH_HEAD
 git -c protocol.file.allow=never submodule --quiet update --init --recursive --depth 1
 git rev-parse HEAD

@@ -103,7 +103,7 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
     workers,
     cache,
     view: { emptyDir, byPath: machine.overlaysByPath },
-    context: { directory: contextDir, ignored: read.ignored },
+    context: { directory: contextDir, ignored: read.ignored, hasFixedTimes: epochSeconds !== undefined },
     resources: options.resources,
     secrets: options.secrets ?? new Map(),
     ssh: options.ssh ?? new Map(),

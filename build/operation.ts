@@ -40,6 +40,8 @@ export interface BuildContext {
   readonly directory: string;
   /** Patterns of .dockerignore. */
   readonly ignored: readonly string[];
+  /** When its files were written says nothing: SOURCE_DATE_EPOCH is set. */
+  readonly hasFixedTimes?: boolean | undefined;
 }
 
 /** A secret's value, read when a command needs it. */

@@ -85,9 +85,11 @@ async function planBind(mount: RunMount, on: MountContext): Promise<PlannedMount
     const copy = { selection, fingerprint, destination: found.isDirectory ? "/" : "/file", files: [] };
     return workers.run("copy", { into: { layers: [], upper, work }, copy, view }, signal);
   };
+  const isFixed = source === undefined && context.context.hasFixedTimes === true;
+  const times = isFixed ? { times: "fixed" } : {};
   const sourceIn = (directory: string) => (found.isDirectory ? directory : `${directory}/file`);
   return {
-    key: ["bind", target, digest],
+    key: ["bind", target, digest, ...Object.values(times)],
     async open({ draft }) {
       const { isDirectory } = found;
       if (!mount.readonly) {
@@ -96,7 +98,7 @@ async function planBind(mount: RunMount, on: MountContext): Promise<PlannedMount
         await copyTo(upper, draft.scratch(`work-${crypto.randomUUID()}`));
         return { mounts: [{ mount: { type: "bind", source: sourceIn(upper), target }, isDirectory }] };
       }
-      const key = cacheKey("bind", { digest });
+      const key = cacheKey("bind", { digest, ...times });
       const layer: CachedLayer =
         (await cache.find(key)) ?? (await cache.make(key, (made) => copyTo(made.files, made.scratch("work")), signal));
       const directory = layer.directory ?? view.emptyDir;

@@ -50,6 +50,8 @@ export class SelectError extends Error {
 }
 
 const MAX_ENTRIES = 1_000_000;
+/** Of all paths together: a million of 4096 bytes each would be more than a thread may have. */
+const MAX_PATH_BYTES = 256 * 2 ** 20;
 const MAX_DEPTH = 500;
 
 /**
@@ -67,6 +69,7 @@ class Selector {
   readonly #tree: SourceTree;
   readonly #options: SelectOptions;
   #count = 0;
+  #pathBytes = 0;
 
   constructor(tree: SourceTree, options: SelectOptions) {
     this.#tree = tree;
@@ -233,6 +236,10 @@ class Selector {
 
   #add(entries: SelectedEntry[], entry: SelectedEntry): void {
     if (++this.#count > MAX_ENTRIES) throw new SelectError(`it has more than ${MAX_ENTRIES} files`);
+    this.#pathBytes += entry.path.length;
+    if (this.#pathBytes > MAX_PATH_BYTES) {
+      throw new SelectError(`the paths of its files have more than ${MAX_PATH_BYTES / 2 ** 20} MiB together`);
+    }
     entries.push(entry);
   }
 

@@ -28,6 +28,8 @@ import { tarEnd, tarHeader, tarPadding } from "./tar-writer.ts";
 export interface LayerArchiveOptions {
   /** No file is younger: what SOURCE_DATE_EPOCH asks for. Seconds since 1970. */
   readonly newestSeconds?: number | undefined;
+  /** A time that stands for `newestSeconds`, where there is one. */
+  readonly replacedSeconds?: number | undefined;
   /** Throws the reason when the work is canceled. */
   readonly checkCanceled?: () => void;
 }
@@ -151,8 +153,8 @@ class ArchiveWriter {
     stat: Pick<FileStat, "mode" | "uid" | "gid" | "size" | "mtimeSeconds" | "mtimeNanoseconds">,
     extra: { readonly linkName?: string; readonly xattrs?: ReadonlyMap<string, Buffer> | undefined } = {},
   ): Buffer {
-    const newest = this.#options.newestSeconds ?? Infinity;
-    const isYounger = stat.mtimeSeconds >= newest;
+    const { newestSeconds: newest = Infinity, replacedSeconds } = this.#options;
+    const isYounger = stat.mtimeSeconds >= newest || (newest < Infinity && stat.mtimeSeconds === replacedSeconds);
     return tarHeader({
       name: path,
       type,

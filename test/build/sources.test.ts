@@ -1,0 +1,177 @@
+/** What ADD fetches, from servers of the test's own. */
+import { execFileSync, spawn } from "node:child_process";
+import { createHash } from "node:crypto";
+import { once } from "node:events";
+import { mkdirSync, writeFileSync } from "node:fs";
+import { createServer, type Server } from "node:http";
+import { type AddressInfo, createServer as createTcpServer } from "node:net";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { BuildError } from "../../build/index.ts";
+import { formatDiagnostic } from "../../pipelines/index.ts";
+import { BuildFixture } from "./build-fixture.ts";
+import { mergeLayers } from "./image-files.ts";
+import { isRoot } from "../runtime/image-fixture.ts";
+
+const content = "what the server has\n";
+const sha256 = createHash("sha256").update(content).digest("hex");
+
+describe.skipIf(!isRoot)("ADD", () => {
+  let fixture: BuildFixture;
+  let server: Server;
+  let url: string;
+  let requests = 0;
+  beforeAll(async () => {
+    fixture = await BuildFixture.open();
+    server = createServer((request, response) => {
+      requests++;
+      const { pathname } = new URL(request.url ?? "/", "http://server");
+      if (pathname === "/loop") response.writeHead(302, { location: "/loop" }).end();
+      else if (pathname === "/file-scheme") response.writeHead(302, { location: "file:///etc/passwd" }).end();
+      else if (pathname === "/cut") {
+        response.writeHead(200, { "content-length": "1000" });
+        response.write("half");
+        setTimeout(() => response.destroy(), 50);
+      } else if (pathname === "/endless") {
+        response.writeHead(200);
+        const write = () => {
+          while (!response.destroyed && response.write(Buffer.alloc(65_536)));
+        };
+        response.on("drain", write).on("error", () => {});
+        write();
+      } else if (pathname === "/waits") response.writeHead(200).write("some");
+      else if (pathname === "/absent") response.writeHead(404).end();
+      else response.writeHead(200, { "last-modified": "Sun, 06 Nov 1994 08:49:37 GMT" }).end(content);
+    });
+    server.listen(0, "127.0.0.1");
+    await once(server, "listening");
+    url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  });
+  afterAll(async () => {
+    server.closeAllConnections();
+    server.close();
+    await fixture[Symbol.asyncDispose]();
+  });
+
+  const build = (dockerfile: string, options = {}) => fixture.build(dockerfile, {}, { network: "host", ...options });
+  async function failure(dockerfile: string, options = {}): Promise<string> {
+    const error = await build(dockerfile, options).then(
+      () => new Error("It did not fail"),
+      (reason: unknown) => reason as Error,
+    );
+    if (!(error instanceof BuildError)) throw error;
+    return error.diagnostic === undefined ? error.message : formatDiagnostic(error.diagnostic);
+  }
+
+  test("fetches a file, and takes it for what its checksum says", async () => {
+    const dockerfile = `FROM scratch\nADD --checksum=sha256:${sha256} --chmod=640 ${url}/dir/file?query /to/\n`;
+    const built = await build(dockerfile);
+    const merged = mergeLayers(await fixture.layers(built));
+    expect(merged["to/file"]).toBe(`f 0:0 640 ${content}`);
+    // It is asked for again, for it may be another one: but what is made of it is there.
+    const before = requests;
+    expect((await build(dockerfile)).steps).toMatchObject([{ cached: true }]);
+    expect(requests).toBe(before + 1);
+  });
+
+  test.for([
+    ["--checksum=sha256:" + "0".repeat(64), "/file", `has the checksum sha256:${sha256}`],
+    ["--checksum=md5:00", "/file", '"md5:00" is no checksum'],
+    ["", "/absent", "the server answered 404"],
+    ["", "/loop", "redirected more than 10 times"],
+    ["", "/file-scheme", "file: is not supported"],
+    ["", "/cut", "cannot be fetched"],
+  ] as const)("%s of %s is refused where it stands", async ([flag, path, message]) => {
+    const text = await failure(`FROM scratch\nADD ${flag} ${url}${path} /x\n`);
+    expect(text).toContain(message);
+    expect(text).toMatch(/^Dockerfile:2:/);
+  });
+
+  test("gives up a file that is larger than what the build may have", async () => {
+    const resources = { memoryBytes: 256 << 20, cpu: 1, pids: 64, diskBytes: 8 << 20 };
+    expect(await failure(`FROM scratch\nADD ${url}/endless /x\n`, { resources })).toMatch(
+      /it is larger than \d+ bytes/,
+    );
+  });
+
+  test("ends with its build", async () => {
+    const canceling = new AbortController();
+    const building = build(`FROM scratch\nADD ${url}/waits /x\n`, { signal: canceling.signal });
+    const before = requests;
+    while (requests === before) await delay(5);
+    canceling.abort(new Error("enough"));
+    await expect(building).rejects.toThrow("enough");
+  });
+
+  test("clones a repository, at a ref, a directory of it, with a checksum", async () => {
+    const repository = join(fixture.directory, "git/repo.git");
+    mkdirSync(join(repository, "dir"), { recursive: true });
+    const git = (...args: string[]) =>
+      execFileSync("git", ["-C", repository, "-c", "user.name=T", "-c", "user.email=t@example.org", ...args], {
+        encoding: "utf8",
+      }).trim();
+    git("init", "-q", "-b", "main");
+    writeFileSync(join(repository, "dir/file"), "first");
+    git("add", ".");
+    git("commit", "-qm", "first");
+    git("tag", "v1");
+    writeFileSync(join(repository, "dir/file"), "second");
+    git("commit", "-qam", "second");
+    const commit = git("rev-parse", "v1");
+    const port = await freePort();
+    const options = ["--listen=127.0.0.1", `--port=${port}`, "--export-all", `--base-path=${fixture.directory}/git`];
+    const daemon = spawn("/usr/lib/git-core/git-daemon", ["--reuseaddr", ...options], { stdio: "ignore" });
+    try {
+      const remote = `git://127.0.0.1:${port}/repo.git`;
+      const dockerfile = [
+        "FROM scratch",
+        `ADD ${remote}#main /main/`,
+        `ADD --checksum=${commit} ${remote}#v1:dir /tag/`,
+        `ADD --keep-git-dir=true ${remote} /kept/`,
+      ].join("\n");
+      await listening(port);
+      const merged = mergeLayers(await fixture.layers(await build(dockerfile)));
+      expect(merged["main/dir/file"]).toMatch(/ second$/);
+      expect(merged["tag/file"]).toMatch(/ first$/);
+      expect(merged).toHaveProperty(["kept/.git/HEAD"]);
+      expect(merged).not.toHaveProperty(["main/.git"]);
+      expect(await failure(`FROM scratch\nADD --checksum=${commit} ${remote}#main /x\n`)).toContain("is at the commit");
+      expect(await failure(`FROM scratch\nADD ${remote}#absent /x\n`)).toContain("cannot be fetched");
+      expect(await failure(`FROM scratch\nADD ${remote}#main:../.. /x\n`)).toContain("outside of the repository");
+      // What git would take for an option, or for a command.
+      for (const ref of ["--upload-pack=touch${IFS}/tmp/x", "-oProxyCommand=x", "$(id)"])
+        expect(await failure(`FROM scratch\nADD ["${remote}#${ref}", "/x"]\n`)).toMatch(
+          /cannot be fetched|syntax|unclosed|not/,
+        );
+    } finally {
+      daemon.kill();
+      await once(daemon, "exit");
+    }
+  });
+
+  test("leaves nothing behind", async () => {
+    await fixture.settled();
+    expect(fixture.leftovers()).toEqual([]);
+  });
+});
+
+async function freePort(): Promise<number> {
+  const server = createTcpServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address() as AddressInfo;
+  server.close();
+  await once(server, "close");
+  return port;
+}
+
+async function listening(port: number): Promise<void> {
+  for (;;) {
+    try {
+      execFileSync("git", ["ls-remote", `git://127.0.0.1:${port}/repo.git`], { stdio: "ignore" });
+      return;
+    } catch {
+      await delay(20);
+    }
+  }
+}
