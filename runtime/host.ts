@@ -40,6 +40,7 @@ import {
   RLIMIT,
 } from "./linux.ts";
 import { mendNetwork } from "./network-mend.ts";
+import { closeMounts } from "./mount.ts";
 import { type JobNetwork, Networks, type Withheld } from "./network.ts";
 import { NetworkFiles } from "./network-files.ts";
 import { ProgramCache } from "./program-cache.ts";
@@ -206,10 +207,13 @@ export class Host implements AsyncDisposable {
     return {
       ...range,
       [Symbol.dispose]: () => {
-        for (const key of this.#workspaces.keys()) if (key.startsWith(`${range.key} `)) void this.#endWorkspace(key);
+        for (const key of this.#workspaces.keys())
+          if (key.startsWith(`${range.key} `)) this.track(this.#endWorkspace(key));
         this.roots.release(range);
         this.networkFiles.release(range);
-        for (const copy of this.layerMounts.release(range)) void this.removeTree(copy);
+        const { mounts, copies } = this.layerMounts.release(range);
+        this.track(closeMounts(mounts));
+        for (const copy of copies) void this.removeTree(copy);
         this.workspaceOwners.release(range);
         range[Symbol.dispose]();
       },
@@ -347,12 +351,12 @@ export class Host implements AsyncDisposable {
     this.#attachPoints = layers;
   }
 
-  #endWorkspace(key: string): Promise<void> {
+  async #endWorkspace(key: string): Promise<void> {
     const workspace = this.#workspaces.get(key);
     this.#workspaces.delete(key);
-    if (workspace === undefined) return Promise.resolve();
-    if (typeof workspace.shown === "number") close(workspace.shown);
-    return this.removeTree(workspace.directory);
+    if (workspace === undefined) return;
+    if (typeof workspace.shown === "number") await closeMounts([workspace.shown]);
+    await this.removeTree(workspace.directory);
   }
 
   /** Deletes a directory tree that steps wrote into (any owner, any mode); what cannot be deleted now goes at the next start. */
@@ -366,6 +370,11 @@ export class Host implements AsyncDisposable {
       return this.#track(this.removals.remove({ tree: path }));
     }
     return this.#track(this.removals.remove({ tree: trash }));
+  }
+
+  /** @internal Waits for it when this is closed. */
+  track(promise: Promise<void>): void {
+    void this.#track(promise);
   }
 
   #track(removal: Promise<void>): Promise<void> {
@@ -401,7 +410,7 @@ export class Host implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const key of this.#workspaces.keys()) void this.#endWorkspace(key);
+    for (const key of this.#workspaces.keys()) this.track(this.#endWorkspace(key));
     await Promise.all([
       this.launchers.close(),
       this.#networks?.then(
@@ -416,7 +425,8 @@ export class Host implements AsyncDisposable {
     this.layerMounts.close();
     this.workspaceOwners.close();
     this.#uidRanges.close();
-    await Promise.all(this.#removals);
+    // What is closed is then removed.
+    while (this.#removals.size > 0) await Promise.all(this.#removals);
     await this.removals.close();
     await this.disk[Symbol.asyncDispose]();
     this.cgroups?.close();

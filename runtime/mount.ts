@@ -1,4 +1,5 @@
 /** Detached mounts: file systems made in the agent, held by a descriptor and seen by nobody until a container attaches them. */
+import { close as closeFile } from "node:fs";
 import {
   AT_EMPTY_PATH,
   AT_FDCWD,
@@ -67,6 +68,14 @@ function kernelLog(context: number): string {
     );
   }
   return lines.length > 0 ? ` (${lines.join("; ")})` : "";
+}
+
+/**
+ * Closes detached mounts, beside this thread: the last descriptor of one takes its file system down, and whoever closes it
+ * waits for a grace period of RCU. Never rejects.
+ */
+export async function closeMounts(mounts: readonly number[]): Promise<void> {
+  await Promise.all(mounts.map((mount) => new Promise<void>((resolve) => closeFile(mount, () => resolve()))));
 }
 
 /**

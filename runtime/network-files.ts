@@ -1,8 +1,7 @@
 /** /etc/hosts and /etc/resolv.conf of jobs' networks: a layer over an image, the same for all containers of a job. */
 import { chmodSync, chownSync, mkdirSync, writeFileSync } from "node:fs";
-import { cloneMount } from "./mount.ts";
+import { cloneMount, closeMounts } from "./mount.ts";
 import type { ContainerNetwork } from "./network.ts";
-import { close } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
 
 /** One layer: a directory whose files belong to the root of the range on disk, too. */
@@ -17,6 +16,8 @@ export interface NetworkLayer {
 interface FilesHost {
   readonly stateDir: string;
   removeTree(path: string): Promise<void>;
+  /** Waits for it when the host is closed. */
+  track(promise: Promise<void>): void;
 }
 
 /** Makes layers, and keeps them as long as their uid range is claimed. */
@@ -73,10 +74,9 @@ export class NetworkFiles {
 
   /** Removes those of a range whose containers are gone. */
   release({ key }: Pick<UidRange, "key">): void {
-    for (const { directory, mount } of this.#layers.get(key)?.values() ?? []) {
-      close(mount);
-      void this.#host.removeTree(directory);
-    }
+    const layers = [...(this.#layers.get(key)?.values() ?? [])];
+    this.#host.track(closeMounts(layers.map(({ mount }) => mount)));
+    for (const { directory } of layers) void this.#host.removeTree(directory);
     this.#layers.delete(key);
   }
 

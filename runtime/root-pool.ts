@@ -8,10 +8,9 @@
  */
 import { mkdirSync, readdirSync, statfsSync, statSync } from "node:fs";
 import type { Disk } from "./disk.ts";
-import { cloneMount } from "./mount.ts";
+import { cloneMount, closeMounts } from "./mount.ts";
 import type { LayerMounts } from "./rootfs.ts";
 import { mountOverlay } from "./rootfs.ts";
-import { close } from "./syscall.ts";
 import type { UidRange } from "./uid-range.ts";
 
 /** One container's, until it is given back. */
@@ -41,6 +40,8 @@ interface PoolHost {
   readonly disk: Disk;
   readonly layerMounts: LayerMounts;
   removeTree(path: string): Promise<void>;
+  /** Waits for it when the host is closed. */
+  track(promise: Promise<void>): void;
 }
 
 /** Keeps what is free, by uid range: nothing of one job comes to another. */
@@ -74,7 +75,7 @@ export class RootPool {
     const index = free?.findLastIndex((root) => root.key === key) ?? -1;
     const [known] = index < 0 ? [] : (free?.splice(index, 1) ?? []);
     if (known !== undefined && this.#isUntouched(known)) return known;
-    if (known !== undefined) this.discard(known);
+    if (known !== undefined) this.#host.track(this.discard(known));
     const mounts = [...shared, ...top].map(({ mount }) => mount);
     const directory = `${this.#host.stateDir}/roots/${name}`;
     mkdirSync(directory, { mode: 0o700 });
@@ -108,7 +109,7 @@ export class RootPool {
 
   /** Deletes one that has been taken; never rejects. */
   async discard(root: RootFileSystem): Promise<void> {
-    close((root as PooledRoot).mount);
+    await closeMounts([(root as PooledRoot).mount]);
     await this.#host.removeTree(root.directory);
   }
 
@@ -121,7 +122,7 @@ export class RootPool {
   release({ key }: Pick<UidRange, "key">): void {
     const free = this.#free.get(key);
     this.#free.delete(key);
-    for (const root of free ?? []) void this.discard(root);
+    for (const root of free ?? []) this.#host.track(this.discard(root));
   }
 
   close(): void {

@@ -55,18 +55,18 @@ export class LayerMounts {
   }
 
   /**
-   * Closes those of a range whose job is over: builds have hundreds that nobody else uses.
+   * Forgets those of a range whose job is over: builds have hundreds that nobody else uses.
    *
-   * @returns Directories to remove: copies for this range alone.
+   * @returns Mounts to close; directories to remove, copies for this range alone.
    */
-  release({ key }: Pick<UidRange, "key">): string[] {
-    for (const { mount } of this.#mounts.get(key)?.values() ?? []) close(mount);
+  release({ key }: Pick<UidRange, "key">): { readonly mounts: readonly number[]; readonly copies: readonly string[] } {
+    const mounts = [...(this.#mounts.get(key)?.values() ?? [])].map(({ mount }) => mount);
     this.#mounts.delete(key);
-    return this.#shifted.release({ key });
+    return { mounts, copies: this.#shifted.release({ key }) };
   }
 
   close(): void {
-    for (const key of this.#mounts.keys()) this.release({ key });
+    for (const key of this.#mounts.keys()) for (const mount of this.release({ key }).mounts) close(mount);
   }
 }
 
