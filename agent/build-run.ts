@@ -138,6 +138,7 @@ export class BuildRun implements RunnableStep {
     const client = registry ?? (own as RegistryClient);
     const { lease } = images;
     using workspace = this.#openWorkspace();
+    using _limit = this.#limitWorkspace();
     const image = await this.#buildImage(spec, { store, client, workspace, signal });
     const { digest } = image.descriptor;
     this.log.note(`built ${digest}`);
@@ -195,8 +196,8 @@ export class BuildRun implements RunnableStep {
       cacheNamespace: builds?.cacheNamespace,
       resources,
       network,
-      // Else strangers' steps would get their limit as often as they have stages.
-      ...(untrusted !== undefined && { parallel: 1 }),
+      // Else strangers' steps would get their limits as often as they have stages, and disk without end.
+      ...(untrusted !== undefined && { parallel: 1, keepsCacheMounts: false }),
       workers,
       reporter,
       signal,
@@ -263,6 +264,14 @@ export class BuildRun implements RunnableStep {
   #openWorkspace(): OpenWorkspace {
     const { host, workspace, uidRange } = this.#context;
     return new OpenWorkspace(host.openWorkspace(workspace, uidRange));
+  }
+
+  #limitWorkspace(): Disposable {
+    const { host, workspace, uidRange } = this.#context;
+    return host.limitWorkspace(workspace, uidRange, {
+      bytes: this.#step.resources.diskBytes,
+      exceeded: (message) => this.#limit.abort(new StepLimit(message)),
+    });
   }
 
   async #takeRefused(): Promise<Pick<StepResult, "refused">> {

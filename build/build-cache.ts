@@ -46,24 +46,25 @@ export class BuildCache {
   readonly store: ImageStore;
   readonly lease: ImageLease;
   readonly #namespace: string;
-  readonly #diskBytes: number;
+  /** What all layers together may have that are made. */
+  readonly diskBytes: number;
   #usedBytes = 0;
 
   constructor({ store, lease, namespace = "", diskBytes = Infinity }: BuildCacheOptions) {
     this.store = store;
     this.lease = lease;
     this.#namespace = namespace;
-    this.#diskBytes = diskBytes;
+    this.diskBytes = diskBytes;
   }
 
   /** What is left of the disk that the build may have. */
   get leftBytes(): number {
-    return Math.max(0, this.#diskBytes - this.#usedBytes);
+    return Math.max(0, this.diskBytes - this.#usedBytes);
   }
 
   /** A command gets no more of the disk than is left for its build. */
   limit(resources: StepResources): StepResources {
-    if (this.#diskBytes === Infinity) return resources;
+    if (this.diskBytes === Infinity) return resources;
     return { ...resources, diskBytes: Math.min(resources.diskBytes ?? Infinity, this.leftBytes) };
   }
 
@@ -126,8 +127,8 @@ export class BuildCache {
   #spend({ bytes, entries }: LayerSummary): void {
     // A file of no bytes takes some of the disk, too.
     this.#usedBytes += bytes + entries * ENTRY_BYTES;
-    if (this.#usedBytes <= this.#diskBytes) return;
-    throw new OperationError(`the layers of this build have more than ${formatBytes(this.#diskBytes)}`, {
+    if (this.#usedBytes <= this.diskBytes) return;
+    throw new OperationError(`the layers of this build have more than ${formatBytes(this.diskBytes)}`, {
       suggestion: "raise the limit, or let the Dockerfile make less",
     });
   }

@@ -17,16 +17,23 @@ export interface CacheMount extends Disposable {
 
 export class CacheMounts {
   readonly #directory: string;
+  readonly isKept: boolean;
 
   /**
    * @param stateDir Of the agent.
    * @param namespace What builds of other trust must not see: a hash or a plain name.
+   * @param options.isKept `false`: every command has empty ones, which go with it: nothing counts what is in them later.
    */
-  constructor(stateDir: string, namespace: string) {
+  constructor(stateDir: string, namespace: string, options: { readonly isKept: boolean } = { isKept: true }) {
+    this.isKept = options.isKept;
     this.#directory = `${stateDir}/build/caches/${createHash("sha256").update(namespace).digest("hex").slice(0, 32)}`;
   }
 
-  /** Gives the directory of an id, made if there is none. */
+  /**
+   * Gives the directory of an id, made if there is none.
+   *
+   * @param options.scratch Where one that is not kept may be made.
+   */
   async take(
     id: string,
     options: {
@@ -34,9 +41,13 @@ export class CacheMounts {
       readonly uid: number;
       readonly gid: number;
       readonly mode: number;
+      readonly scratch: (name: string) => string;
       readonly signal: AbortSignal;
     },
   ): Promise<CacheMount> {
+    if (!this.isKept) {
+      return { ...this.#make(options.scratch(`cache-${crypto.randomUUID()}`), options), [Symbol.dispose]: () => {} };
+    }
     const name = createHash("sha256").update(id).digest("hex");
     if (options.sharing === "private") return this.#takePrivate(name, options);
     const made = this.#make(`${this.#directory}/${name}`, options);

@@ -80,7 +80,7 @@ function describe(
     const xattrs = [...fileAt.readXattrs(fd, fileAt.isImageXattr)].map(
       ([name, value]) => `${JSON.stringify(name)}=${value.toString("base64")}`,
     );
-    const content = stat.type === "file" ? hashFile(fd, stat) : "";
+    const content = stat.type === "file" ? hashFile(fd, stat, file.options.checkCanceled) : "";
     return `${[...head, ...xattrs].join(" ")} ${content}\n`;
   } finally {
     fileAt.closeFile(fd);
@@ -99,12 +99,16 @@ export function openUnchanged(parent: number, base: string, stat: fileAt.FileSta
 const O_RDONLY = 0;
 const O_NONBLOCK = 0o4000;
 
-function hashFile(fd: number, stat: fileAt.FileStat): string {
+function hashFile(fd: number, stat: fileAt.FileStat, checkCanceled: (() => void) | undefined): string {
   const key = fingerprintOf(stat);
   const remembered = known.get(key);
   if (remembered !== undefined) return remembered;
   const hash = createHash("sha256");
-  for (let length = fileAt.readFile(fd, buffer); length > 0; length = fileAt.readFile(fd, buffer)) {
+  let total = 0;
+  // Somebody may write into it as fast as it is read: its digest is of no use then.
+  for (let length = -1; length !== 0 && total <= stat.size; total += length) {
+    checkCanceled?.();
+    length = fileAt.readFile(fd, buffer);
     hash.update(buffer.subarray(0, length));
   }
   const digest = hash.digest("hex");

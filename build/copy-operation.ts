@@ -53,6 +53,7 @@ export async function planCopy(
         chmod,
         unpack: operation.unpack,
         isAdd,
+        maxBytes: context.cache.leftBytes,
       };
       return await workers.run("copy", { into, copy, view }, signal);
     },
@@ -98,7 +99,7 @@ async function digestOf(
 ): Promise<{ readonly digest: string; readonly fingerprint: string }> {
   const { workers, view, signal, cache } = context;
   if (selection.sources.length === 0) return { digest: "", fingerprint: "" };
-  const spec = { selection, view };
+  const spec = { selection, view, maxBytes: cache.diskBytes };
   if (operation.from === undefined) return await workers.run("digest", spec, signal);
   const { key } = await place.source(operation.from);
   const { sources, parents, excludes } = selection;

@@ -268,7 +268,8 @@ export class CopyTarget {
     try {
       const to = this.#create(target);
       try {
-        fileAt.copyContent(from, to);
+        // One that grows meanwhile is found out below.
+        fileAt.copyContent(from, to, { maxBytes: stat.size, checkCanceled: this.#options.checkCanceled });
         const after = fileAt.statAt(from, "");
         if (after === undefined || fingerprintOf(after) !== fingerprintOf(stat)) {
           throw new SelectError(`${JSON.stringify(fileAt.textOf(source.name))} changed while it was copied`);

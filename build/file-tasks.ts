@@ -7,6 +7,7 @@ import {
   adoptUpper,
   defaultLayerLimits,
   fileAt,
+  formatBytes,
   ImageError,
   isTarArchive,
   type LayerSummary,
@@ -72,11 +73,18 @@ export interface CopySpec {
   /** Of the context's archives by default: what ADD does. */
   readonly isAdd?: boolean;
   readonly unpack?: boolean | undefined;
+  /** Of what archives hold. */
+  readonly maxBytes: number;
 }
 
 interface Task {
   digest: {
-    readonly spec: { readonly selection: SelectionSpec; readonly view: ViewSpec };
+    readonly spec: {
+      readonly selection: SelectionSpec;
+      readonly view: ViewSpec;
+      /** Of all files together; where more would be copied, not a byte is read. */
+      readonly maxBytes: number;
+    };
     readonly result: {
       readonly digest: string;
       readonly fingerprint: string;
@@ -163,9 +171,12 @@ const tasks: {
     checkCanceled: CheckCanceled,
   ) => FileTaskResult<Kind> | Promise<FileTaskResult<Kind>>;
 } = {
-  digest: ({ selection, view }, checkCanceled) =>
+  digest: ({ selection, view, maxBytes }, checkCanceled) =>
     withSelections(selection, { view, checkCanceled }, (tree, selections) => ({
-      digest: digestContent(tree.root, selections, { ignoreOwners: isContext(selection), checkCanceled }),
+      digest: digestContent(tree.root, checkSize(selections, maxBytes), {
+        ignoreOwners: isContext(selection),
+        checkCanceled,
+      }),
       // Layers do not change, and their names in an overlay are others in the next one.
       fingerprint: isContext(selection) ? fingerprintSelections(selections) : "",
       isDirectory: selections[0]?.entries[0]?.stat.type === "directory",
@@ -307,6 +318,14 @@ async function withSelections<T>(
   }
 }
 
+/** A file with holes has as many bytes as it likes, and takes as long to be read as if it had them. */
+function checkSize(selections: readonly Selection[], maxBytes: number): readonly Selection[] {
+  let bytes = 0;
+  for (const { entries } of selections) for (const { stat } of entries) if (stat.type === "file") bytes += stat.size;
+  if (bytes <= maxBytes) return selections;
+  throw new SelectError(`what is to be copied has more than ${formatBytes(maxBytes)}: ${formatBytes(bytes)}`);
+}
+
 async function copyFiles(
   root: number,
   spec: CopySpec,
@@ -321,7 +340,7 @@ async function copyFiles(
     checkCanceled,
   };
   const target = new CopyTarget(root, fileAt.byteString(spec.destination), options);
-  const archives = { target, owner: spec.owner, checkCanceled };
+  const archives = { target, owner: spec.owner, maxBytes: spec.maxBytes, checkCanceled };
   if (spec.selection.sources.length > 0) {
     const isUnpacked = spec.unpack ?? spec.isAdd === true;
     await withSelections(spec.selection, context, async (tree, selections) => {
@@ -351,6 +370,7 @@ async function copyFiles(
 interface ArchiveTarget {
   readonly target: CopyTarget;
   readonly owner: Owner | undefined;
+  readonly maxBytes: number;
   readonly checkCanceled: CheckCanceled;
 }
 
@@ -364,13 +384,14 @@ function openSelected(root: number, selection: Selection): number | undefined {
 }
 
 /** Unpacks an archive into the destination, and closes it. @returns False if it is none. */
-async function unpackFile(file: number, { target, owner, checkCanceled }: ArchiveTarget): Promise<boolean> {
+async function unpackFile(file: number, { target, owner, maxBytes, checkCanceled }: ArchiveTarget): Promise<boolean> {
   try {
     const source = { fd: file, offset: 0, length: fileAt.statAt(file, "")?.size ?? 0 };
     if (!(await isTarArchive(source, defaultLayerLimits))) return false;
     const into = target.openDirectory();
     try {
-      await unpackOver(into, source, { limits: defaultLayerLimits, owner, checkCanceled });
+      const limits = { ...defaultLayerLimits, maxBytes: Math.min(defaultLayerLimits.maxBytes, maxBytes) };
+      await unpackOver(into, source, { limits, owner, checkCanceled });
     } catch (error) {
       if (error instanceof ImageError)
         throw new CopyError(`the archive cannot be unpacked: ${error.message}`, { cause: error });

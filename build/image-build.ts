@@ -61,6 +61,8 @@ export interface ImageBuildOptions {
   readonly noCache?: boolean | undefined;
   /** What builds of other trust must not share caches with. @default "" */
   readonly cacheNamespace?: string | undefined;
+  /** Whether directories of `RUN --mount=type=cache` stay for later commands. @default true */
+  readonly keepsCacheMounts?: boolean | undefined;
   /** Limits of each command; `diskBytes` also of all layers that are made. */
   readonly resources: StepResources;
   /** Commands that run at the same time. @default 4 */
@@ -107,7 +109,9 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
     resources: options.resources,
     secrets: options.secrets ?? new Map(),
     ssh: options.ssh ?? new Map(),
-    cacheMounts: new CacheMounts(machine.stateDir, options.cacheNamespace ?? ""),
+    cacheMounts: new CacheMounts(machine.stateDir, options.cacheNamespace ?? "", {
+      isKept: options.keepsCacheMounts ?? true,
+    }),
     downloads,
     commands: new Semaphore(options.parallel ?? 4),
     reporter,

@@ -78,11 +78,17 @@ async function planBind(mount: RunMount, on: MountContext): Promise<PlannedMount
     parents: false,
     excludes: [],
   };
-  const found = await workers.run("digest", { selection, view }, signal);
+  const found = await workers.run("digest", { selection, view, maxBytes: cache.diskBytes }, signal);
   const { digest, fingerprint } = found;
   const copyTo = (upper: string, work: string) => {
     // A directory's content is at the top, a file in there by a name of ours.
-    const copy = { selection, fingerprint, destination: found.isDirectory ? "/" : "/file", files: [] };
+    const copy = {
+      selection,
+      fingerprint,
+      destination: found.isDirectory ? "/" : "/file",
+      files: [],
+      maxBytes: cache.leftBytes,
+    };
     return workers.run("copy", { into: { layers: [], upper, work }, copy, view }, signal);
   };
   const isFixed = source === undefined && context.context.hasFixedTimes === true;
@@ -119,16 +125,24 @@ function planCache(mount: RunMount, on: MountContext): PlannedMount {
   return {
     key: ["cache", target, id, mount.from ?? "", mount.source ?? ""],
     async open({ draft, stack }) {
-      const cache = stack.use(await cacheMounts.take(id, { sharing, uid, gid, mode, signal }));
+      const cache = stack.use(await cacheMounts.take(id, { sharing, uid, gid, mode, scratch: draft.scratch, signal }));
       if (cache.isNew && mount.from !== undefined && mount.from !== "scratch") {
         const { layers } = await place.source(mount.from);
         const tree = { kind: "layers" as const, layers, name: JSON.stringify(mount.from) };
         const selection = { tree, sources: [mount.source ?? "."], parents: false, excludes: [] };
-        const { fingerprint } = await workers.run("digest", { selection, view }, signal);
+        const { fingerprint } = await workers.run(
+          "digest",
+          { selection, view, maxBytes: context.cache.diskBytes },
+          signal,
+        );
         const into = { layers: [], upper: cache.directory, work: draft.scratch(`work-${crypto.randomUUID()}`) };
         await workers.run(
           "copy",
-          { into, copy: { selection, fingerprint, destination: "/", files: [] }, view },
+          {
+            into,
+            copy: { selection, fingerprint, destination: "/", files: [], maxBytes: context.cache.leftBytes },
+            view,
+          },
           signal,
         );
       }

@@ -1,5 +1,5 @@
 /** One container from its start to its end. */
-import { readFileSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
 import { constants } from "node:os";
 import { formatBytes } from "./bytes.ts";
 import type { Cgroup } from "./cgroup.ts";
@@ -240,13 +240,18 @@ export class Container implements AsyncDisposable {
   }
 
   #limitDisk(): DiskLimit {
-    const { workspace, writableDir, uidRange } = this.#config;
+    const { workspace, writableDir, uidRange, mounts = [] } = this.#config;
+    // Single files are ours: hosts, resolv.conf.
+    const bound = mounts.flatMap((mount) =>
+      mount.type === "bind" && mount.readonly !== true && isDirectory(mount.source) ? [mount.source] : [],
+    );
     const { diskBytes: bytes, diskFiles } = this.#granted;
     return this.#host.disk.limit({
       ...(bytes !== undefined && { limit: { bytes, files: diskFiles ?? filesFor(bytes) } }),
       directories: [
         { path: this.#directory, isOwn: true },
         ...(writableDir === undefined ? [] : [{ path: writableDir, isOwn: false }]),
+        ...bound.map((path) => ({ path, isOwn: false })),
         ...(workspace === undefined || workspace.isOthers
           ? []
           : [{ path: this.#host.workspaceStore(workspace, uidRange), isOwn: false }]),
@@ -597,4 +602,8 @@ function describeUsage(
     // Less than nothing: the step has deleted what was there before.
     ...(diskBytes !== undefined && { diskBytes: Math.max(0, diskBytes) }),
   };
+}
+
+function isDirectory(path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
 }

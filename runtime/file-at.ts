@@ -279,20 +279,32 @@ export function readFile(file: number, buffer: Buffer): number {
   return length;
 }
 
-const COPY_CHUNK = 1 << 30;
+/** So much is copied before anybody can cancel it. */
+const COPY_CHUNK = 64 << 20;
 
 /**
  * Copies the rest of one open file to another, in the kernel where it can.
  *
+ * @param options.maxBytes About where to stop: somebody may write into it as fast as it is read. @default at its end
+ * @param options.checkCanceled Called now and then; may throw.
  * @returns Bytes copied.
  */
-export function copyContent(from: number, to: number): number {
+export function copyContent(
+  from: number,
+  to: number,
+  {
+    maxBytes = Infinity,
+    checkCanceled,
+  }: { readonly maxBytes?: number; readonly checkCanceled?: (() => void) | undefined } = {},
+): number {
   let total = 0;
   for (;;) {
+    checkCanceled?.();
+    if (total > maxBytes) return total;
     const copied = trySyscall("copy_file_range", from, null, to, null, COPY_CHUNK, 0);
     if (copied < 0) {
       // Between some file systems the kernel cannot (EXDEV before 5.19, EOPNOTSUPP, EINVAL on special ones).
-      if (total === 0) return copyThrough(from, to);
+      if (total === 0) return copyThrough(from, to, { maxBytes, checkCanceled });
       fail("copy_file_range", copied, "");
     }
     if (copied === 0) return total;
@@ -300,10 +312,16 @@ export function copyContent(from: number, to: number): number {
   }
 }
 
-function copyThrough(from: number, to: number): number {
+function copyThrough(
+  from: number,
+  to: number,
+  { maxBytes, checkCanceled }: { readonly maxBytes: number; readonly checkCanceled: (() => void) | undefined },
+): number {
   const buffer = Buffer.allocUnsafeSlow(1 << 20);
   let total = 0;
   for (;;) {
+    checkCanceled?.();
+    if (total > maxBytes) return total;
     const length = trySyscall("read", from, buffer, buffer.length);
     if (length < 0) fail("read", length, "");
     if (length === 0) return total;

@@ -1,4 +1,5 @@
 /** Trees of files on this kernel: what threads and short commands need that load no containers, networks and registries. */
+export { formatBytes } from "./bytes.ts";
 export { AccountError, type Accounts, resolveOwner, resolveUser, type ResolvedUser } from "./accounts.ts";
 export * as fileAt from "./file-at.ts";
 export { ImageError } from "./image-error.ts";

@@ -20,6 +20,7 @@ import type { Cgroups } from "./cgroup.ts";
 import type { ShownHierarchy } from "./cgroup-mounts.ts";
 import { removeCgroupsBelow, sweepDeadAgents } from "./cgroup-sweep.ts";
 import { Disk } from "./disk.ts";
+import { filesFor } from "./disk-limit.ts";
 import { HostLimits } from "./host-limits.ts";
 import { OomReports } from "./kernel-log.ts";
 import { adoptTree, isRootless } from "./file-owners.ts";
@@ -341,6 +342,26 @@ export class Host implements AsyncDisposable {
     const shown = copyOnWrite ? this.copyOnWriteWorkspace(dir, range) : dir;
     if (typeof shown === "string") return open(shown, O_RDONLY | O_DIRECTORY);
     return syscall("openat", shown, cString("."), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+  }
+
+  /**
+   * Limits what is added to a workspace while no step's container answers for it: a service may write there, too.
+   *
+   * @param options.exceeded Called with the reason when there is more.
+   */
+  limitWorkspace(
+    workspace: { readonly dir: string; readonly copyOnWrite?: boolean },
+    range: UidRange,
+    { bytes, exceeded }: { readonly bytes: number; readonly exceeded: (message: string) => void },
+  ): Disposable {
+    const limit = this.disk.limit({
+      limit: { bytes, files: filesFor(bytes) },
+      directories: [{ path: this.workspaceStore(workspace, range), isOwn: false }],
+      startedAtMs: Date.now(),
+      processes: () => [],
+      kill: exceeded,
+    });
+    return { [Symbol.dispose]: () => this.disk.release(limit) };
   }
 
   /** Makes the directories on which a launcher attaches layers and overlay, where it has to. */

@@ -270,7 +270,30 @@ describe("a build that is stopped", () => {
       big: "x".repeat(20 << 20),
     });
     expect(copied.steps[0]?.reason).toBe("Dockerfile:3: the layers of this build have more than 32 MiB");
+    const mounted = await fixture.run(steps, {
+      Dockerfile: "FROM BASE\nRUN --mount=type=cache,target=/c dd if=/dev/zero of=/c/x bs=1M count=64; sleep 1000\n",
+    });
+    expect(mounted.steps[0]?.reason).toMatch(/^Dockerfile:2: the command was ended: killed: wrote 64 MiB of 32 MiB/);
   });
+});
+
+test("what a service writes into the workspace meanwhile is the step's, as it is with a script", async () => {
+  const [job] = fixture.jobs(`
+jobs:
+  job:
+    services:
+      writer: { run: "until test -e begun; do sleep 0.1; done; dd if=/dev/zero of=filled bs=1M count=64; sleep 1000" }
+    steps:
+      - { build: ., resources: { disk: 32MiB }, network: job }
+`);
+  const dir = fixture.workspace({ Dockerfile: 'FROM BASE\nRUN echo be""gun; sleep 1000\n' });
+  const result = await fixture.runJob(job!, dir, {
+    serviceGraceMs: 100,
+    onOutput: (text) => {
+      if (text.includes("begun")) writeFileSync(join(dir, "begun"), "");
+    },
+  });
+  expect(result.steps[0]).toMatchObject({ status: "failure", reason: expect.stringContaining("of 32 MiB") });
 });
 
 describe("a hostile workspace", () => {
@@ -304,6 +327,21 @@ describe("a hostile workspace", () => {
       await fixture.run(`\n      - build: { output: ${path} }\n`, dir);
     }
     expect(readdirSync(outside)).toEqual([]);
+  });
+
+  test("with files that have no end or only holes costs neither disk nor time", async () => {
+    const result = await fixture.run(
+      `
+      - truncate -s 8T context/holes
+      - build: { context: context, dockerfile: ../Dockerfile }
+`,
+      { Dockerfile: "FROM BASE\nCOPY . /all\n", "context/x": "" },
+    );
+    expect(result.steps[1]?.reason).toBe("Dockerfile:2: what is to be copied has more than 20 GiB: 8 TiB");
+    const made = await fixture.run("\n      - build: .\n", {
+      Dockerfile: "FROM BASE\nRUN dd if=/dev/zero of=/x bs=1M count=0 seek=8388608\n",
+    });
+    expect(made.steps[0]?.reason).toBe("Dockerfile:2: the layers of this build have more than 20 GiB");
   });
 
   test("that changes its context while it is read neither leads outside nor hangs", async () => {
@@ -346,8 +384,10 @@ describe("a stranger's build", () => {
     const own = await build({}, "a");
     const strangers = await build({ untrusted }, "a stranger 1");
     const again = await build({}, "a");
+    const strangersAgain = await build({ untrusted }, "a stranger 2");
     expect([own.status, strangers.status, again.status]).toEqual(["success", "success", "success"]);
     expect(strangers.logs[0]).not.toContain("been");
+    expect(strangersAgain.logs[0]).not.toContain("been");
     expect(strangers.logs[0]).not.toContain("cached");
     expect(again.logs[0]).toContain("(cached)");
     const made = (log: string | undefined) => log?.trim().split("\n").at(-1);
