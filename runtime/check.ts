@@ -48,7 +48,7 @@ export async function checkHost(options: { readonly stateDir: string }): Promise
       checkNamespaces(),
       checkUserNamespaces(userNamespaceFd),
       checkOverlay(options.stateDir, userNamespaceFd),
-      await checkCgroups(),
+      ...(await checkCgroups()),
       checkDisk(options.stateDir),
       checkIo(options.stateDir),
       checkKernelLog(),
@@ -239,14 +239,28 @@ function inLowerDirectory(stateDir: string, action: (directory: string, lower: s
   return tried;
 }
 
-async function checkCgroups(): Promise<HostCheck> {
-  const name = "cgroups";
+async function checkCgroups(): Promise<HostCheck[]> {
   const mounted = attempt(findMountedCgroups);
   let refusal = "";
   if (isRootless() && mounted !== undefined && !(mounted instanceof Error)) {
     await claimUserCgroup(mounted).catch((error: Error) => (refusal = ` (${error.message})`));
   }
   const host = attempt(findCgroups);
+  const cgroups = checkFoundCgroups(host, refusal);
+  const lacksCpuOnly = host !== undefined && !(host instanceof Error) && isCpuAll(host.missing);
+  return lacksCpuOnly && isRootless() ? [cgroups, cpuTimeCheck(host)] : [cgroups];
+}
+
+const isCpuAll = (missing: readonly string[]) => missing.length === 1 && missing[0] === "cpu";
+
+/** Many a systemd gives users memory and pids only. Nothing of the isolation is missing then. */
+function cpuTimeCheck(host: CgroupHost): HostCheck {
+  const found = "not limited: the cpu controller is not delegated to this user";
+  return { name: "CPU time of steps", ok: false, required: false, found, mend: mendDelegation(host) };
+}
+
+function checkFoundCgroups(host: CgroupHost | Error | undefined, refusal: string): HostCheck {
+  const name = "cgroups";
   if (host === undefined || host instanceof Error) {
     return {
       name,
@@ -256,7 +270,8 @@ async function checkCgroups(): Promise<HostCheck> {
       mend: "mount -t cgroup2 none /sys/fs/cgroup",
     };
   }
-  if (host.missing.length > 0) {
+  const lacksCpuOnly = isRootless() && isCpuAll(host.missing);
+  if (host.missing.length > 0 && !lacksCpuOnly) {
     return {
       name,
       ok: false,
@@ -273,7 +288,10 @@ async function checkCgroups(): Promise<HostCheck> {
     name,
     ok: !(tried instanceof Error),
     required: true,
-    found: tried instanceof Error ? tried.message : `cgroup v${host.version} with memory, cpu, pids`,
+    found:
+      tried instanceof Error
+        ? tried.message
+        : `cgroup v${host.version} with memory, ${lacksCpuOnly ? "" : "cpu, "}pids`,
     ...(tried instanceof Error ? { mend: "mount /sys/fs/cgroup writable for the agent" } : {}),
   };
 }

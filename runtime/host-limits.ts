@@ -95,6 +95,7 @@ function strictest(given: Ceiling, bearable: Ceiling): Ceiling {
 function findFacts(stateDir: string, { version }: CgroupHost, cgroups: Cgroups): ResourceFacts {
   return {
     version,
+    limitsCpu: cgroups.has("cpu", version === 2 ? "cpu.max" : "cpu.cfs_quota_us"),
     countsSwap: cgroups.has("memory", "memory.memsw.limit_in_bytes"),
     countsTcp: cgroups.has("memory", "memory.kmem.tcp.limit_in_bytes"),
     killsTogether: cgroups.has("memory", "memory.oom.group"),
@@ -105,6 +106,7 @@ function findFacts(stateDir: string, { version }: CgroupHost, cgroups: Cgroups):
 /** Of a host on which nothing is limited. */
 const noFacts: ResourceFacts = {
   version: 2,
+  limitsCpu: true,
   countsSwap: false,
   countsTcp: false,
   killsTogether: false,

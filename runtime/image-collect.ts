@@ -5,6 +5,7 @@ import type { NamedImage } from "./image-names.ts";
 import type { ImageStore } from "./image-store.ts";
 import { layerKey } from "./layer-store.ts";
 import { removeTrees } from "./layer-workers.ts";
+import { takeOrphans } from "./shifted-layers.ts";
 import { readStoredImage } from "./stored-image.ts";
 import { close } from "./syscall.ts";
 
@@ -63,7 +64,7 @@ export async function collectImages(store: ImageStore, options: CollectOptions):
   } finally {
     close(lock);
   }
-  await removeTrees(gone);
+  await removeTrees([...gone, ...takeOrphans(store.directory)]);
   return collected;
 }
 

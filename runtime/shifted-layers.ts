@@ -67,11 +67,32 @@ export class ShiftedLayers {
     for (const parent of list(`${this.#storeDir}/shifted`)) {
       for (const path of list(parent)) {
         const maker = unfinished.exec(basename(path))?.[1];
-        const isOver = maker === undefined ? isOrphan(path) : !existsSync(`/proc/${maker}`);
-        if (isOver) rmSync(path, { recursive: true, force: true });
+        if (maker !== undefined && !existsSync(`/proc/${maker}`)) rmSync(path, { recursive: true, force: true });
+      }
+    }
+    for (const path of takeOrphans(this.#storeDir)) rmSync(path, { recursive: true, force: true });
+  }
+}
+
+/**
+ * Takes copies whose layer a store has no more from their places, for the caller to remove: from then on nobody finds them,
+ * and if the caller is killed the next agent's start removes them.
+ */
+export function takeOrphans(storeDir: string): string[] {
+  const taken: string[] = [];
+  for (const parent of list(`${storeDir}/shifted`)) {
+    for (const path of list(parent)) {
+      if (unfinished.test(basename(path)) || !isOrphan(path)) continue;
+      const place = `${parent}/new-${process.pid}-${randomBytes(8).toString("hex")}`;
+      try {
+        renameSync(path, place);
+        taken.push(place);
+      } catch {
+        // another process was faster
       }
     }
   }
+  return taken;
 }
 
 /** The same for whoever makes it. */

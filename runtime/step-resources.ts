@@ -39,6 +39,8 @@ export interface Ceiling {
 /** What this host's cgroups can do beyond memory, cpu and pids. */
 export interface ResourceFacts {
   readonly version: 1 | 2;
+  /** Not where an ordinary user has been given memory and pids only: then steps have the CPU time that there is. */
+  readonly limitsCpu: boolean;
   /** v1: swap is counted, so that it can be limited. */
   readonly countsSwap: boolean;
   /** v1: buffers of TCP sockets are counted; v2 always does, as memory. */
@@ -77,7 +79,7 @@ export function stepResources(step: StepResources, facts: ResourceFacts): OciRes
       ...(swapless && { swap: memoryBytes }),
       ...(facts.version === 1 && facts.countsTcp && { kernelTCP: memoryBytes }),
     },
-    cpu: { quota: cpuQuotaUs(step.cpu), period: BigInt(cpuPeriodUs) },
+    ...(facts.limitsCpu && { cpu: { quota: cpuQuotaUs(step.cpu), period: BigInt(cpuPeriodUs) } }),
     pids: { limit: BigInt(step.pids) },
     ...(blockIO !== undefined && { blockIO }),
     ...(unified.length > 0 && { unified: new Map(unified) }),
@@ -87,11 +89,12 @@ export function stepResources(step: StepResources, facts: ResourceFacts): OciRes
 /** The limits of the cgroup in which all containers' cgroups are; what is not given is set to no limit. */
 export function ceilingResources(ceiling: Ceiling, facts: ResourceFacts): OciResources {
   const memoryBytes = BigInt(ceiling.memoryBytes ?? -1);
+  const time = { quota: ceiling.cpu === undefined ? -1n : cpuQuotaUs(ceiling.cpu), period: BigInt(cpuPeriodUs) };
   return {
     memory: { limit: memoryBytes, ...(facts.version === 1 && facts.countsSwap && { swap: memoryBytes }) },
     cpu: {
-      quota: ceiling.cpu === undefined ? -1n : cpuQuotaUs(ceiling.cpu),
-      period: BigInt(cpuPeriodUs),
+      // What was asked for is refused where it cannot be had.
+      ...((facts.limitsCpu || ceiling.cpu !== undefined) && time),
       ...(ceiling.cpuset !== undefined && { cpus: ceiling.cpuset }),
     },
     pids: { limit: BigInt(ceiling.pids ?? -1) },

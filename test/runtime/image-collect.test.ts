@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, readdirSync, utimesSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, symlinkSync, utimesSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { collectImages } from "../../runtime/image-collect.ts";
@@ -64,6 +64,21 @@ describe.skipIf(!isRoot)("collectImages", () => {
     expect(layers()).toEqual(keys(base, other));
     await pull("app");
     expect(layers()).toEqual(keys(base, other, app));
+  });
+
+  test("removes copies for jobs with ids of their own with the layer that they were made from", async () => {
+    await pull("app");
+    await pull("other");
+    const shifted = join(store.directory, "shifted/300000");
+    const copy = ({ tar }: { tar: Buffer }, name: string) => {
+      mkdirSync(join(shifted, name, "usr"), { recursive: true });
+      symlinkSync(join(store.directory, "layers", layerKey(sha256(tar)), "files"), join(shifted, `${name}.source`));
+    };
+    copy(app, "a");
+    copy(other, "b");
+    mkdirSync(join(shifted, `new-${process.pid}-being-made`));
+    await collectImages(store, { names: [`${registry.host}/t:app`] });
+    expect(readdirSync(shifted).sort()).toEqual(["b", "b.source", `new-${process.pid}-being-made`]);
   });
 
   test("keeps an image that another tag stands for, and superseded ones until they are asked for", async () => {

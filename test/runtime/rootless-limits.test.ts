@@ -72,6 +72,24 @@ print(n, flush=True); os._exit(0)'`;
   });
 });
 
+// On v2 a cgroup has the controllers of the one above, which is not the test's.
+test.skipIf(findMountedCgroups()?.version === 2)(
+  "without the cpu controller alone the agent runs, and says that CPU time is not limited",
+  async () => {
+    using user = new RootlessUser({ delegated: "without cpu" });
+    const hog = "python3 -c 'b = bytearray(200 << 20)'";
+    const steps = await runSteps(user, [{ script: hog, memoryBytes: 64 << 20 }, { script: "echo fine" }]);
+    expect(steps).toMatchObject([{ reason: "oom" }, { stdout: "fine\n", exitCode: 0 }]);
+    const { code, stdout } = await user.slipway(["doctor", "--json"]);
+    const checks = JSON.parse(stdout) as { name: string; ok: boolean; found: string }[];
+    expect(code).toBe(0);
+    expect(checks.filter(({ name }) => name === "cgroups" || name === "CPU time of steps")).toMatchObject([
+      { ok: true, found: expect.stringMatching(/with memory, pids$/) },
+      { ok: false, found: "not limited: the cpu controller is not delegated to this user" },
+    ]);
+  },
+);
+
 test("without them the agent does not start, and says what would mend that", async () => {
   using user = new RootlessUser();
   const { code, stderr } = await user.slipway(["agent", "--token-file", "/dev/null"]);

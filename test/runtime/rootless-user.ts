@@ -18,8 +18,8 @@ export interface RootlessUserOptions {
   readonly ids?: number;
   /** Whether /dev/net/tun is there and open to everybody, as udev makes it. @default true */
   readonly tun?: boolean;
-  /** Whether cgroups with memory, cpu and pids are delegated to the user. @default false */
-  readonly delegated?: boolean;
+  /** Whether cgroups with memory, cpu and pids are delegated to the user; without cpu on v1 only. @default false */
+  readonly delegated?: boolean | "without cpu";
   /** nsenter(1)'s option for the network namespace that is the host's. */
   readonly network?: string;
   /** A file in place of /etc/resolv.conf. */
@@ -61,7 +61,8 @@ export class RootlessUser implements Disposable {
   /** Makes cgroups at the top of every hierarchy and gives them to the user. @see cgroups(7), Delegation */
   #delegate(): void {
     for (const { version, hierarchies } of [findMountedCgroups()].filter((host) => host !== undefined)) {
-      for (const { mountPoint } of hierarchies) {
+      for (const { mountPoint, controllers } of hierarchies) {
+        if (this.#options.delegated === "without cpu" && controllers.includes("cpu")) continue;
         const path = `${mountPoint}/slipway-rootless-${this.uid}`;
         if (version === 2) writeFileSync(`${mountPoint}/cgroup.subtree_control`, "+memory +cpu +pids");
         mkdirSync(path);

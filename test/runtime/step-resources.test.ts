@@ -7,6 +7,7 @@ const step = { memoryBytes: GiB, cpu: 1.5, pids: 64 };
 const device = { major: 8, minor: 16, name: "sdb" };
 const v2: ResourceFacts = {
   version: 2,
+  limitsCpu: true,
   countsSwap: false,
   countsTcp: false,
   killsTogether: true,
@@ -26,6 +27,13 @@ describe("stepResources", () => {
 
   test("limits on v1 only what is counted there", () => {
     expect(stepResources(step, v1).memory).toEqual({ limit: BigInt(GiB), swap: BigInt(GiB), kernelTCP: BigInt(GiB) });
+    const withoutCpu = { ...v2, limitsCpu: false };
+    expect(stepResources(step, withoutCpu).cpu).toBeUndefined();
+    // A ceiling is somebody's wish: it is not dropped, but refused when it is set.
+    expect([ceilingResources({}, withoutCpu).cpu, ceilingResources({ cpu: 1 }, withoutCpu).cpu]).toEqual([
+      {},
+      { quota: 100_000n, period: 100_000n },
+    ]);
     expect(stepResources(step, { ...v1, countsSwap: false, countsTcp: false }).memory).toEqual({ limit: BigInt(GiB) });
     expect(stepResources(step, v1).unified).toBeUndefined();
   });
