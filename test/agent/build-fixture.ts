@@ -2,6 +2,7 @@
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
+import { vi } from "vitest";
 import { executeJob, type JobOptions, type JobResult } from "../../agent/index.ts";
 import { type JobSpec, parsePipeline } from "../../pipelines/index.ts";
 import { Host, type HostOptions, RegistryClient } from "../../runtime/index.ts";
@@ -99,10 +100,15 @@ export class BuildStepFixture implements AsyncDisposable {
     return { ...result, logs, problems };
   }
 
-  /** @throws {Error} If jobs have left behind what they should not. */
-  expectClean(): void {
-    const left = this.#leftovers();
-    if (left.length > 0) throw new Error(`left behind: ${left.join(", ")}`);
+  /** Workspaces are removed beside what comes next. @throws {Error} If jobs have left behind what they should not. */
+  async expectClean(): Promise<void> {
+    await vi.waitFor(
+      () => {
+        const left = this.#leftovers();
+        if (left.length > 0) throw new Error(`left behind: ${left.join(", ")}`);
+      },
+      { timeout: 10_000, interval: 20 },
+    );
   }
 
   #leftovers(): string[] {

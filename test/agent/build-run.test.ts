@@ -14,8 +14,8 @@ beforeAll(async () => {
 afterAll(async () => {
   await fixture[Symbol.asyncDispose]();
 });
-afterEach(() => {
-  fixture.expectClean();
+afterEach(async () => {
+  await fixture.expectClean();
 });
 
 const greeter = 'FROM BASE\nARG WHOM=nobody\nRUN echo "hello, $WHOM" > /greeting\nCOPY file /file\n';
@@ -273,7 +273,7 @@ describe("a build that is stopped", () => {
     const mounted = await fixture.run(steps, {
       Dockerfile: "FROM BASE\nRUN --mount=type=cache,target=/c dd if=/dev/zero of=/c/x bs=1M count=64; sleep 1000\n",
     });
-    expect(mounted.steps[0]?.reason).toMatch(/^Dockerfile:2: the command was ended: killed: wrote 64 MiB of 32 MiB/);
+    expect(mounted.steps[0]?.reason).toMatch(/^Dockerfile:2: the command was ended: killed: wrote .* of 32 MiB/);
   });
 });
 
