@@ -10,6 +10,7 @@
 import { createHash } from "node:crypto";
 import {
   type BigIntStats,
+  existsSync,
   lstatSync,
   mkdirSync,
   readdirSync,
@@ -76,7 +77,12 @@ export function memoKey(what: object): string {
  */
 export function fingerprintContext(directory: string, ignored: string): string | undefined {
   const walk = new ContextWalk(directory, plainNames(ignored));
-  return walk.run() ? walk.digest() : undefined;
+  try {
+    return walk.run() ? walk.digest() : undefined;
+  } catch {
+    // It changes just now, or may not be read: the build says what is wrong.
+    return undefined;
+  }
 }
 
 /** Entries of an ignore file that stand for exactly one name; none if it has exceptions. */
@@ -89,6 +95,7 @@ function plainNames(content: string): ReadonlySet<string> {
 }
 
 class ContextWalk {
+  /** As bytes, one in each character: a name need not be text. */
   readonly #root: string;
   readonly #ignored: ReadonlySet<string>;
   readonly #hash = createHash("sha256");
@@ -96,13 +103,13 @@ class ContextWalk {
   #count = 0;
 
   constructor(root: string, ignored: ReadonlySet<string>) {
-    this.#root = root;
+    this.#root = Buffer.from(root).toString("latin1");
     this.#ignored = ignored;
   }
 
   /** @returns Whether it can be trusted. */
   run(): boolean {
-    const stat = lstatSync(this.#root, { bigint: true, throwIfNoEntry: false });
+    const stat = lstatSync(this.#path(""), { bigint: true, throwIfNoEntry: false });
     if (stat === undefined) return false;
     return stat.isSymbolicLink() ? false : this.#entry("", stat);
   }
@@ -117,14 +124,17 @@ class ContextWalk {
       `${JSON.stringify(path)} ${stat.dev}:${stat.ino} ${stat.mode} ${stat.size} ${stat.mtimeNs} ${stat.ctimeNs}\n`,
     );
     if (!stat.isDirectory()) return true;
-    // As bytes: a name need not be text.
-    for (const name of readdirSync(join(this.#root, path), "latin1").sort()) {
+    for (const name of readdirSync(this.#path(path), "latin1").sort()) {
       const below = path === "" ? name : `${path}/${name}`;
       if (this.#ignored.has(below)) continue;
-      const found = lstatSync(Buffer.from(`${this.#root}/${below}`, "latin1"), { bigint: true, throwIfNoEntry: false });
+      const found = lstatSync(this.#path(below), { bigint: true, throwIfNoEntry: false });
       if (found === undefined || !this.#entry(below, found)) return false;
     }
     return true;
+  }
+
+  #path(below: string): Buffer {
+    return Buffer.from(`${this.#root}/${below}`, "latin1");
   }
 }
 
@@ -168,14 +178,21 @@ export class BuildMemos {
     return memo;
   }
 
-  /** Keeps what a build has found out. It may be wrong about what has changed meanwhile only by knowing less. */
+  /**
+   * Keeps what a build has found out. It may be wrong about what has changed meanwhile only by knowing less. Where it cannot be
+   * written the next build takes longer, and this one has succeeded all the same.
+   */
   keep(key: string, memo: Memo): void {
-    mkdirSync(this.#directory, { recursive: true, mode: 0o700 });
     const file: MemoFile = { ...memo, version: VERSION, bootId: bootId() };
     const beside = `${this.#path(key)}.${process.pid}`;
-    writeFileSync(beside, JSON.stringify(file), { mode: 0o600 });
-    renameSync(beside, this.#path(key));
-    this.#prune();
+    try {
+      mkdirSync(this.#directory, { recursive: true, mode: 0o700 });
+      writeFileSync(beside, JSON.stringify(file), { mode: 0o600 });
+      renameSync(beside, this.#path(key));
+      this.#prune();
+    } catch {
+      if (existsSync(beside)) rmSync(beside);
+    }
   }
 
   /** What the store says of a name. */

@@ -2,7 +2,7 @@
  * `slipway image build`: what is asked for, and the answer where nothing has changed since it was last asked; the build itself
  * is in image-build-run.ts, for which most of Slipway is loaded.
  */
-import { existsSync, readFileSync, realpathSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, lstatSync, readFileSync, realpathSync, statSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import type { BuildOutput } from "../build/index.ts";
 import { parseArguments, parseChoice, type Usage, UsageError, type Values } from "./arguments.ts";
@@ -76,6 +76,9 @@ Prints the image's digest: of its manifest, or of the index of several platforms
   count: { least: 0, most: 1 },
 } as const satisfies Usage;
 
+/** Of a Dockerfile or ignore file, as the build has it. */
+const MAX_FILE_BYTES = 4 * 2 ** 20;
+
 export type BuildValues = Values<typeof usage.options>;
 
 /** What is asked for, read from the command line. */
@@ -134,6 +137,8 @@ function findMemo({ what, values, ...request }: ReturnType<typeof readCommandLin
   if (values["no-cache"] || values.pull || request.outputs.length > 0 || contextDir === undefined) return undefined;
   const { names, platforms, networkKind } = request;
   const isInContext = typeof dockerfile === "string";
+  const read = [".dockerignore", ...(isInContext ? [dockerfile, `${dockerfile}.dockerignore`] : [])];
+  if (!read.every((name) => isPlainOrMissing(join(contextDir, name)))) return undefined;
   const ignored = isInContext ? readIfThere(join(contextDir, `${dockerfile}.dockerignore`)) : dockerfile.ignore;
   const ignore = ignored ?? readIfThere(join(contextDir, ".dockerignore")) ?? "";
   const directory = realpathSync(contextDir);
@@ -144,6 +149,12 @@ function findMemo({ what, values, ...request }: ReturnType<typeof readCommandLin
     : { name: dockerfile.name, content: Buffer.from(dockerfile.content).toString("latin1") };
   const given = { args: [...buildArgs], secrets: [...secrets.keys()], agents: [...ssh.keys()] };
   return { key: memoKey({ ...rest, ...given, source, ignore, names, platforms, networkKind, directory }), context };
+}
+
+/** Whoever made the context may have put a link to a device or a pipe there, which the build refuses to read. */
+function isPlainOrMissing(path: string): boolean {
+  const stat = lstatSync(path, { throwIfNoEntry: false });
+  return stat === undefined || (stat.isFile() && stat.size <= MAX_FILE_BYTES);
 }
 
 function readIfThere(path: string): string | undefined {
@@ -227,8 +238,15 @@ function findSource(operand: string, file: string | undefined, context: Context)
   const path = [resolve(context.directory, file), resolve(contextDir, file)].find((each) => existsSync(each));
   if (path === undefined) throw new UsageError(`There is no file ${JSON.stringify(file)}`);
   const ignore = `${path}.dockerignore`;
-  const ignored = existsSync(ignore) ? { ignore: readFileSync(ignore, "utf8") } : {};
-  return { contextDir, dockerfile: { content: readFileSync(path), name: file, ...ignored } };
+  const ignored = existsSync(ignore) ? { ignore: readNamed(ignore).toString() } : {};
+  return { contextDir, dockerfile: { content: readNamed(path), name: file, ...ignored } };
+}
+
+/** A file, or the pipe of a `<(command)`: a link to /dev/zero has no end. @throws {UsageError} */
+function readNamed(path: string): Buffer {
+  const stat = statSync(path);
+  if (stat.isFIFO() || (stat.isFile() && stat.size <= MAX_FILE_BYTES)) return readFileSync(path);
+  throw new UsageError(`${JSON.stringify(path)} is not a file of at most ${MAX_FILE_BYTES / 2 ** 20} MiB`);
 }
 
 function readStandardInput(): Buffer {

@@ -13,7 +13,7 @@ describe("fingerprintContext", () => {
   let context: string;
   beforeAll(async () => {
     directory = await TemporaryDirectory.create();
-    context = join(directory.path, "context");
+    context = join(directory.path, "contéxt ł");
     mkdirSync(join(context, "dir"), { recursive: true });
     writeFileSync(join(context, "dir/file"), "one");
     mkdirSync(join(context, "node_modules"));
@@ -40,7 +40,9 @@ describe("fingerprintContext", () => {
       () => writeFileSync(join(context, "dir/a.log"), "a pattern is not looked into"),
       () => rmSync(join(context, "dir/file")),
       () => symlinkSync("nowhere", join(context, "dir/link")),
-      () => writeFileSync(Buffer.from(`${context}/dir/\xff`, "latin1"), "not text"),
+      () => mkdirSync(join(context, "dir/文")),
+      () => writeFileSync(join(context, "dir/文/é"), ""),
+      () => writeFileSync(Buffer.concat([Buffer.from(`${context}/dir/`), Buffer.of(0xff)]), "not text"),
     ];
     for (const change of changes) {
       change();
@@ -56,6 +58,15 @@ describe("fingerprintContext", () => {
 });
 
 describe("BuildMemos", () => {
+  test("do without where nothing can be written", async () => {
+    await using directory = await TemporaryDirectory.create();
+    writeFileSync(join(directory.path, "run"), "in the way");
+    const memos = new BuildMemos(directory.path);
+    const key = memoKey({});
+    memos.keep(key, { context: "", names: [], parts: [], titles: [], imageNames: [], digest: "", metadata: {} });
+    expect(memos.find(key, "")).toBeUndefined();
+  });
+
   test("find what was kept, as long as names and parts are as they were", async () => {
     await using directory = await TemporaryDirectory.create();
     const { path } = directory;

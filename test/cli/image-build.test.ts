@@ -1,6 +1,6 @@
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { dirname, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -50,6 +50,19 @@ describe.skipIf(!isRoot)("slipway image build", () => {
   });
   afterAll(async () => {
     await directory[Symbol.asyncDispose]();
+  });
+
+  test("reads no device that a context has for its Dockerfile or ignore file", async () => {
+    const dir = context({ "Dockerfile.it": "FROM scratch\nCOPY é /é\n", "é/file": "" });
+    symlinkSync("/dev/zero", join(dir, ".dockerignore"));
+    symlinkSync("/dev/zero", join(dir, "Dockerfile"));
+    expect(await build([dir])).toMatchObject({ code: 1, stderr: expect.stringContaining("Dockerfile") as string });
+    const named = await build(["-f", join(dir, "Dockerfile"), dir]);
+    expect(named).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining("is not a file of at most 4 MiB") as string,
+    });
+    expect(await build(["-f", join(dir, "Dockerfile.it"), dir])).toMatchObject({ code: 0 });
   });
 
   test("shows each step, its output and what was cached, and prints the digest", async () => {
