@@ -24,7 +24,10 @@ export interface FetchedFile {
 export interface FetchedTree {
   readonly kind: "tree";
   readonly key: string;
+  /** Of our own; what is in it is a stranger's. */
   readonly directory: string;
+  /** What of it is wanted, relative; its links lead nowhere outside of `directory`. */
+  readonly inside: string;
 }
 
 export interface FetchOptions {

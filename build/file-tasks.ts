@@ -355,7 +355,7 @@ async function copyFiles(
     });
   }
   for (const fetched of spec.fetched ?? []) {
-    if (fetched.kind === "tree") copyTree(fetched.directory, target, checkCanceled);
+    if (fetched.kind === "tree") copyTree(fetched, target, checkCanceled);
     else await copyFetched(fetched, { ...archives, unpack: spec.unpack === true });
   }
   for (const { name, content } of spec.files) {
@@ -419,9 +419,18 @@ async function copyFetched(
   }
 }
 
-/** Copies what is in a directory of our own. */
-function copyTree(directory: string, target: CopyTarget, checkCanceled: CheckCanceled): void {
-  const root = fileAt.openRoot(directory);
+/** Copies what is in a directory of a repository. */
+function copyTree({ directory, inside }: FetchedTree, target: CopyTarget, checkCanceled: CheckCanceled): void {
+  const repository = fileAt.openRoot(directory);
+  let root: number;
+  try {
+    // A repository may have a link to a directory of this machine.
+    root = fileAt.openDirectoryBelow(repository, fileAt.resolveInRoot(repository, fileAt.byteString(inside)).path);
+  } catch (error) {
+    throw new SelectError(`there is no directory ${JSON.stringify(inside)} in the repository`, { cause: error });
+  } finally {
+    fileAt.closeFile(repository);
+  }
   try {
     const tree = { root, name: "the repository" };
     const options = { parents: false, excludes: new PathPatterns([]), checkCanceled };

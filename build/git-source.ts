@@ -74,7 +74,7 @@ export async function cloneRepository(
     .digest("hex");
   const inside = parsed.directory.split("/").filter((component) => component !== "" && component !== ".");
   if (inside.includes("..")) throw new OperationError(`${url} names a directory outside of the repository`);
-  return { kind: "tree", key, directory: [directory, ...inside].join("/") };
+  return { kind: "tree", key, directory, inside: inside.join("/") };
 }
 
 async function runGit(

@@ -2,7 +2,7 @@
 import { execFileSync, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { once } from "node:events";
-import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer, type Server } from "node:http";
 import { type AddressInfo, createServer as createTcpServer } from "node:net";
 import { join } from "node:path";
@@ -107,12 +107,17 @@ describe.skipIf(!isRoot)("ADD", () => {
   test("clones a repository, at a ref, a directory of it, with a checksum", async () => {
     const repository = join(fixture.directory, "git/repo.git");
     mkdirSync(join(repository, "dir"), { recursive: true });
+    const secret = join(fixture.directory, "secret");
+    mkdirSync(join(secret, "below"), { recursive: true });
+    writeFileSync(join(secret, "below/file"), "the host's");
     const git = (...args: string[]) =>
       execFileSync("git", ["-C", repository, "-c", "user.name=T", "-c", "user.email=t@example.org", ...args], {
         encoding: "utf8",
       }).trim();
     git("init", "-q", "-b", "main");
     writeFileSync(join(repository, "dir/file"), "first");
+    symlinkSync("dir", join(repository, "inside"));
+    symlinkSync(secret, join(repository, "outside"));
     git("add", ".");
     git("commit", "-qm", "first");
     git("tag", "v1");
@@ -129,16 +134,23 @@ describe.skipIf(!isRoot)("ADD", () => {
         `ADD ${remote}#main /main/`,
         `ADD --checksum=${commit} ${remote}#v1:dir /tag/`,
         `ADD --keep-git-dir=true ${remote} /kept/`,
+        `ADD ${remote}#main:inside /inside/`,
       ].join("\n");
       await listening(port);
       const merged = mergeLayers(await fixture.layers(await build(dockerfile)));
       expect(merged["main/dir/file"]).toMatch(/ second$/);
       expect(merged["tag/file"]).toMatch(/ first$/);
       expect(merged).toHaveProperty(["kept/.git/HEAD"]);
+      expect(merged["inside/file"]).toMatch(/ second$/);
       expect(merged).not.toHaveProperty(["main/.git"]);
       expect(await failure(`FROM scratch\nADD --checksum=${commit} ${remote}#main /x\n`)).toContain("is at the commit");
       expect(await failure(`FROM scratch\nADD ${remote}#absent /x\n`)).toContain("cannot be fetched");
       expect(await failure(`FROM scratch\nADD ${remote}#main:../.. /x\n`)).toContain("outside of the repository");
+      // Links of the repository lead nowhere outside of it.
+      for (const path of ["outside", "outside/below", "inside/../outside/below", "absent", "dir/file"])
+        expect(await failure(`FROM scratch\nADD ${remote}#main:${path} /x\n`)).toMatch(
+          /there is no directory ".*" in the repository|outside of the repository/,
+        );
       // What git would take for an option, or for a command.
       for (const ref of ["--upload-pack=touch${IFS}/tmp/x", "-oProxyCommand=x", "$(id)"])
         expect(await failure(`FROM scratch\nADD ["${remote}#${ref}", "/x"]\n`)).toMatch(
