@@ -1,6 +1,8 @@
 /** Removes cgroups that agents have left behind. */
 import { readdirSync, rmdirSync, statSync } from "node:fs";
 import { readWords } from "./cgroup-host.ts";
+import { LOCK_EX, LOCK_NB, LOCK_SH, O_DIRECTORY, O_RDONLY } from "./linux.ts";
+import { close, open, trySyscall } from "./syscall.ts";
 
 /** Removes a directory of the cgroup file system with all below; leftovers whose processes are gone. */
 export function removeCgroupTree(path: string): void {
@@ -24,8 +26,31 @@ export function tryRemove(path: string): boolean {
 }
 
 /**
+ * Marks a directory as a living agent's, which on v2 may have no process in it for days. The mark goes with this process,
+ * or when the caller closes the descriptor. @see flock(2)
+ */
+export function lockAgentCgroup(path: string): number {
+  const fd = open(path, O_RDONLY | O_DIRECTORY);
+  trySyscall("flock", fd, LOCK_SH | LOCK_NB);
+  return fd;
+}
+
+/** Whether the mark is there. */
+function isLocked(path: string): boolean {
+  let fd: number;
+  try {
+    fd = open(path, O_RDONLY | O_DIRECTORY);
+  } catch {
+    return false; // gone meanwhile
+  }
+  const result = trySyscall("flock", fd, LOCK_EX | LOCK_NB);
+  close(fd);
+  return result < 0;
+}
+
+/**
  * Removes the directories of agents that are gone for good, whose state directory nobody will use again: a living agent
- * always has processes in its own, launchers at least. Young ones are left alone, for their agent may be starting.
+ * has locked its own, and what it started may be in there. Young ones are left alone, for their agent may be starting.
  */
 export function sweepDeadAgents(parent: string, ownName: string, minimumAgeMs = 60_000): void {
   for (const name of directoriesIn(parent)) {
@@ -33,7 +58,7 @@ export function sweepDeadAgents(parent: string, ownName: string, minimumAgeMs = 
     const directory = `${parent}/${name}`;
     const stat = statSync(directory, { throwIfNoEntry: false });
     if (stat === undefined || Date.now() - stat.ctimeMs < minimumAgeMs) continue;
-    if (!hasProcesses(directory)) removeCgroupTree(directory);
+    if (!isLocked(directory) && !hasProcesses(directory)) removeCgroupTree(directory);
   }
 }
 

@@ -12,24 +12,27 @@ import { setTimeout as delay } from "node:timers/promises";
 import { type CgroupHost, makeAgentCgroup, readWords } from "./cgroup-host.ts";
 import { delegate, type Delegation, liftCpuLimits, OtherHierarchies, processesBelow } from "./cgroup-delegation.ts";
 import { type CgroupDirectory, setLimits } from "./cgroup-limits.ts";
-import { removeCgroupsBelow, removeCgroupTree, tryRemove } from "./cgroup-sweep.ts";
+import { lockAgentCgroup, removeCgroupsBelow, removeCgroupTree, tryRemove } from "./cgroup-sweep.ts";
 import { type CgroupUsage, hadOwnOom, reachedOwnLimit, readMemory, readOomKills, readUsage } from "./cgroup-usage.ts";
 import { O_DIRECTORY, O_RDONLY } from "./linux.ts";
 import type { OciResources } from "./oci-config.ts";
 import type { Launchers } from "./launcher.ts";
 import type { Removals } from "./removals.ts";
-import { open } from "./syscall.ts";
+import { close, open } from "./syscall.ts";
 
 /** An agent's part of the cgroup tree. */
 export class Cgroups {
   readonly version: 1 | 2;
   readonly #directories: readonly CgroupDirectory[];
   readonly #others: OtherHierarchies;
+  /** Say that the agent lives, for as long as it does. */
+  readonly #locks: readonly number[];
 
   private constructor(version: 1 | 2, directories: readonly CgroupDirectory[], others: OtherHierarchies) {
     this.version = version;
     this.#directories = directories;
     this.#others = others;
+    this.#locks = directories.map(({ path }) => lockAgentCgroup(path));
   }
 
   /**
@@ -85,6 +88,7 @@ export class Cgroups {
   /** Removes the agent's directories; containers' cgroups must be gone. */
   close(): void {
     for (const path of [...this.directories, ...this.otherDirectories]) tryRemove(path);
+    for (const fd of this.#locks) close(fd);
   }
 }
 

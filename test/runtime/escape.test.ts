@@ -5,7 +5,7 @@ import { chmodSync, cpSync, mkdirSync, readFileSync, symlinkSync, writeFileSync 
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { type ContainerConfig, runContainer } from "../../runtime/index.ts";
+import { type ContainerConfig, execInContainer, runContainer } from "../../runtime/index.ts";
 import { syscallNumber } from "../../runtime/syscall-table.ts";
 import { architecture } from "../../runtime/syscall.ts";
 import { TestHost } from "./host-fixture.ts";
@@ -20,16 +20,35 @@ beforeAll(async () => {
 });
 afterAll(async () => host[Symbol.asyncDispose]());
 
-/** Whatever a step may do in its own namespaces, the host is out of its reach. */
+/** Runs a container that does nothing, and in it what the configuration says, as `slipway shell` would. */
+async function runInside({ args, env, ...config }: ContainerConfig): Promise<{ readonly stdout: string }> {
+  const idle = { args: ["/bin/sleep", "1000"], env };
+  await using container = await runContainer(host.host, { ...config, ...idle, output: () => undefined });
+  let stdout = "";
+  const output = (stream: string, chunk: Uint8Array) => {
+    if (stream === "stdout") stdout += Buffer.from(chunk).toString();
+  };
+  const running = await execInContainer(container, { args, env, output });
+  running.endInput();
+  await running.result;
+  return { stdout };
+}
+
+/** Whatever a step may do in its own namespaces, the host is out of its reach; and of who joins it later. */
+const nested = { nested: { home: "/root" } };
 const kinds = [
-  { kind: "a step", options: {} },
-  { kind: "a nested step", options: { nested: { home: "/root" } } },
+  { kind: "a step", isShell: false, options: {} },
+  { kind: "a nested step", isShell: false, options: nested },
+  { kind: "a shell in a step", isShell: true, options: {} },
+  { kind: "a shell in a nested step", isShell: true, options: nested },
 ] as const;
 
-describe.for(kinds)("$kind", ({ kind, options: kindOptions }) => {
-  const isNested = kind === "a nested step";
-  const run = (script: string, options: Partial<ContainerConfig> = {}) =>
-    host.run(script, { ...kindOptions, ...options });
+describe.for(kinds)("$kind", ({ isShell, options: kindOptions }) => {
+  const isNested = "nested" in kindOptions;
+  const run = async (script: string, options: Partial<ContainerConfig> = {}): Promise<{ readonly stdout: string }> => {
+    const config = host.script(script, { ...kindOptions, ...options });
+    return isShell ? await runInside(config) : await host.run(script, { ...kindOptions, ...options });
+  };
 
   const python = (code: string, options = {}) =>
     run("", { args: ["/usr/bin/python3", "-c", code], env: { PATH: "/usr/bin:/bin" }, ...options });
@@ -227,13 +246,13 @@ os.kill(1, 9); print("ignored")`);
       using range = host.host.claimUidRange();
       const mine = { dir: host.workspace() };
       await using other = await runContainer(host.host, {
-        ...host.script("echo theirs > /tmp/file; echo theirs > file; exec sleep 1000", {
+        ...host.script("echo theirs > /tmp/file; echo theirs > file; exec sleep 1001", {
           workspace: { dir: host.workspace() },
         }),
         uidRange: range,
       });
       const { stdout } = await run(
-        "cat /tmp/file file 2>/dev/null || true; ps -e -o args= | grep -c '[s]leep 1000'; true",
+        "cat /tmp/file file 2>/dev/null || true; ps -e -o args= | grep -c '[s]leep 1001'; true",
         {
           workspace: mine,
         },

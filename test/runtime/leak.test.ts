@@ -18,7 +18,7 @@ import { dirname, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { removeCgroupTree, sweepDeadAgents } from "../../runtime/cgroup-sweep.ts";
+import { lockAgentCgroup, removeCgroupTree, sweepDeadAgents } from "../../runtime/cgroup-sweep.ts";
 import { Host, runContainer } from "../../runtime/index.ts";
 import { TestHost } from "./host-fixture.ts";
 
@@ -199,8 +199,10 @@ test("sweepDeadAgents removes what an agent left that will not come back, and no
   const [own = ""] = host.host.cgroups?.directories ?? [];
   // A parent of its own: agents of other tests are starting beside ours.
   const parent = join(dirname(own), `sweep-test-${process.pid}`);
-  for (const name of ["slipway-dead-1", "slipway-live-1", "other"])
+  for (const name of ["slipway-dead-1", "slipway-live-1", "slipway-idle-1", "other"])
     mkdirSync(join(parent, name, "c1"), { recursive: true });
+  // On v2 nothing runs in an agent's cgroup while it has no job.
+  const mark = lockAgentCgroup(join(parent, "slipway-idle-1"));
   const sleeper = spawn("sleep", ["1000"], { stdio: "ignore" });
   try {
     writeFileSync(join(parent, "slipway-live-1/c1/cgroup.procs"), `${sleeper.pid}`);
@@ -209,6 +211,10 @@ test("sweepDeadAgents removes what an agent left that will not come back, and no
     sweepDeadAgents(parent, "slipway-own-1", 0);
     expect(existsSync(join(parent, "slipway-dead-1"))).toBe(false);
     expect(existsSync(join(parent, "slipway-live-1/c1"))).toBe(true);
+    expect(existsSync(join(parent, "slipway-idle-1/c1"))).toBe(true);
+    closeSync(mark);
+    sweepDeadAgents(parent, "slipway-own-1", 0);
+    expect(existsSync(join(parent, "slipway-idle-1"))).toBe(false);
     expect(existsSync(join(parent, "other/c1"))).toBe(true);
   } finally {
     sleeper.kill("SIGKILL");
