@@ -29,6 +29,19 @@ export interface CachedLayer {
   readonly madeAtMs: number;
 }
 
+/** Layers that builds elsewhere have made. */
+export interface CacheImport extends AsyncDisposable {
+  has(key: string): boolean;
+  /** Writes the files of a layer that it has. @param directory Must not exist. */
+  fetch(key: string, directory: string): Promise<ImportedLayer>;
+}
+
+export interface ImportedLayer {
+  readonly summary: LayerSummary;
+  /** The archive that it came in, which an image may list as it is; by what it was made with. */
+  readonly archive?: { readonly how: object; readonly result: unknown } | undefined;
+}
+
 export interface BuildCacheOptions {
   readonly store: ImageStore;
   /** Holds every layer that is found or made. */
@@ -40,6 +53,11 @@ export interface BuildCacheOptions {
   readonly namespace?: string | undefined;
   /** What all layers together may have that are made. @default any number */
   readonly diskBytes?: number | undefined;
+  /** Asked in their order for what is not here. */
+  readonly imports?: readonly CacheImport[] | undefined;
+  readonly onNote?: ((note: string) => void) | undefined;
+  /** Of the builds for other platforms, in front of this one's. */
+  readonly used?: Map<string, CachedLayer> | undefined;
 }
 
 export class BuildCache {
@@ -48,9 +66,17 @@ export class BuildCache {
   readonly #namespace: string;
   /** What all layers together may have that are made. */
   readonly diskBytes: number;
+  readonly #imports: readonly CacheImport[];
+  readonly #onNote: (note: string) => void;
+  /** The layers of instructions that were found or made, by key, in the order in which that happened. */
+  readonly used: Map<string, CachedLayer>;
   #usedBytes = 0;
 
-  constructor({ store, lease, namespace = "", diskBytes = Infinity }: BuildCacheOptions) {
+  constructor(options: BuildCacheOptions) {
+    const { store, lease, namespace = "", diskBytes = Infinity, imports = [], onNote = () => {} } = options;
+    this.#imports = imports;
+    this.used = options.used ?? new Map();
+    this.#onNote = onNote;
     this.store = store;
     this.lease = lease;
     this.#namespace = namespace;
@@ -68,9 +94,30 @@ export class BuildCache {
     return { ...resources, diskBytes: Math.min(resources.diskBytes ?? Infinity, this.leftBytes) };
   }
 
-  async find(key: string): Promise<CachedLayer | undefined> {
-    const directory = await this.store.layers.find(this.#nameOf(key), this.lease);
+  async find(key: string, signal?: AbortSignal): Promise<CachedLayer | undefined> {
+    const directory =
+      (await this.store.layers.find(this.#nameOf(key), this.lease)) ?? (await this.#import(key, signal));
     return directory === undefined ? undefined : describe(key, directory);
+  }
+
+  /** What cannot be had from elsewhere is made here. */
+  async #import(key: string, signal: AbortSignal | undefined): Promise<string | undefined> {
+    const from = this.#imports.find((each) => each.has(key));
+    if (from === undefined) return undefined;
+    try {
+      const write = async (files: string) => {
+        const { summary, archive } = await from.fetch(key, files);
+        this.#spend(summary);
+        if (archive !== undefined) await this.remember(cacheKey(key, { ...archive.how }), archive.result);
+        return summary;
+      };
+      return await this.store.layers.produce(this.#nameOf(key), write, { durable: true, lease: this.lease, signal });
+    } catch (error) {
+      signal?.throwIfAborted();
+      if (error instanceof OperationError) throw error;
+      this.#onNote(`a layer of the imported cache is not used: ${(error as Error).message}`);
+      return undefined;
+    }
   }
 
   /** Makes a layer, or waits for whoever makes it already, in any process. */
@@ -112,7 +159,8 @@ export class BuildCache {
   async forget(key: string): Promise<string> {
     const gone = await this.store.layers.takeOut(this.#nameOf(key));
     if (gone !== undefined) await rm(gone, { recursive: true, force: true });
-    return (await this.find(key)) === undefined ? key : cacheKey(key, { again: crypto.randomUUID() });
+    const held = await this.store.layers.find(this.#nameOf(key), this.lease);
+    return held === undefined ? key : cacheKey(key, { again: crypto.randomUUID() });
   }
 
   /** What was found out about something that does not change, by a key. */

@@ -79,16 +79,29 @@ async function describeLayer(
   options: FinishOptions,
 ): Promise<{ readonly diffId: string; readonly descriptor: Descriptor }> {
   if (layer.kind === "base") return { diffId: layer.diffId, descriptor: layer.descriptor };
-  const { diffId, digest, size } = await archiveOf(layer, options);
-  const descriptor = { mediaType: layerTypes[options.compression ?? "gzip"], digest, size };
+  const { diffId, descriptor } = await archiveLayer(layer, options);
   if (options.isKept ?? options.names.length > 0) await nameLayer(layer.directory, { diffId, descriptor }, options);
   return { diffId, descriptor };
 }
 
-/** The archive of a layer, made if an earlier build has not. */
+/** What the archive of a layer is made with. */
+export type ArchiveOptions = Pick<
+  FinishOptions,
+  "store" | "cache" | "workers" | "lease" | "compression" | "epochSeconds" | "signal"
+>;
+
+/** Puts the archive of a layer into the store, if an earlier build has not. */
+export async function archiveLayer(
+  layer: { readonly key: string; readonly directory: string },
+  options: ArchiveOptions,
+): Promise<{ readonly diffId: string; readonly descriptor: Descriptor }> {
+  const { diffId, digest, size } = await archiveOf(layer, options);
+  return { diffId, descriptor: { mediaType: layerTypes[options.compression ?? "gzip"], digest, size } };
+}
+
 async function archiveOf(
-  { key, directory }: Extract<StageLayer, { kind: "built" }>,
-  { store, cache, workers, lease, compression = "gzip", epochSeconds, signal }: FinishOptions,
+  { key, directory }: { readonly key: string; readonly directory: string },
+  { store, cache, workers, lease, compression = "gzip", epochSeconds, signal }: ArchiveOptions,
 ): Promise<ArchiveResult> {
   const name = cacheKey(key, { archive: compression, epochSeconds });
   const known = (await cache.recall(name)) as ArchiveResult | undefined;

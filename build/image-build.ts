@@ -7,12 +7,14 @@ import {
   type ImageLease,
   type ImageStore,
   type ContainerNetwork,
+  type RegistryClient,
   type StepResources,
   type UidRange,
 } from "../runtime/index.ts";
 import type { BaseImages } from "./base-image.ts";
-import { BuildCache } from "./build-cache.ts";
+import { BuildCache, type CachedLayer, type CacheImport } from "./build-cache.ts";
 import { buildTarget } from "./build.ts";
+import { type CachePlace, exportCache, openCache } from "./cache-transfer.ts";
 import { CacheMounts } from "./cache-mounts.ts";
 import type { Platform } from "./configuration.ts";
 import { Downloads } from "./download.ts";
@@ -59,6 +61,14 @@ export interface ImageBuildOptions {
   readonly annotations?: Readonly<Record<string, string>> | undefined;
   readonly compression?: Compression | undefined;
   readonly noCache?: boolean | undefined;
+  /** Caches of other machines, the best first. */
+  readonly importCache?: readonly CachePlace[] | undefined;
+  /** Where to export what this build has made or found, when it has succeeded. */
+  readonly exportCache?: readonly CachePlace[] | undefined;
+  /** Layers of the builds for other platforms, which are exported too. */
+  readonly usedLayers?: Map<string, CachedLayer> | undefined;
+  /** For caches in registries. */
+  readonly client?: RegistryClient | undefined;
   /** What builds of other trust must not share caches with. @default "" */
   readonly cacheNamespace?: string | undefined;
   /** Whether directories of `RUN --mount=type=cache` stay for later commands. @default true */
@@ -93,11 +103,21 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
   mkdirSync(emptyDir, { recursive: true, mode: 0o755 });
   await using own = options.workers === undefined ? new FileWorkers() : undefined;
   const workers = options.workers ?? (own as FileWorkers);
+  await using caches = new AsyncDisposableStack();
+  const imports: CacheImport[] = [];
+  for (const place of options.importCache ?? []) {
+    const note = (text: string) => reporter.noted?.(text);
+    const opened = await openCache(place, { store, lease, client: clientOf(options), signal, note });
+    if (opened !== undefined) imports.push(caches.use(opened));
+  }
   const cache = new BuildCache({
     store,
     lease,
     namespace: options.cacheNamespace,
     diskBytes: options.resources.diskBytes,
+    imports,
+    used: options.usedLayers,
+    onNote: (note) => reporter.noted?.(note),
   });
   await using downloads = new Downloads({ store, machine, signal, maxBytes: () => cache.leftBytes });
   const operations = new OperationPlanner({
@@ -133,7 +153,7 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
     signal,
   });
   const { labels, annotations, names = [], isKept, compression } = options;
-  return await finishImage(result, {
+  const finished = await finishImage(result, {
     store,
     cache,
     workers,
@@ -146,6 +166,16 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
     isKept,
     signal,
   });
+  for (const place of options.exportCache ?? []) {
+    const transfer = { store, lease, client: clientOf(options), signal, workers, compression, epochSeconds };
+    await exportCache(cache, place, transfer);
+  }
+  return finished;
+}
+
+function clientOf({ client }: ImageBuildOptions): RegistryClient {
+  if (client === undefined) throw new Error("A cache of elsewhere needs a client for registries");
+  return client;
 }
 
 function machineOf({ machine, host, uidRange, network }: ImageBuildOptions): BuildMachine {

@@ -17,4 +17,5 @@ export type { Platform } from "./configuration.ts";
 export { formatPlatform, hostPlatform, parsePlatform } from "./platform.ts";
 export type { SecretSource } from "./operation.ts";
 export type { BaseImage, BaseImages } from "./base-image.ts";
+export type { CachePlace } from "./cache-transfer.ts";
 export { StoreImages, type StoreImagesOptions } from "./store-images.ts";

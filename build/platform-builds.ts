@@ -8,6 +8,7 @@ import {
   type StoredImage,
   type StoredIndex,
 } from "../runtime/index.ts";
+import type { CachedLayer } from "./build-cache.ts";
 import type { Platform } from "./configuration.ts";
 import type { FinishedImage } from "./finish-image.ts";
 import { buildImage, type ImageBuildOptions } from "./image-build.ts";
@@ -48,9 +49,13 @@ export async function buildImages(options: PlatformBuildOptions): Promise<BuiltI
   }
   const images: FinishedImage[] = [];
   const isKept = options.isKept ?? names.length > 0;
+  const usedLayers = new Map<string, CachedLayer>();
   for (const platform of [only, ...others]) {
     const reporter = withPlatform(options.reporter ?? {}, platform);
-    images.push(await buildImage({ ...rest, store, lease, names: [], isKept, platform, reporter }));
+    // The last one exports what all have used.
+    const exportCache = platform === others.at(-1) ? options.exportCache : undefined;
+    const own = { names: [], isKept, platform, reporter, usedLayers, exportCache };
+    images.push(await buildImage({ ...rest, ...own, store, lease }));
   }
   const manifests = images.map(({ manifest, configuration }) => ({ descriptor: manifest, platform: configuration }));
   const { annotations } = options;

@@ -106,7 +106,8 @@ async function planBind(mount: RunMount, on: MountContext): Promise<PlannedMount
       }
       const key = cacheKey("bind", { digest, ...times });
       const layer: CachedLayer =
-        (await cache.find(key)) ?? (await cache.make(key, (made) => copyTo(made.files, made.scratch("work")), signal));
+        (await cache.find(key, signal)) ??
+        (await cache.make(key, (made) => copyTo(made.files, made.scratch("work")), signal));
       const directory = layer.directory ?? view.emptyDir;
       return {
         mounts: [{ mount: { type: "bind", source: sourceIn(directory), target, readonly: true }, isDirectory }],

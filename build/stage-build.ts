@@ -169,9 +169,10 @@ class StageBuild {
       },
     });
     const key = noCache === true ? await cache.forget(plan.key) : plan.key;
-    const found = await cache.find(key);
+    const found = noCache === true ? undefined : await cache.find(key, signal);
     reporter.started?.(step);
     const layer = found ?? (await cache.make(key, plan.make, signal));
+    cache.used.set(key, layer);
     reporter.ended?.(step, { cached: found !== undefined, durationMs: performance.now() - startedAt });
     return layer;
   }

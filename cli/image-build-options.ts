@@ -1,7 +1,7 @@
 /** The values of `slipway image build` that are more than one word: secrets, ssh agents, outputs. */
 import { readFileSync, statSync } from "node:fs";
 import { resolve } from "node:path";
-import type { BuildOutput, SecretSource } from "../build/index.ts";
+import type { BuildOutput, CachePlace, SecretSource } from "../build/index.ts";
 import { UsageError } from "./arguments.ts";
 import type { Context } from "./verb.ts";
 
@@ -113,6 +113,25 @@ export function parseSsh(texts: readonly string[], context: Context): Map<string
     agents.set(id, path);
   }
   return agents;
+}
+
+/** `REFERENCE`, a path with a slash in front, or `type=registry,ref=…` and `type=local,dest=…` (or src) as BuildKit has them. */
+export function parseCaches(option: string, texts: readonly string[], { directory }: Context): CachePlace[] {
+  return texts.map((text) => {
+    if (!text.includes("=")) {
+      return /^\.{0,2}\//.test(text)
+        ? { kind: "directory", path: resolve(directory, text) }
+        : { kind: "registry", name: text };
+    }
+    const fields = parseFields(option, text);
+    const type = fields.get("type") ?? (fields.has("ref") ? "registry" : "local");
+    const path = fields.get("dest") ?? fields.get("src");
+    const name = fields.get("ref");
+    if (type === "registry" && name !== undefined && name !== "") return { kind: "registry", name };
+    if (type === "local" && path !== undefined && path !== "")
+      return { kind: "directory", path: resolve(directory, path) };
+    throw new UsageError(`${option} must be a name, a path, or type=registry,ref=NAME, not ${JSON.stringify(text)}`);
+  });
 }
 
 /** What is to become of what was built. */

@@ -34,6 +34,8 @@ export async function runBuild(request: BuildRequest, context: Context): Promise
   if (outputs.some(({ kind }) => kind === "registry") && names.length === 0)
     throw new UsageError("A push needs a name: -t REGISTRY/NAME:TAG");
   const platforms = parsePlatforms(request.platforms);
+  for (const place of [...request.importCache, ...request.exportCache])
+    if (place.kind === "registry") parseName(place.name, parseReference);
   const unlimited = { cpuset: undefined, pids: undefined, disk: undefined, log: undefined };
   const { together: ceiling } = parseLimits({ ...values, ...unlimited }, context);
   using transfer = await openTransfer({ ...values, quiet: isQuiet }, context);
@@ -66,6 +68,9 @@ export async function runBuild(request: BuildRequest, context: Context): Promise
       names,
       isKept: true,
       noCache: values["no-cache"],
+      importCache: request.importCache,
+      exportCache: request.exportCache,
+      client,
       reporter: progress,
       signal,
     });

@@ -7,7 +7,14 @@ import { join, resolve } from "node:path";
 import type { BuildOutput } from "../build/index.ts";
 import { parseArguments, parseChoice, type Usage, UsageError, type Values } from "./arguments.ts";
 import { BuildMemos, fingerprintContext, type Memo, memoKey } from "./build-memo.ts";
-import { parseBuildArgs, parseOutputs, parsePairs, parseSecrets, parseSsh } from "./image-build-options.ts";
+import {
+  parseBuildArgs,
+  parseCaches,
+  parseOutputs,
+  parsePairs,
+  parseSecrets,
+  parseSsh,
+} from "./image-build-options.ts";
 import { registriesOption } from "./registries.ts";
 import { duration, painter, plain } from "./terminal.ts";
 import { type Context, dataDirOption, exitCodes, findDataDir, type Verb } from "./verb.ts";
@@ -49,6 +56,12 @@ Prints the image's digest: of its manifest, or of the index of several platforms
     label: { value: "KEY=VALUE", multiple: true, help: "A label of the image" },
     annotation: { value: "KEY=VALUE", multiple: true, help: "An annotation of its manifest" },
     "no-cache": { help: "Use nothing that an earlier build has made" },
+    "cache-from": {
+      value: "PLACE",
+      multiple: true,
+      help: "Take layers from there, too, which another machine has exported: a name in a\nregistry, or a directory (./cache); may be repeated",
+    },
+    "cache-to": { value: "PLACE", multiple: true, help: "Export what this build has made or found there" },
     pull: { help: "Ask registries for base images that the store has, too" },
     network: { value: "KIND", help: "Of RUN and remote ADD: default, none or host" },
     output: {
@@ -127,6 +140,8 @@ function readCommandLine(argv: readonly string[], context: Context) {
     platforms: values.platform.flatMap((text) => text.split(",")),
     networkKind: parseNetwork(values.network),
     outputs,
+    importCache: parseCaches("--cache-from", values["cache-from"], context),
+    exportCache: parseCaches("--cache-to", values["cache-to"], context),
     isQuiet: values.quiet || progressKind === "quiet",
     memos: new BuildMemos(findDataDir(values, context)),
   };
@@ -134,7 +149,14 @@ function readCommandLine(argv: readonly string[], context: Context) {
 
 function findMemo({ what, values, ...request }: ReturnType<typeof readCommandLine>): BuildRequest["memo"] {
   const { contextDir, dockerfile, buildArgs, secrets, ssh, ...rest } = what;
-  if (values["no-cache"] || values.pull || request.outputs.length > 0 || contextDir === undefined) return undefined;
+  if (
+    values["no-cache"] ||
+    values.pull ||
+    request.outputs.length > 0 ||
+    request.exportCache.length > 0 ||
+    contextDir === undefined
+  )
+    return undefined;
   const { names, platforms, networkKind } = request;
   const isInContext = typeof dockerfile === "string";
   const read = [".dockerignore", ...(isInContext ? [dockerfile, `${dockerfile}.dockerignore`] : [])];

@@ -32,6 +32,7 @@ export { ImageLease } from "./image-lease.ts";
 export type { ImagePins, PullPolicy } from "./image-pull.ts";
 export { RegistryClient } from "./registry-client.ts";
 export { RegistryError } from "./registry-error.ts";
+export { openLayout, openRepository, type RemoteImage, unpackArchive } from "./remote-image.ts";
 export { readRegistrySettings, type RegistrySettings } from "./registry-settings.ts";
 export { testHost } from "./self-test.ts";
 export { checkNested } from "./nested-check.ts";

@@ -207,6 +207,17 @@ describe.skipIf(!isRoot)("slipway image build", () => {
     expect(readFileSync(path("many/index.json"), "utf8")).toContain(built.stdout.trim());
   });
 
+  test("exports its cache, and takes over what another one has exported", async () => {
+    const dir = context({ Dockerfile: "FROM localhost/base\nRUN echo cache > /c\n" });
+    const built = await build(["--cache-to", "./cache", dir]);
+    expect(built).toMatchObject({ code: 0 });
+    const env = { SLIPWAY_DATA_DIR: path("other-data") };
+    await call(["import", "base", "localhost/base"], { env });
+    const again = await build(["--cache-from", "type=local,src=cache", dir], { env });
+    expect(again).toMatchObject({ code: 0, stdout: built.stdout });
+    expect(again.stderr).toContain("[1/1] CACHED RUN echo cache > /c\n");
+  });
+
   test("is canceled by a signal and takes its commands down", async () => {
     const dir = context({ Dockerfile: "FROM localhost/base\nRUN echo started; sleep 4321\n" });
     const child = spawn(process.execPath, [bin, "image", "build", dir], {
