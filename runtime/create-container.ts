@@ -24,7 +24,7 @@ import { compileProgram, type Operation, type Program } from "./program.ts";
 import type { RootFileSystem } from "./root-pool.ts";
 import { boundDevices, cloneForContainer, makeUpper, mountDev, mountOverlay, overlaysByPath } from "./rootfs.ts";
 import { sealedProgram } from "./start-program.ts";
-import { fillStores, listStores, makeStores, type StoreOwners, writeIdRanges } from "./nested.ts";
+import { fillStores, listStores, makeHomeDirectories, makeStores, type StoreOwners, writeIdRanges } from "./nested.ts";
 import { stepConfig, type StepStore, type StepUser } from "./step-config.ts";
 import { type LaunchContext, planStep, type Source } from "./step-launch.ts";
 import { architecture, close, cString, open, syscall } from "./syscall.ts";
@@ -106,7 +106,7 @@ function createContainer(
       config.nested === undefined ? undefined : launcher.cgroup?.delegate(hostIdOf(config.uidRange, 0, "user"));
     const cgroupFd = delegation === undefined ? launcher.cgroup?.openDirectory() : undefined;
     if (cgroupFd !== undefined) descriptors.own(cgroupFd);
-    const nested = prepareNested(config, directory);
+    const nested = prepareNested(host, config, directory);
     const { plan, sources } = planStep(step, {
       ...launchContext(host, config, directory, { root }),
       ...kind,
@@ -298,6 +298,7 @@ function delegated({ join, leaf, shown }: Delegation): Pick<LaunchContext, "hier
 
 /** What a nested container finds on disk; nothing for others. */
 function prepareNested(
+  host: Host,
   { nested, image, user = { uid: 0, gid: 0 }, uidRange: range, writableDir }: PreparedConfig,
   directory: string,
 ): (StoreOwners & { readonly stores: readonly StepStore[] }) | undefined {
@@ -305,7 +306,10 @@ function prepareNested(
   const owners = { range, user, home: nested.home };
   const stores = listStores(nested, directory);
   makeStores(stores, owners);
-  writeIdRanges({ layers: image.layers, upper: `${writableDir ?? directory}/upper`, range, uids: [0, user.uid] });
+  const { layers } = image;
+  const upper = `${writableDir ?? directory}/upper`;
+  if (!host.mountsDetachedOverlays) makeHomeDirectories(stores, { ...owners, layers, upper });
+  writeIdRanges({ layers, upper, range, uids: [0, user.uid] });
   return { ...owners, stores };
 }
 

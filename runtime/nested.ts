@@ -3,11 +3,13 @@
  * and ranges of ids for its users. What such a step is allowed is in step-config.ts.
  */
 import { execFileSync } from "node:child_process";
-import { chownSync, fstatSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { chmodSync, chownSync, fstatSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { posix } from "node:path";
 import type { NestedConfig } from "./container-config.ts";
-import { AT_SYMLINK_NOFOLLOW, O_DIRECTORY, O_PATH, RESOLVE_IN_ROOT } from "./linux.ts";
+import { firstRange, isRootless } from "./file-owners.ts";
+import { AT_SYMLINK_NOFOLLOW, O_DIRECTORY, O_PATH, RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS } from "./linux.ts";
 import { beneathRoot } from "./oci-file-system.ts";
+import { containerId } from "./own-ids.ts";
 import type { StepStore, StepUser } from "./step-config.ts";
 import { hostIdOf, type UidRange } from "./uid-range.ts";
 import { close, cString, open, openat2, trySyscall } from "./syscall.ts";
@@ -102,6 +104,56 @@ function makeDirectories(rootFd: number, target: string, owner: { readonly uid: 
     }
     close(parent);
   }
+}
+
+/**
+ * Makes what is missing above the directories in the user's home the user's, where the root file system is put together
+ * later: in what the container will have written, with the owners and modes of what the image has.
+ *
+ * @param options.layers The image's, base first. Where one has a symbolic link in the way, it is left to the container.
+ * @param options.upper The directory of what the container writes.
+ */
+export function makeHomeDirectories(
+  stores: readonly StepStore[],
+  options: StoreOwners & { readonly layers: readonly string[]; readonly upper: string },
+): void {
+  const { layers, upper, range, user, home } = options;
+  if (user.uid === 0) return;
+  for (const { target } of stores.filter((store) => store.target.startsWith(`${posix.resolve(home)}/`))) {
+    const parts = beneathRoot(target).split("/");
+    for (let i = 1; i <= parts.length; i++) {
+      const path = parts.slice(0, i).join("/");
+      const found = findDirectory(layers, path);
+      if (found === "link") break;
+      const { uid, gid } = hostIds(range, found ?? user);
+      if (mkdirSync(`${upper}/${path}`, { recursive: true }) === undefined) continue; // made for another store
+      chownSync(`${upper}/${path}`, uid, gid);
+      chmodSync(`${upper}/${path}`, found?.mode ?? 0o755);
+    }
+  }
+}
+
+/** A directory as the topmost layer that has it has it, with owners of the container; undefined if none has. */
+function findDirectory(
+  layers: readonly string[],
+  path: string,
+): (StepUser & { readonly mode: number }) | "link" | undefined {
+  const inside = (id: number) => (isRootless() ? (containerId(firstRange(), id) ?? 0) : id);
+  for (const layer of layers.toReversed()) {
+    const root = open(layer, O_PATH | O_DIRECTORY);
+    try {
+      const resolve = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS;
+      const fd = openat2(root, path, { flags: O_PATH | O_DIRECTORY, resolve });
+      const { uid, gid, mode } = fstatSync(fd);
+      close(fd);
+      return { uid: inside(uid), gid: inside(gid), mode: mode & 0o7777 };
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === "ELOOP") return "link";
+    } finally {
+      close(root);
+    }
+  }
+  return undefined;
 }
 
 const idFiles = ["subuid", "subgid"] as const;
