@@ -36,9 +36,27 @@ export function reap(pid: number): Promise<Reaped> {
   });
 }
 
+/** Asks the kernel who has ended, for most of ours are launchers that wait. */
 function reapAll(): void {
-  for (const pid of waiting.keys()) reapOne(pid);
+  for (;;) {
+    information.fill(0);
+    const result = trySyscall("waitid", P_ALL, 0, information, WEXITED | WNOHANG | WNOWAIT, 0);
+    const pid = information.readInt32LE(siPid);
+    if (result === 0 && pid === 0) return;
+    if (result === 0 && waiting.has(pid)) {
+      reapOne(pid);
+      if (!waiting.has(pid)) continue;
+    }
+    // libuv's, which libuv reaps; ours may stand behind it.
+    for (const other of waiting.keys()) reapOne(other);
+    return;
+  }
 }
+
+const [P_ALL, WEXITED, WNOWAIT] = [0, 4, 0x0100_0000];
+/** siginfo_t, and where it has si_pid. */
+const information = Buffer.alloc(128);
+const siPid = 16;
 
 function reapOne(pid: number): void {
   const result = trySyscall("wait4", pid, status, WNOHANG, rusage);
