@@ -1,10 +1,11 @@
 /** An image of half a gigabyte in a registry of this machine: what pulls are measured with. */
-import { execFileSync, spawn } from "node:child_process";
+import { execFile, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { createHash } from "node:crypto";
 import { lstatSync, mkdirSync, readdirSync, readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import { promisify } from "node:util";
 
 /** Shares of the layers in the image's bytes, base first: a large base, a few middle ones, small ones on top. */
 const shares = [0.3, 0.22, 0.14, 0.09, 0.07, 0.05, 0.04, 0.03, 0.02, 0.02, 0.01, 0.01];
@@ -125,13 +126,15 @@ export async function startRegistry(
     child.kill("SIGKILL");
     if (child.exitCode === null && child.signalCode === null) await once(child, "exit");
   };
+  let host: string | undefined;
   for await (const line of createInterface(child.stderr)) {
-    const host = /listening on (127\.0\.0\.1:\d+)/.exec(line)?.[1];
-    if (host === undefined) continue;
-    child.stderr.resume();
-    const target = `docker://${host}/bench:1`;
-    execFileSync("skopeo", ["copy", "--dest-tls-verify=false", `oci:${layout}`, target], { stdio: "ignore" });
-    return { host, [Symbol.asyncDispose]: dispose };
+    host = /listening on (127\.0\.0\.1:\d+)/.exec(line)?.[1];
+    if (host !== undefined) break;
   }
-  throw new Error("docker-registry does not start: apt-get install docker-registry");
+  if (host === undefined) throw new Error("docker-registry does not start: apt-get install docker-registry");
+  // It waits for who reads what it says.
+  child.stderr.resume();
+  const copy = ["copy", "--dest-tls-verify=false", `oci:${layout}`, `docker://${host}/bench:1`];
+  await promisify(execFile)("skopeo", copy);
+  return { host, [Symbol.asyncDispose]: dispose };
 }
