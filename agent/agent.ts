@@ -13,6 +13,7 @@ import type { Host, RegistryClient } from "../runtime/index.ts";
 import { containerName, runAttempt } from "./attempt.ts";
 import { asError } from "./cause.ts";
 import type { StepCeiling } from "./ceiling.ts";
+import { ImageRoom } from "./image-room.ts";
 import type { KeepLimits } from "./kept-steps.ts";
 import { FencedError, ServerClient, UnansweredError } from "./server-client.ts";
 import { Shells } from "./shells.ts";
@@ -40,6 +41,8 @@ export interface AgentOptions {
   readonly ceiling?: StepCeiling;
   /** What is kept of failed steps. @default four of them, 16 GiB, a day */
   readonly keep?: Partial<KeepLimits>;
+  /** What the image store may have. @default a third of its file system */
+  readonly imageBudgetBytes?: number;
   readonly logger: Logger;
 }
 
@@ -63,6 +66,7 @@ export class Agent implements AsyncDisposable {
   readonly #options: AgentOptions;
   readonly #client: ServerClient;
   readonly #shells: Shells;
+  readonly #images: ImageRoom;
   readonly #running = new Map<string, AbortController>();
   readonly #cleanups = new Set<Promise<void>>();
   readonly #giveUp = new AbortController();
@@ -82,6 +86,13 @@ export class Agent implements AsyncDisposable {
       logger: options.logger,
       removeDir: (dir) => this.#cleanUp(dir),
     });
+    const { host, imageBudgetBytes, logger } = options;
+    this.#images = new ImageRoom({
+      storeDir: host.imageStoreDir,
+      budgetBytes: imageBudgetBytes,
+      onCollected: (freedBytes, keptBytes) => logger.info({ freedBytes, keptBytes }, "made room in the image store"),
+      onProblem: (error) => logger.warn({ err: error }, "cannot make room in the image store"),
+    });
   }
 
   /**
@@ -92,6 +103,7 @@ export class Agent implements AsyncDisposable {
   async start(): Promise<void> {
     const { dataDir, redisUrl, pools, jobs, name, logger } = this.#options;
     this.#cleanUp(join(dataDir, "attempts"));
+    this.#images.check();
     mkdirSync(join(dataDir, "attempts"), { recursive: true, mode: 0o700 });
     this.#redis = connectRedis(redisUrl, { name: `slipway-agent-${name}`.replaceAll(/[^\w.-]/g, "_") });
     this.#cancellations = new CancelChannel(this.#redis).subscribe(
@@ -142,6 +154,7 @@ export class Agent implements AsyncDisposable {
     await this.#worker?.close({ force: true });
     clearTimeout(timer);
     await this.#shells.close();
+    await this.#images[Symbol.asyncDispose]();
     await this.#cancellations?.[Symbol.asyncDispose]();
     await this.#redis?.[Symbol.asyncDispose]();
     await Promise.all(this.#cleanups);
@@ -191,6 +204,7 @@ export class Agent implements AsyncDisposable {
       if (!shells.isKept(attemptId)) this.#cleanUp(dir);
     } finally {
       this.#running.delete(attemptId);
+      this.#images.check();
     }
   }
 

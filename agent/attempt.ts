@@ -12,6 +12,7 @@ import type { StepCeiling } from "./ceiling.ts";
 import { checkout } from "./checkout.ts";
 import { CheckoutError } from "./checkout-error.ts";
 import { parseCloneUrl } from "./clone-url.ts";
+import { isOfDefaultBranch } from "./default-branch.ts";
 import { buildVariables } from "./environment.ts";
 import { attemptPins } from "./image-pins.ts";
 import { executeJob } from "./job.ts";
@@ -122,6 +123,12 @@ async function execute(
       registry: options.registry,
       pins: attemptPins(claimed, options.client, job.signal),
       access,
+      ...(untrusted === undefined && {
+        cachePolicy: {
+          namespace: `repository ${repository.id}`,
+          mayKeep: () => isOfDefaultBranch(claimed, { directory: dir, signal: job.signal }),
+        },
+      }),
       builds: { cacheNamespace: cacheNamespace(claimed, untrusted !== undefined), namesImages: false },
       signal: job.signal,
     });

@@ -5,6 +5,7 @@ import { explainProgram, formatOciConfig } from "../runtime/index.ts";
 import { isBuild, type ResolvedBuild, resolveBuild } from "./build-spec.ts";
 import { NotBuiltError } from "./built-images.ts";
 import { lowerResources } from "./ceiling.ts";
+import { JobCaches } from "./job-caches.ts";
 import { JobImages } from "./job-images.ts";
 import { announceBuilds, type JobOptions } from "./job.ts";
 import { StepLog } from "./step-log.ts";
@@ -55,6 +56,7 @@ export async function explainJob(
       index,
       reporter: {},
       network: undefined,
+      caches: new JobCaches({ ...options, policy: undefined, onProblem: () => {} }),
       later: () => {},
       log: new StepLog({}),
       wanted: planned.resources,

@@ -10,6 +10,7 @@ import { BuiltImages } from "./built-images.ts";
 import { asError } from "./cause.ts";
 import { lowerResources, type StepCeiling } from "./ceiling.ts";
 import { formatDuration } from "./duration.ts";
+import { type CachePolicy, JobCaches } from "./job-caches.ts";
 import { JobImages } from "./job-images.ts";
 import { SharedNetwork, StepNetwork, wantsNetwork } from "./job-network.ts";
 import type { KeptNetwork, KeptStep } from "./kept-step.ts";
@@ -51,6 +52,8 @@ export interface JobOptions {
   /** Between SIGTERM and SIGKILL for services, when the steps have ended. @default 10000 */
   readonly serviceGraceMs?: number;
   readonly reporter: JobReporter;
+  /** What nested steps keep between builds. @default nothing */
+  readonly cachePolicy?: CachePolicy;
   /** Is offered ways into steps. */
   readonly access?: StepAccess;
   /** Canceling; the reason is a string or an Error whose message says why. */
@@ -76,6 +79,8 @@ export interface JobContext extends JobOptions {
   readonly uidRange: UidRange;
   /** Absent where no step wants it. */
   readonly network: SharedNetwork | undefined;
+  /** Of the job's nested steps. */
+  readonly caches: JobCaches;
   readonly signal: AbortSignal;
   /** Runs beside the following steps; the job waits for it at its end. */
   readonly later: (cleanup: Promise<void>) => void;
@@ -116,10 +121,18 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
     setupError = asError(error);
   }
   const network = openNetwork(job, { ...options, uidRange, signal });
+  const caches = new JobCaches({
+    host: options.host,
+    id: options.id,
+    policy: options.cachePolicy,
+    signal,
+    onProblem: problem,
+  });
   const context = {
     ...options,
     signal,
     network,
+    caches,
     later: (cleanup: Promise<void>) => void cleanups.push(cleanup.catch(problem)),
   };
   const built = announceBuilds(job, options);
@@ -179,6 +192,7 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
     if (early) discardAhead();
     clearTimeout(timer);
     await Promise.all(cleanups);
+    await caches.finish({ succeeded: false });
     await network?.release();
     uidRange?.[Symbol.dispose]();
     throw error;
@@ -243,6 +257,7 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
   clearTimeout(timer);
   const ended = (await services?.stop()) ?? skipServices(job, options.reporter);
   await Promise.all(cleanups);
+  await caches.finish({ succeeded: end === undefined });
   await network?.release();
   uidRange?.[Symbol.dispose]();
   over.resolve();

@@ -60,6 +60,8 @@ export class StepRun implements RunnableStep {
   #config: PreparedConfig | undefined;
   /** Where the container's changes are if they may have to be kept. */
   #writableDir: string | undefined;
+  /** Where builders in it keep their layers, if that outlives it. */
+  #stores: string | undefined;
   #gone: Promise<void> = Promise.resolve();
 
   constructor(step: StepSpec, context: StepContext) {
@@ -81,6 +83,7 @@ export class StepRun implements RunnableStep {
     const create = async () => {
       const found = await image("ahead");
       const network = await this.#network.container();
+      await this.#takeCache();
       if (signal.aborted) return undefined;
       const container = prepareContainer(host, this.#prepareConfig(found, network));
       const process = this.#processConfig(found);
@@ -155,6 +158,7 @@ export class StepRun implements RunnableStep {
       else {
         this.#container = this.#ahead?.container;
         this.#noteImage();
+        this.#noteCache();
         this.#reportHeld();
         await this.#begun;
       }
@@ -183,10 +187,12 @@ export class StepRun implements RunnableStep {
     const writableDir = this.#writableDir;
     if (this.#running === undefined || writableDir === undefined || this.#config === undefined) return undefined;
     this.#writableDir = undefined;
-    const { signal: _, timeoutMs: __, onExit: ___, ...config } = this.#config;
+    const { signal: _, timeoutMs: __, onExit: ___, nested, ...config } = this.#config;
+    // The job's copy of a cache goes with the job.
+    const { stores: ____, ...own } = nested ?? { home: "" };
     return new KeptStep({
       host: this.#context.host,
-      config: { ...config, writableDir },
+      config: { ...config, writableDir, ...(nested !== undefined && { nested: own }) },
       env: this.#env,
       network: {
         enter: async () => {
@@ -210,6 +216,8 @@ export class StepRun implements RunnableStep {
     const { host, image, signal } = this.#context;
     const prepared = await this.#prepared;
     const found = await image("now").finally(() => this.#noteImage());
+    await this.#takeCache();
+    this.#noteCache();
     signal.throwIfAborted();
     const config = prepared === undefined ? this.#prepareConfig(found, await this.#network.container()) : undefined;
     await this.#network.begin();
@@ -220,6 +228,18 @@ export class StepRun implements RunnableStep {
 
   #noteImage(): void {
     for (const note of this.#context.imageNotes()) this.log.note(note);
+  }
+
+  /** The job's copy: there it is, whoever has made it. */
+  async #takeCache(): Promise<void> {
+    const { containerCache } = this.#step;
+    if (containerCache !== undefined) this.#stores = await this.#context.caches.get(containerCache);
+  }
+
+  #noteCache(): void {
+    const { containerCache } = this.#step;
+    if (containerCache === undefined) return;
+    for (const note of this.#context.caches.takeNotes(containerCache)) this.log.note(note);
   }
 
   /** A share of the disk is a wish: a host that cannot grant it runs the step all the same. */
@@ -314,7 +334,11 @@ export class StepRun implements RunnableStep {
 
   #nestedConfig(image: Image): NonNullable<PreparedConfig["nested"]> {
     const { HOME: home = "/root" } = this.#environment(image);
-    return { home, ...(image.config.volumes !== undefined && { volumes: image.config.volumes }) };
+    return {
+      home,
+      ...(image.config.volumes !== undefined && { volumes: image.config.volumes }),
+      ...(this.#stores !== undefined && { stores: this.#stores }),
+    };
   }
 
   #environment(image: Image): Record<string, string> {

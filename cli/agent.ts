@@ -13,6 +13,7 @@ import { findRegistrySettings, imageStoreDir, registriesOption } from "./registr
 import { announce, logLevelOption, processLogger } from "./server.ts";
 import { recallServerUrl } from "./server-url.ts";
 import { aborted, StopSignals } from "./signals.ts";
+import { parseStorage, storageOptions } from "./storage.ts";
 import { parseUntrusted, untrustedOption } from "./untrusted.ts";
 import { dataDirOption, exitCodes, findDataDir, type Context, type Verb } from "./verb.ts";
 
@@ -48,6 +49,7 @@ and the server gives them to another agent.`,
     registries: registriesOption,
     untrusted: untrustedOption,
     ...keepOptions,
+    ...storageOptions,
     "data-dir": dataDirOption,
     "log-level": logLevelOption,
   },
@@ -71,6 +73,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const networks = parseNetworks(values, context);
   const limits = parseLimits(values, context);
   const keep = parseKeep(values);
+  const { imageBudgetBytes, containerCacheBytes } = parseStorage(values);
   const pools = values.pool.length > 0 ? values.pool : ["default"];
   const serverUrl =
     values.server ?? environment["SLIPWAY_SERVER"] ?? recallServerUrl(dataDir) ?? "http://127.0.0.1:7433";
@@ -87,6 +90,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     allow,
     networks: { ...networks, withheld: redisServers(parseRedisAddress(redisUrl)) },
     ceiling: limits.together,
+    ...(containerCacheBytes !== undefined && { containerCacheBytes }),
   });
   const tested = await testHost(host);
   if (!tested.ok) {
@@ -109,6 +113,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     untrusted: parseUntrusted(values.untrusted, defaultUntrustedPolicy),
     ceiling: limits.each,
     keep,
+    ...(imageBudgetBytes !== undefined && { imageBudgetBytes }),
     logger,
   });
   await agent.start();

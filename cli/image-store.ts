@@ -18,13 +18,13 @@ type TransferValues = Values<typeof transferOptions>;
 
 /** The store that the agents of this data directory use. Made if there is none yet. */
 export async function openStore(values: StoreValues, context: Context): Promise<ImageStore> {
-  const { ImageStore: Store, imageStorePath } = await import("../runtime/index.ts");
+  const { ImageStore: Store, imageStorePath } = await import("../runtime/images.ts");
   return await Store.open(imageStorePath(imageStoreDir(values, context)));
 }
 
 /** Everything that a verb needs that talks to registries; disposing it ends connections and the hold on images. */
 export async function openTransfer(values: TransferValues, context: Context) {
-  const { ImageLease: Lease, RegistryClient } = await import("../runtime/index.ts");
+  const { ImageLease: Lease, RegistryClient } = await import("../runtime/images.ts");
   const store = await openStore(values, context);
   const progress = new Progress(context, values.quiet);
   const client = new RegistryClient(await findRegistrySettings(values, context), {
@@ -57,7 +57,7 @@ export async function findImage(
   text: string,
   lease?: ImageLease,
 ): Promise<{ readonly named: NamedImage; readonly image: StoredImage }> {
-  const { formatReference, parseReference, readStoredImage } = await import("../runtime/index.ts");
+  const { formatReference, parseReference, readStoredImage } = await import("../runtime/images.ts");
   const named = /^sha256:[0-9a-f]{12,64}$/.test(text)
     ? (await store.names.list()).find(
         ({ manifest, resolved }) => manifest.digest.startsWith(text) || resolved?.startsWith(text),
@@ -76,7 +76,7 @@ export async function findIndex(
   named: NamedImage,
   lease: ImageLease,
 ): Promise<StoredIndex | undefined> {
-  const { readStoredIndex } = await import("../runtime/index.ts");
+  const { readStoredIndex } = await import("../runtime/images.ts");
   if (named.resolved === undefined || named.resolved === named.manifest.digest) return undefined;
   return await readStoredIndex(store, named.resolved, lease);
 }

@@ -30,7 +30,7 @@ store does not have is fetched. Prints each image's digest.`,
 
 async function pull(argv: readonly string[], context: Context): Promise<number> {
   const { values, operands } = parseArguments(pullUsage, argv);
-  const { defaultLayerLimits, parseReference, pullImage } = await import("../runtime/index.ts");
+  const { defaultLayerLimits, parseReference, pullImage } = await import("../runtime/images.ts");
   const references = operands.map((name) => parseName(name, parseReference));
   const platform = parsePlatform(values.platform);
   using transfer = await openTransfer(values, context);
@@ -77,7 +77,7 @@ in chunks, and goes on from the last one if the connection breaks. TARGET is the
 
 async function push(argv: readonly string[], context: Context): Promise<number> {
   const { values, operands } = parseArguments(pushUsage, argv);
-  const { parseReference, pushImage, pushIndex } = await import("../runtime/index.ts");
+  const { parseReference, pushImage, pushIndex } = await import("../runtime/images.ts");
   const [name = "", target = name] = operands;
   const reference = parseName(target, parseReference);
   using transfer = await openTransfer(values, context);
@@ -112,7 +112,7 @@ standard input. NAME is what the store is to call it; without one, what the arch
 
 async function importPath(argv: readonly string[], context: Context): Promise<number> {
   const { values, operands } = parseArguments(importUsage, argv);
-  const { formatReference, importImage, parseReference } = await import("../runtime/index.ts");
+  const { formatReference, importImage, parseReference } = await import("../runtime/images.ts");
   const [path = "", ...given] = operands;
   const names = given.map((name) => formatReference(parseName(name, parseReference)));
   using transfer = await openTransfer(values, context);
@@ -163,7 +163,7 @@ async function exportImage(argv: readonly string[], context: Context): Promise<n
   if (output === undefined && process.stdout.isTTY) {
     throw new UsageError("An archive is nothing for a terminal: give --output FILE, or redirect the output");
   }
-  const { exportArchive, exportDirectory } = await import("../runtime/index.ts");
+  const { exportArchive, exportDirectory } = await import("../runtime/images.ts");
   using transfer = await openTransfer(values, context);
   const { named, image: one } = await findImage(transfer.store, operands[0] as string, transfer.lease);
   const image = (await findIndex(transfer.store, named, transfer.lease)) ?? one;

@@ -1,6 +1,5 @@
 /** `slipway image …`: the images that agents and local runs keep. */
 import type { Collected, CollectOptions, NamedImage, StoredImage } from "../runtime/index.ts";
-import { formatBytes, parseSize } from "../pipelines/index.ts";
 import { parseArguments, type Usage, UsageError } from "./arguments.ts";
 import { verbs as buildVerbs } from "./image-build.ts";
 import { findImage, jsonOption, openStore, parseName, storeOptions } from "./image-store.ts";
@@ -35,7 +34,7 @@ interface Row {
 
 async function list(argv: readonly string[], context: Context): Promise<number> {
   const { values } = parseArguments(listUsage, argv);
-  const { layerKey, readStoredImage } = await import("../runtime/index.ts");
+  const { layerKey, readStoredImage } = await import("../runtime/images.ts");
   const store = await openStore(values, context);
   const sizes = new Map((await store.layers.list()).map(({ key, sizeBytes }) => [key, sizeBytes]));
   const rows: Row[] = [];
@@ -52,8 +51,9 @@ async function list(argv: readonly string[], context: Context): Promise<number> 
     context.print(`${JSON.stringify(rows, undefined, 2)}\n`);
     return exitCodes.success;
   }
+  const { formatBytes } = await import("./size.ts");
   if (rows.length === 0) context.warn("No images yet: slipway image pull NAME");
-  const { familiarName, parseReference } = await import("../runtime/index.ts");
+  const { familiarName, parseReference } = await import("../runtime/images.ts");
   const shown = rows.map((row) => [
     cell(familiarName(parseReference(row.name)), 70),
     row.digest.slice(7, 19),
@@ -92,7 +92,7 @@ const inspectUsage = {
 
 async function inspect(argv: readonly string[], context: Context): Promise<number> {
   const { values, operands } = parseArguments(inspectUsage, argv);
-  const { layerKey } = await import("../runtime/index.ts");
+  const { layerKey } = await import("../runtime/images.ts");
   const store = await openStore(values, context);
   const found = [];
   for (const operand of operands) {
@@ -142,7 +142,7 @@ the exit code is 1 then.`,
 
 async function remove(argv: readonly string[], context: Context): Promise<number> {
   const { values, operands } = parseArguments(removeUsage, argv);
-  const { collectImages, formatReference, parseReference } = await import("../runtime/index.ts");
+  const { collectImages, formatReference, parseReference } = await import("../runtime/images.ts");
   const store = await openStore(values, context);
   const names = operands.map((name) => formatReference(parseName(name, parseReference)));
   for (const [index, name] of names.entries()) {
@@ -152,7 +152,7 @@ async function remove(argv: readonly string[], context: Context): Promise<number
   }
   const collected = await collectImages(store, { names });
   const kept = names.filter((name) => !collected.names.includes(name));
-  report(collected, values.json, context);
+  await report(collected, values.json, context);
   for (const name of kept) context.warn(`slipway: ${name} is in use and stays`);
   return kept.length === 0 ? exitCodes.success : exitCodes.buildFailed;
 }
@@ -177,31 +177,26 @@ workspaces among them). With options: whatever they say, the longest unused firs
 
 async function collect(argv: readonly string[], context: Context): Promise<number> {
   const { values } = parseArguments(collectUsage, argv);
+  const { parseBytes } = await import("./size.ts");
   const options: CollectOptions = {
     untagged: values.budget === undefined && values["unused-for"] === undefined,
     ...(values.budget === undefined ? {} : { budgetBytes: parseBytes("--budget", values.budget) }),
     ...(values["unused-for"] === undefined ? {} : { unusedForMs: parseAge("--unused-for", values["unused-for"]) }),
   };
-  const { collectImages } = await import("../runtime/index.ts");
-  report(await collectImages(await openStore(values, context), options), values.json, context);
+  const { collectImages } = await import("../runtime/images.ts");
+  await report(await collectImages(await openStore(values, context), options), values.json, context);
   return exitCodes.success;
 }
 
-function report(collected: Collected, json: boolean, context: Context): void {
+async function report(collected: Collected, json: boolean, context: Context): Promise<void> {
   if (json) {
     context.print(`${JSON.stringify(collected, undefined, 2)}\n`);
     return;
   }
+  const { formatBytes } = await import("./size.ts");
   const { names, layers, freedBytes, keptBytes } = collected;
   for (const name of names) context.print(`removed ${plain(name)}\n`);
   context.print(`${formatBytes(freedBytes)} freed (${layers} layers), ${formatBytes(keptBytes)} left\n`);
-}
-
-/** Reads a size of any amount, as pipelines write them. */
-export function parseBytes(option: string, text: string): number {
-  const parsed = parseSize(text, { least: 0, most: 2 ** 50 });
-  if (parsed.ok) return parsed.value;
-  throw new UsageError(`${option} cannot be ${JSON.stringify(text)}: ${parsed.problem}; ${parsed.suggestion}`);
 }
 
 const ageUnitsMs = { d: 86_400_000, h: 3_600_000, m: 60_000 } as const;

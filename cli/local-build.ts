@@ -116,6 +116,8 @@ export class LocalBuild {
       variables: buildVariables(job, { ...event, number: 0, event: event.kind }, repository),
       ceiling: this.#options.ceiling,
       builds: { cacheNamespace: "", namesImages: true },
+      // Whatever is checked out: what a person tries is a person's own.
+      cachePolicy: { namespace: `local ${root}`, mayKeep: () => Promise.resolve(true) },
     };
   }
 

@@ -15,7 +15,7 @@ type RegistryValues = Values<{ registries: typeof registriesOption; "data-dir": 
 
 /** Reads what holds for which registry: the settings' file, Docker's credentials, the proxies of the environment. */
 export async function findRegistrySettings(values: RegistryValues, context: Context): Promise<RegistrySettings> {
-  const { readRegistrySettings } = await import("../runtime/index.ts");
+  const { readRegistrySettings } = await import("../runtime/images.ts");
   const { environment, directory } = context;
   const given = values.registries ?? (environment["SLIPWAY_REGISTRIES"] || undefined);
   const file = given === undefined ? join(findDataDir(values, context), "registries.json") : resolve(directory, given);

@@ -15,6 +15,7 @@ import {
   untrustedPoolOption,
 } from "./server.ts";
 import { aborted, StopSignals } from "./signals.ts";
+import { parseStorage, storageArguments, storageOptions } from "./storage.ts";
 import { parseUntrusted, untrustedOption } from "./untrusted.ts";
 import { dataDirOption, exitCodes, findDataDir, type Context, type Verb } from "./verb.ts";
 
@@ -40,6 +41,7 @@ The first Ctrl-C (or SIGTERM) drains: running jobs finish. The second stops: the
     untrusted: untrustedOption,
     "untrusted-pool": untrustedPoolOption,
     ...keepOptions,
+    ...storageOptions,
     "data-dir": dataDirOption,
     "log-level": logLevelOption,
   },
@@ -59,6 +61,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   }
   parseLimits(values, context); // as well
   parseKeep(values);
+  parseStorage(values);
   const logger = processLogger("up", values["log-level"], context);
   using signals = new StopSignals();
   const { ProcessTree } = await import("./process-tree.ts");
@@ -72,6 +75,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     agentArguments: [
       ...limitArguments(values),
       ...keepArguments(values),
+      ...storageArguments(values),
       ...networkArguments(parseNetworks(values, context)),
       ...values.untrusted.flatMap((word) => ["--untrusted", word]),
       ...(untrustedPool === undefined ? [] : ["--pool", "default", "--pool", untrustedPool]),

@@ -1,5 +1,6 @@
 /** The language: every key of a pipeline, what it may hold, what it means. The parser and the JSON schema come from here. */
 import { build } from "./build.ts";
+import { cache } from "./cache.ts";
 import { dictionary, list } from "./collection.ts";
 import { environment } from "./environment.ts";
 import { image, pull } from "./image-name.ts";
@@ -62,6 +63,7 @@ const stepTable = {
         "Lets the step have containers of its own: buildah, podman, dockerd, bubblewrap, unshare run in it as they are.",
       default: false,
     },
+    cache: { shape: cache, summary: "What a nested step keeps between builds." },
   },
   alternatives: { keys: ["run", "build"], missing: 'write "run: command"' },
   synonyms: {
@@ -206,7 +208,7 @@ const jobTable = {
     strategy: "a matrix is not supported yet: write a job for each leg, sharing steps by a YAML anchor",
     secrets: "secrets are not supported yet",
     artifacts: "artifacts are not supported yet",
-    cache: "caches are not supported yet",
+    cache: "write it on a nested step; caches of files are not supported yet",
     outputs: "outputs are not supported yet",
     retry: "retries are not supported yet",
     allow_failure: "write it on the steps that may fail",

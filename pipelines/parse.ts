@@ -148,6 +148,7 @@ class PipelineBuilder {
     const network = step.network ?? job.network ?? this.#pipeline.network;
     this.#checkAllowed(network, job);
     this.#checkNested(step, network);
+    const cached = step.cache?.value.containers?.value;
     this.#checkBuild(step);
     const image = step.image ?? job.image ?? this.#pipeline.image;
     if (step.build === undefined) this.#checkImage(image, env);
@@ -167,6 +168,7 @@ class PipelineBuilder {
       network: network?.value ?? DEFAULTS.network,
       allowFailure: step.allow_failure?.value ?? false,
       ...(step.nested?.value === true && { nested: true }),
+      ...(cached !== undefined && { containerCache: cached }),
       ...(keep !== undefined && keep.value > 0 && build === undefined && { keepOnFailureMs: keep.value }),
     };
   }
@@ -201,7 +203,11 @@ class PipelineBuilder {
   }
 
   /** What it may do to a network it may do to its own only. */
-  #checkNested({ nested }: StepFields, network: Located<StepNetwork> | undefined): void {
+  #checkNested({ nested, cache }: StepFields, network: Located<StepNetwork> | undefined): void {
+    if (cache !== undefined && nested?.value !== true) {
+      const problem = 'only a step with "nested: true" has containers to keep';
+      this.#problems.error(cache.span, problem, "remove it: images of steps are kept by the agent");
+    }
     if (nested?.value !== true || network?.value !== "host") return;
     this.#problems.error(
       nested.span,

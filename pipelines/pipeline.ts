@@ -97,6 +97,8 @@ export interface StepSpec {
   readonly allowFailure: boolean;
   /** It may have containers of its own. */
   readonly nested?: true;
+  /** The name under which its builders' images and layers are kept between builds. */
+  readonly containerCache?: string;
   /** For so long its root file system is kept for a shell if it fails and ends the job; absent: not at all. */
   readonly keepOnFailureMs?: number;
 }

@@ -27,6 +27,11 @@ export interface NestedConfig {
   readonly home: string;
   /** Further directories to be on a real file system: the image's volumes. */
   readonly volumes?: readonly string[];
+  /**
+   * Where its builders keep their layers: a directory on the state directory's file system that is the caller's and outlives the
+   * container. What is in it has ids of the container on disk. Not for a rootless agent. @default new ones, removed with it
+   */
+  readonly stores?: string;
 }
 
 /** What must be known when a container is created. */

@@ -240,7 +240,7 @@ export class Container implements AsyncDisposable {
   }
 
   #limitDisk(): DiskLimit {
-    const { workspace, writableDir, uidRange, mounts = [] } = this.#config;
+    const { workspace, writableDir, uidRange, nested, mounts = [] } = this.#config;
     // Single files are ours: hosts, resolv.conf.
     const bound = mounts.flatMap((mount) =>
       mount.type === "bind" && mount.readonly !== true && isDirectory(mount.source) ? [mount.source] : [],
@@ -252,6 +252,7 @@ export class Container implements AsyncDisposable {
         { path: this.#directory, isOwn: true },
         ...(writableDir === undefined ? [] : [{ path: writableDir, isOwn: false }]),
         ...bound.map((path) => ({ path, isOwn: false })),
+        ...(nested?.stores === undefined ? [] : [{ path: nested.stores, isOwn: false }]),
         ...(workspace === undefined || workspace.isOthers
           ? []
           : [{ path: this.#host.workspaceStore(workspace, uidRange), isOwn: false }]),

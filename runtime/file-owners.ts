@@ -77,6 +77,11 @@ export function shiftTree(path: string, from: RangePlan, to: RangePlan): void {
   });
 }
 
+/** Gives a tree of a range the ids that it has in containers, for mounts that map them. File capabilities are lost. */
+export function unshiftTree(path: string, from: RangePlan): void {
+  walk(Buffer.from(path), (id) => containerId(from, id) ?? id);
+}
+
 /** Changes every owner and group in a tree that nobody else changes meanwhile. */
 function walk(path: Buffer, change: (id: number) => number): void {
   const stat = lstatSync(path);

@@ -19,6 +19,7 @@ import { canMountDetachedOverlays, checkHost } from "./check.ts";
 import type { Cgroups } from "./cgroup.ts";
 import type { ShownHierarchy } from "./cgroup-mounts.ts";
 import { removeCgroupsBelow, sweepDeadAgents } from "./cgroup-sweep.ts";
+import { ContainerCaches } from "./container-caches.ts";
 import { Disk } from "./disk.ts";
 import { filesFor } from "./disk-limit.ts";
 import { HostLimits } from "./host-limits.ts";
@@ -67,7 +68,11 @@ export interface HostOptions {
   /** Mount overlays as kernels before 6.15 want it, although this one could do better. @default false */
   readonly overlaysByPath?: boolean;
   readonly networks?: HostNetworks;
+  /** What nested steps may keep between builds, all together. @default 21474836480 (20 GiB) */
+  readonly containerCacheBytes?: number;
 }
+
+const defaultContainerCacheBytes = 20 * 2 ** 30;
 
 /** What jobs' networks are to be on this host. */
 export interface HostNetworks {
@@ -92,6 +97,8 @@ export class Host implements AsyncDisposable {
   readonly attachDir: string;
   /** For `writableDir`s of containers that outlast them; what is in it is swept like all that a killed agent leaves. */
   readonly keptDir: string;
+  /** What nested steps keep between builds. */
+  readonly containerCaches: ContainerCaches;
   /** Whether this kernel mounts overlays by descriptor and clones detached mounts (Linux 6.15). */
   readonly mountsDetachedOverlays: boolean;
   /** The layer on top of every image's: mount points and /etc files. */
@@ -141,6 +148,10 @@ export class Host implements AsyncDisposable {
     this.layerMounts = new LayerMounts(shifted);
     this.attachDir = `${stateDir}/attach`;
     this.keptDir = `${stateDir}/kept`;
+    this.containerCaches = new ContainerCaches(`${stateDir}/container-caches`, {
+      budgetBytes: options.containerCacheBytes ?? defaultContainerCacheBytes,
+      remove: (path) => this.removeTree(path),
+    });
     this.skeletonDir = `${stateDir}/skeleton`;
     this.#lock = lock;
     this.limits = limits;
@@ -425,6 +436,7 @@ export class Host implements AsyncDisposable {
       removeCgroupsBelow(directory);
       sweepDeadAgents(dirname(directory), basename(directory));
     }
+    await this.containerCaches.sweep();
     writeSkeleton(this.skeletonDir);
     adoptTree(this.skeletonDir);
     this.launchers.replenish();

@@ -6,7 +6,7 @@ import { execFileSync } from "node:child_process";
 import { chmodSync, chownSync, fstatSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { posix } from "node:path";
 import type { NestedConfig } from "./container-config.ts";
-import { firstRange, isRootless } from "./file-owners.ts";
+import { firstRange, isRootless, unshiftTree } from "./file-owners.ts";
 import { AT_SYMLINK_NOFOLLOW, O_DIRECTORY, O_PATH, RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS } from "./linux.ts";
 import { beneathRoot } from "./oci-file-system.ts";
 import { containerId } from "./own-ids.ts";
@@ -23,13 +23,20 @@ const userStores = ["buildkit", "containers", "docker"].map((name) => `.local/sh
  *
  * @param directory Below it they will be made.
  */
-export function listStores({ home, volumes = [] }: NestedConfig, directory: string): StepStore[] {
-  const targets = [...systemStores, ...userStores.map((name) => `${home}/${name}`), ...volumes];
+export function listStores({ home, volumes = [], stores }: NestedConfig, directory: string): StepStore[] {
+  const clean = (target: string) => `/${beneathRoot(target)}`;
+  const builders = new Set([...systemStores, ...userStores.map((name) => `${home}/${name}`)].map(clean));
   // Not the root itself, nor what the runtime mounts.
-  const allowed = targets
-    .map((target) => `/${beneathRoot(target)}`)
-    .filter((target) => !/^\/(?:\.$|(?:dev|proc|sys|workspace)(?:\/|$))/.test(target));
-  return [...new Set(allowed)].toSorted().map((target, i) => ({ target, source: `${directory}/stores/${i}` }));
+  const allowed = [...builders, ...volumes.map(clean)].filter(
+    (target) => !/^\/(?:\.$|(?:dev|proc|sys|workspace)(?:\/|$))/.test(target),
+  );
+  return [...new Set(allowed)]
+    .toSorted()
+    .map((target, i) =>
+      stores !== undefined && builders.has(target)
+        ? { target, source: `${stores}/${encodeURIComponent(target)}`, mapped: true }
+        : { target, source: `${directory}/stores/${i}` },
+    );
 }
 
 /** Whose a nested container's directories are. */
@@ -39,12 +46,12 @@ export interface StoreOwners {
   readonly home: string;
 }
 
-/** Makes them, empty: those in the user's home are the user's. */
+/** Makes those that are missing, empty: those in the user's home are the user's. */
 export function makeStores(stores: readonly StepStore[], { range, user, home }: StoreOwners): void {
-  for (const { source, target } of stores) {
-    mkdirSync(source, { recursive: true, mode: 0o755 });
-    const isUsers = target.startsWith(`${posix.resolve(home)}/`);
-    const { uid, gid } = hostIds(range, isUsers ? user : root);
+  for (const { source, target, mapped } of stores) {
+    if (mkdirSync(source, { recursive: true, mode: 0o755 }) === undefined) continue;
+    const owner = target.startsWith(`${posix.resolve(home)}/`) ? user : root;
+    const { uid, gid } = mapped ? owner : hostIds(range, owner);
     chownSync(source, uid, gid);
   }
 }
@@ -56,7 +63,7 @@ export function makeStores(stores: readonly StepStore[], { range, user, home }: 
  * @param rootFd The image's file system as the container will see it; nothing runs in it yet.
  */
 export function fillStores(stores: readonly StepStore[], rootFd: number, { range, user, home }: StoreOwners): void {
-  for (const { source, target } of stores) {
+  for (const { source, target, mapped } of stores) {
     if (user.uid !== 0 && target.startsWith(`${posix.resolve(home)}/`)) {
       makeDirectories(rootFd, target, hostIds(range, user));
     }
@@ -69,10 +76,11 @@ export function fillStores(stores: readonly StepStore[], rootFd: number, { range
     try {
       // Of this process, not "self": cp is another one.
       const path = `/proc/${process.pid}/fd/${found}`;
-      if (readdirSync(path).length === 0) continue;
+      if (readdirSync(path).length === 0 || (mapped && readdirSync(source).length > 0)) continue;
       execFileSync("cp", ["--archive", "--reflink=auto", "--", `${path}/.`, source], {
         stdio: ["ignore", "ignore", "pipe"],
       });
+      if (mapped) unshiftTree(source, range);
     } catch (error) {
       throw new Error(`Cannot copy "${target}" of the image to a volume`, { cause: error });
     } finally {

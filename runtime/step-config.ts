@@ -66,6 +66,8 @@ export interface NestedStep {
 
 export interface StepStore {
   readonly source: string;
+  /** Its files have ids of the container on disk, not of the range. */
+  readonly mapped?: true;
   readonly target: string;
 }
 
@@ -235,8 +237,8 @@ function standardMounts({ idMappings: ids, nested }: StepOptions, { hasCgroups }
 /** In /dev, which is ours: no image has anything there. */
 const hiddenDirectory = "/dev/.slipway";
 
-function storeMount({ source, target }: StepStore): OciMount {
-  return { destination: target, type: "bind", source, options: ["bind", "nodev"] };
+function storeMount({ source, target, mapped }: StepStore): OciMount {
+  return { destination: target, type: "bind", source, options: ["bind", "nodev", ...(mapped ? ["idmap"] : [])] };
 }
 
 function imageMounts({ binds, workspace, nested }: StepOptions, { mapsIds }: HostFacts): OciMount[] {
