@@ -1,6 +1,6 @@
 /** The work on files that takes long, done in threads (file-worker.ts): plain data in, plain data out. */
 import { createHash } from "node:crypto";
-import { mkdirSync, writeSync } from "node:fs";
+import { chmodSync, mkdirSync, writeSync } from "node:fs";
 import { createGzip, createZstdCompress } from "node:zlib";
 import {
   type Accounts,
@@ -193,7 +193,8 @@ const tasks: {
   owner: ({ layers, owner, view }) => withView(layers, view, (root) => resolveOwner(owner, readAccounts(root))),
   container: ({ layers, user, targets, directory, view }) =>
     withView(layers, view, (root) => {
-      mkdirSync(directory, { mode: 0o755 });
+      mkdirSync(directory);
+      chmodSync(directory, 0o755); // it is the image's root for the command, whatever the umask says
       const fd = fileAt.openRoot(directory);
       try {
         return { user: resolveUser(user, readAccounts(root)), paths: makeStubs(root, targets, fd) };
@@ -230,7 +231,8 @@ const tasks: {
   link({ from, to }, checkCanceled) {
     const source = fileAt.openRoot(from);
     try {
-      mkdirSync(to, { mode: 0o755 });
+      mkdirSync(to);
+      chmodSync(to, 0o755);
       const target = fileAt.openRoot(to);
       try {
         return { ...linkTree(source, target, checkCanceled), notes: [], rootNames: [] };

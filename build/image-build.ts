@@ -1,5 +1,5 @@
 /** Builds images: from a context and a Dockerfile to an image in the agent's store. */
-import { mkdirSync } from "node:fs";
+import { chmodSync, mkdirSync } from "node:fs";
 import type { Diagnostic } from "../pipelines/index.ts";
 import {
   fileAt,
@@ -100,7 +100,8 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
   const epochSeconds = parseEpoch(buildArgs.get("SOURCE_DATE_EPOCH"));
   const directory = `${machine.stateDir}/build`;
   const emptyDir = `${directory}/empty`;
-  mkdirSync(emptyDir, { recursive: true, mode: 0o755 });
+  mkdirSync(emptyDir, { recursive: true });
+  chmodSync(emptyDir, 0o755);
   await using own = options.workers === undefined ? new FileWorkers() : undefined;
   const workers = options.workers ?? (own as FileWorkers);
   await using caches = new AsyncDisposableStack();

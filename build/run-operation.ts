@@ -1,5 +1,5 @@
 /** RUN: a command in a container whose changes become a layer. */
-import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { type ContainerResult, ExecError, type LayerSummary, runContainer, type StepMount } from "../runtime/index.ts";
 import type { LayerDraft } from "./build-cache.ts";
 import { cacheKey } from "./key.ts";
@@ -164,16 +164,22 @@ class Command {
     };
     return Object.entries(contents).map(([name, content]) => {
       const source = this.#draft.scratch(`etc-${name}`);
-      writeFileSync(source, content, { mode: 0o644 });
+      this.#write(source, content, 0o644);
       return { mount: { type: "bind", source, target: `/etc/${name}` }, isDirectory: false };
     });
+  }
+
+  /** The command's user is any user: the umask has no say. */
+  #write(path: string, content: string, mode: number): void {
+    writeFileSync(path, content);
+    chmodSync(path, mode);
   }
 
   #script(): CommandMount[] {
     const { script } = this.#operation;
     if (script === undefined) return [];
     const source = this.#draft.scratch("script");
-    writeFileSync(source, script.content, { mode: 0o755 });
+    this.#write(source, script.content, 0o755);
     return [{ mount: { type: "bind", source, target: script.path, readonly: true }, isDirectory: false }];
   }
 }

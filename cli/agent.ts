@@ -65,6 +65,9 @@ and the server gives them to another agent.`,
 
 async function run(argv: readonly string[], context: Context): Promise<number> {
   const { values } = parseArguments(usage, argv);
+  // As dockerd: checkouts have the modes that Git gives them, on every agent, and steps of any user read them. What nobody
+  // else is to see says so itself.
+  process.umask(0o022);
   const { environment } = context;
   const dataDir = findDataDir(values, context);
   const logger = processLogger("agent", values["log-level"], context);

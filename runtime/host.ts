@@ -540,9 +540,15 @@ function writeSkeleton(directory: string): void {
   }
   chmodSync(directory, 0o755);
   const hosts = "127.0.0.1\tlocalhost slipway\n::1\tlocalhost ip6-localhost ip6-loopback\n";
-  writeFileSync(`${directory}/etc/hosts`, hosts, { mode: 0o644 });
-  writeFileSync(`${directory}/etc/hostname`, "slipway\n", { mode: 0o644 });
-  writeFileSync(`${directory}/etc/resolv.conf`, resolvConf(), { mode: 0o644 });
+  for (const [name, content] of [
+    ["hosts", hosts],
+    ["hostname", "slipway\n"],
+    ["resolv.conf", resolvConf()],
+  ] as const) {
+    const path = `${directory}/etc/${name}`;
+    writeFileSync(path, content);
+    chmodSync(path, 0o644); // whatever the umask says: steps of any user read them
+  }
 }
 
 /** The host's name servers, search domains and options; nothing else that may stand in the file. */

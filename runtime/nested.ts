@@ -49,7 +49,8 @@ export interface StoreOwners {
 /** Makes those that are missing, empty: those in the user's home are the user's. */
 export function makeStores(stores: readonly StepStore[], { range, user, home }: StoreOwners): void {
   for (const { source, target, mapped } of stores) {
-    if (mkdirSync(source, { recursive: true, mode: 0o755 }) === undefined) continue;
+    if (mkdirSync(source, { recursive: true }) === undefined) continue;
+    chmodSync(source, 0o755); // whatever the umask says
     const owner = target.startsWith(`${posix.resolve(home)}/`) ? user : root;
     const { uid, gid } = mapped ? owner : hostIds(range, owner);
     chownSync(source, uid, gid);
@@ -201,6 +202,9 @@ export function writeIdRanges(options: {
     const separator = given === "" || given.endsWith("\n") ? "" : "\n";
     mkdirSync(`${upper}/etc`, { recursive: true, mode: 0o755 });
     writeFileSync(`${upper}/etc/${file}`, `${given}${separator}${lines.join("")}`, { mode: 0o644 });
+    // Whatever the umask says.
+    chmodSync(`${upper}/etc`, 0o755);
+    chmodSync(`${upper}/etc/${file}`, 0o644);
     for (const path of [`${upper}/etc`, `${upper}/etc/${file}`]) chownSync(path, owner.uid, owner.gid);
   }
 }

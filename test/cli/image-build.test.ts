@@ -65,6 +65,28 @@ describe.skipIf(!isRoot)("slipway image build", () => {
     expect(await build(["-f", join(dir, "Dockerfile.it"), dir])).toMatchObject({ code: 0 });
   });
 
+  test("gives commands of any user their files whatever the umask says", async () => {
+    const script = "cat /etc/hosts /etc/resolv.conf >/dev/null && ls / && echo it ran";
+    const lines = [
+      "FROM localhost/base",
+      "USER 1000",
+      `RUN ${script}`,
+      "RUN <<E",
+      "#!/bin/sh",
+      "echo and so did this",
+      "E",
+    ];
+    const dir = context({ Dockerfile: lines.join("\n") });
+    const before = process.umask(0o077);
+    try {
+      const { code, stderr } = await build([dir]);
+      expect(stderr).toMatch(/it ran[^]*and so did this/);
+      expect(code).toBe(0);
+    } finally {
+      process.umask(before);
+    }
+  });
+
   test("shows each step, its output and what was cached, and prints the digest", async () => {
     const dir = context({ Dockerfile: "FROM localhost/base\nCOPY a /a\nRUN cat /a; echo no >&2\n", a: "yes\n" });
     const first = await build(["-t", "app:1", "-t", "localhost/app", dir]);
