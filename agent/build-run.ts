@@ -154,7 +154,9 @@ export class BuildRun implements RunnableStep {
       this.log.note(`pushed ${name}`);
     }
     if (builds?.namesImages === true) {
-      for (const name of spec.names) await store.names.set(name, { manifest, resolved: digest }, { signal });
+      for (const name of spec.names) {
+        await store.names.set(name, { manifest, resolved: digest, isLocal: true }, { signal });
+      }
     }
     await built.add([...spec.names, ...spec.pushNames], digest);
     return { digest };

@@ -45,7 +45,7 @@ export async function putIndex(
   );
   const { digest } = await store.blobs.put(content, { lease });
   const manifest = await ownManifest(manifests);
-  for (const name of index.names) await store.names.set(name, { manifest, resolved: digest });
+  for (const name of index.names) await store.names.set(name, { manifest, resolved: digest, isLocal: true });
   return { mediaType: mediaTypes.index, digest, size: content.length };
 }
 

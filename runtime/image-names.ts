@@ -19,6 +19,8 @@ const recordSchema = z.object({
   manifest: z.object({ mediaType: z.string(), digest: digestSchema, size: z.int() }),
   /** What the registry answered for the name: the same, or an index that lists it. */
   resolved: digestSchema.optional(),
+  /** It was given here, to what was built or imported: what a registry has under this name is another image, if there is one. */
+  isLocal: z.literal(true).optional(),
   /** Milliseconds since the epoch. */
   createdAtMs: z.number(),
 });

@@ -109,7 +109,8 @@ class Pull {
     const pinned = this.#reference.digest ?? pins?.find(this.#name);
     if (pinned !== undefined) return await this.#atDigest(pinned);
     const named = await this.#inStore(this.#name);
-    if (policy === "never" || (policy === "missing" && named !== undefined)) {
+    const isEnough = policy === "missing" || (policy === undefined && named?.isLocal === true);
+    if (policy === "never" || (isEnough && named !== undefined)) {
       if (named === undefined) throw new ImageError("it is not in the store of this agent, and pull is never");
       return await this.#agreed(named.resolved, named);
     }
@@ -149,10 +150,11 @@ class Pull {
   }
 
   /** An image of the store by its name, if all of it is there. */
-  async #inStore(name: string): Promise<PulledImage | undefined> {
+  async #inStore(name: string): Promise<(PulledImage & { readonly isLocal: boolean }) | undefined> {
     const record: NamedImage | undefined = await this.#options.store.names.get(name);
     if (record === undefined) return undefined;
-    return await this.#complete(record.manifest.digest, record.resolved ?? record.manifest.digest);
+    const found = await this.#complete(record.manifest.digest, record.resolved ?? record.manifest.digest);
+    return found && { ...found, isLocal: record.isLocal === true };
   }
 
   async #complete(manifestDigest: string, resolved: string): Promise<PulledImage | undefined> {

@@ -141,6 +141,6 @@ export async function putManifest(
   await store.blobs.put(configContent, { digest: manifest.config.digest, lease });
   const { digest } = await store.blobs.put(manifestContent, { lease });
   const descriptor = describeManifest({ manifest, manifestDigest: digest, manifestContent });
-  for (const name of image.names) await store.names.set(name, { manifest: descriptor });
+  for (const name of image.names) await store.names.set(name, { manifest: descriptor, isLocal: true });
   return descriptor;
 }

@@ -79,6 +79,26 @@ describe.skipIf(!isRoot)("pullImage", () => {
     await expect(fixture.pull(`${registry.host}/u:1`, { policy: "never" })).rejects.toThrow("pull is never");
   });
 
+  test("does not ask for a name that was given here, unless it is to", async () => {
+    await using registry = await ScriptedRegistry.start();
+    await using fixture = new PullFixture();
+    const name = `${registry.host}/t:1`;
+    const first = registry.add("1", [base]);
+    await fixture.pull(name);
+    const store = await fixture.store();
+    for (const { name: each, manifest } of await store.names.list()) {
+      await store.names.set(each, { manifest, isLocal: true });
+    }
+    const second = registry.add("1", [top]);
+    registry.requests.length = 0;
+    expect((await fixture.pull(name)).resolved).toBe(first);
+    expect(registry.requests).toEqual([]);
+    expect((await fixture.pull(name, { policy: "always" })).resolved).toBe(second);
+    // From now on it is the registry's.
+    const third = registry.add("1", [base, top]);
+    expect((await fixture.pull(name)).resolved).toBe(third);
+  });
+
   test("takes the platform's manifest out of an index", async () => {
     await using registry = await ScriptedRegistry.start();
     await using fixture = new PullFixture();
