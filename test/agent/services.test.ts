@@ -260,6 +260,32 @@ describe("a service that fails", () => {
 });
 
 describe("a hostile service", () => {
+  test("is as confined as a step is", async () => {
+    // Everything that a step is, and some ways out; the same script in both.
+    const script = `
+      id -u; grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status; cat /proc/self/uid_map | tr -s ' '
+      for file in /proc/sysrq-trigger /proc/sys/kernel/core_pattern /sys/kernel/uevent_helper /sys/fs/cgroup/cgroup.procs; do
+        (echo 1 > $file) 2>/dev/null && echo "wrote $file"
+      done
+      for call in "unshare -Ur true" "mount -t tmpfs none /mnt" "mknod /node b 8 0" "chroot /proc/1/root true" "nsenter -t 1 -m true"; do
+        $call 2>/dev/null && echo "did $call"
+      done
+      head -c 1 /proc/1/mem 2>/dev/null && echo read init
+      cat /proc/1/environ 2>/dev/null | wc -c
+      cut -d' ' -f5,6 /proc/self/mountinfo | grep -E '^/(proc|sys|usr|workspace)' | grep -v cgroup | sort
+      ls /proc/self/fd | wc -w`;
+    writeFileSync(join(workspace, "look"), script);
+    const result = await run(`
+      services:
+        spy: { run: "sh ./look > /tmp/seen 2>&1; cat /tmp/seen; touch seen; exec sleep 60", ready: { run: test -e seen } }
+      steps: ["sh ./look > /tmp/seen 2>&1; cat /tmp/seen"]
+    `);
+    expect(result).toMatchObject({ status: "success", services: [{ status: "success" }] });
+    expect(log(1).split("\n")).toEqual(log(0).split("\n"));
+    expect(log(0)).toMatch(/NoNewPrivs:\t1\nSeccomp:\t2\n/);
+    expect(log(0)).not.toMatch(/wrote|did|read/);
+  });
+
   test("that forks without end or floods its log stays within its limits, and the steps go on", async () => {
     const result = await run(
       `

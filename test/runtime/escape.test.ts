@@ -1,7 +1,7 @@
 /** Known ways out of a container, each tried from inside a step. docs/security.md names the test of every threat. */
 import { execFileSync } from "node:child_process";
 import { once } from "node:events";
-import { chmodSync, cpSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { chmodSync, cpSync, existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -124,6 +124,10 @@ print(json.dumps(result))`);
         ["swapon", 0, 0],
         ["quotactl", 0, 0, 0, 0],
         ["settimeofday", 0, 0],
+        ["clock_settime", 0, 0],
+        ["syslog", 3, 0, 0],
+        ["fanotify_init", 1, 0],
+        ["quotactl_fd", 0, 0, 0, 0],
         ["acct", 0],
       ]);
       expect(Object.entries(refused).filter(([, errno]) => errno !== EPERM && errno !== ENOSYS)).toEqual([]);
@@ -244,20 +248,31 @@ os.kill(1, 9); print("ignored")`);
 
     test("a job that runs beside it has other ids, files, processes and sockets", async () => {
       using range = host.host.claimUidRange();
-      const mine = { dir: host.workspace() };
+      const theirs = host.workspace();
+      const serve = `
+import os, signal, socket
+kept = []
+for family, address in ((socket.AF_UNIX, "\\0slipway-neighbour"), (socket.AF_INET, ("127.0.0.1", 7777))):
+    s = socket.socket(family); s.bind(address); s.listen(); kept.append(s)
+for path in ("/tmp/file", "file", "ready"): open(path, "w").write("theirs")
+signal.pause()`;
       await using other = await runContainer(host.host, {
-        ...host.script("echo theirs > /tmp/file; echo theirs > file; exec sleep 1001", {
-          workspace: { dir: host.workspace() },
-        }),
+        ...host.script("", { workspace: { dir: theirs } }),
+        args: ["/usr/bin/python3", "-c", serve, "the-neighbour"],
         uidRange: range,
       });
-      const { stdout } = await run(
-        "cat /tmp/file file 2>/dev/null || true; ps -e -o args= | grep -c '[s]leep 1001'; true",
-        {
-          workspace: mine,
-        },
+      while (!existsSync(join(theirs, "ready"))) await new Promise((resolve) => setTimeout(resolve, 20));
+      const { stdout } = await python(
+        `
+import glob, os, socket
+print([path for path in ("/tmp/file", "file") if os.path.exists(path)])
+print([pid for pid in glob.glob("/proc/[0-9]*/cmdline") if b"the-" + b"neighbour" in open(pid, "rb").read()])
+for family, address in ((socket.AF_UNIX, "\\0slipway-neighbour"), (socket.AF_INET, ("127.0.0.1", 7777))):
+    s = socket.socket(family); s.settimeout(2)
+    print(s.connect_ex(address))`,
+        { workspace: { dir: host.workspace() } },
       );
-      expect(stdout).toBe("0\n");
+      expect(stdout).toBe("[]\n[]\n111\n111\n"); // ECONNREFUSED
       expect(other.pid).toBeGreaterThan(0);
     });
   });
