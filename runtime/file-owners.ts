@@ -8,6 +8,7 @@
  */
 import { createHash } from "node:crypto";
 import { chmodSync, lchownSync, lstatSync, readdirSync, readFileSync } from "node:fs";
+import { cString, SyscallError, trySyscall } from "./syscall.ts";
 import { agentId, containerId, findOwnIds, type OwnIds, planRanges, type RangePlan } from "./own-ids.ts";
 
 let known: { readonly ids: OwnIds; readonly ranges: readonly RangePlan[] } | undefined;
@@ -41,11 +42,15 @@ export function diskOwner(id: number): number {
  * write any that hold for everybody's (struct vfs_ns_cap_data, version 3).
  */
 export function diskCapability(value: Buffer): Buffer {
-  if (!isRootless()) return value;
+  return isRootless() ? capabilityOf(diskOwner(0), value) : value;
+}
+
+/** The same capabilities, for the root with this id and whoever is in its namespace. */
+function capabilityOf(root: number, value: Buffer): Buffer {
   const kept = Buffer.alloc(24);
   value.copy(kept, 0, 0, 20);
   kept.writeUInt32LE((kept.readUInt32LE(0) & 0x00ff_ffff) | 0x0300_0000, 0);
-  kept.writeUInt32LE(diskOwner(0), 20);
+  kept.writeUInt32LE(root, 20);
   return kept;
 }
 
@@ -65,16 +70,24 @@ export function ownersFingerprint(): string | undefined {
 export function adoptTree(path: string): void {
   if (!isRootless()) return;
   const first = firstRange();
-  walk(Buffer.from(path), (id) => (containerId(first, id) === undefined ? diskOwner(0) : id));
+  const owner = (id: number) => (containerId(first, id) === undefined ? diskOwner(0) : id);
+  walk(Buffer.from(path), { owner, root: diskOwner(0) });
 }
 
-/** Gives a tree of one range to another. File capabilities are lost. */
+/** Gives a tree of one range to another, file capabilities along with it. */
 export function shiftTree(path: string, from: RangePlan, to: RangePlan): void {
-  walk(Buffer.from(path), (id) => {
+  const owner = (id: number) => {
     // Not in it: shifted already, by another name of the same file.
     const inside = containerId(from, id);
     return inside === undefined ? id : agentId(to, inside);
-  });
+  };
+  walk(Buffer.from(path), { owner, root: agentId(to, 0) });
+}
+
+interface OwnerChange {
+  readonly owner: (id: number) => number;
+  /** Whose file capabilities are from then on. */
+  readonly root: number;
 }
 
 /** Gives a tree of a range the ids that it has in containers, for mounts that map them. File capabilities are lost. */
@@ -83,16 +96,33 @@ export function unshiftTree(path: string, from: RangePlan): void {
 }
 
 /** Changes every owner and group in a tree that nobody else changes meanwhile. */
-function walk(path: Buffer, change: (id: number) => number): void {
+function walk(path: Buffer, change: OwnerChange): void {
   const stat = lstatSync(path);
-  const [uid, gid] = [change(stat.uid), change(stat.gid)];
+  const [uid, gid] = [change.owner(stat.uid), change.owner(stat.gid)];
   if (uid !== stat.uid || gid !== stat.gid) {
+    const capability = stat.isFile() && (stat.mode & 0o111) !== 0 ? readCapability(path) : undefined;
     lchownSync(path, uid, gid);
-    // A new owner takes these bits off.
+    // A new owner takes these off.
     if (stat.isFile() && (stat.mode & 0o6000) !== 0) chmodSync(path, stat.mode & 0o7777);
+    if (capability !== undefined) writeCapability(path, capabilityOf(change.root, capability));
   }
   if (!stat.isDirectory()) return;
   for (const name of readdirSync(path, { encoding: "buffer" })) {
     walk(Buffer.concat([path, Buffer.from("/"), name]), change);
   }
+}
+
+const capabilityName = cString("security.capability");
+const zero = Buffer.from([0]);
+
+/** Of a file; undefined if it has none. @see capabilities(7), "File capability extended attribute versioning" */
+function readCapability(path: Buffer): Buffer | undefined {
+  const value = Buffer.alloc(24);
+  const size = trySyscall("lgetxattr", Buffer.concat([path, zero]), capabilityName, value, value.length);
+  return size < 20 ? undefined : value.subarray(0, size);
+}
+
+function writeCapability(path: Buffer, value: Buffer): void {
+  const result = trySyscall("lsetxattr", Buffer.concat([path, zero]), capabilityName, value, value.length, 0);
+  if (result < 0) throw new SyscallError("lsetxattr", -result, `keep the capabilities of "${path.toString()}"`);
 }

@@ -64,6 +64,47 @@ describe("an ordinary user's command", () => {
   });
 });
 
+test("a layer's copy for another range keeps owners, set-id bits and file capabilities, for that range's root", async () => {
+  const script = join(user.home, "shift.mts");
+  writeFileSync(
+    script,
+    `import { readFileSync, writeFileSync, chmodSync, mkdirSync, statSync } from "node:fs";
+     import { execFileSync } from "node:child_process";
+     import { enterUserNamespace } from "${user.file("runtime/rootless.ts")}";
+     const args = readFileSync("/proc/self/cmdline", "utf8").split("\\0").slice(0, -1);
+     await enterUserNamespace({ args, executable: process.execPath, environment: process.env });
+     const { diskCapability, jobIds, shiftTree } = await import("${user.file("runtime/file-owners.ts")}");
+     const { cString, syscall } = await import("${user.file("runtime/syscall.ts")}");
+     const [first, second] = jobIds().ranges;
+     mkdirSync("tree");
+     for (const name of ["plain", "suid", "ping"]) writeFileSync("tree/" + name, "", { mode: 0o755 });
+     execFileSync("chown", ["-R", first.base + ":" + first.base, "tree"]);
+     chmodSync("tree/suid", 0o4755);
+     // CAP_NET_RAW, permitted and effective, version 2.
+     const value = Buffer.alloc(20);
+     value.writeUInt32LE(0x02000001, 0);
+     value.writeUInt32LE(1 << 13, 4);
+     const kept = diskCapability(value);
+     syscall("lsetxattr", cString("tree/ping"), cString("security.capability"), kept, kept.length, 0);
+     execFileSync("cp", ["--archive", "tree", "copy"]);
+     shiftTree("copy", first, second);
+     const read = Buffer.alloc(24);
+     const size = syscall("lgetxattr", cString("copy/ping"), cString("security.capability"), read, 24);
+     const stats = ["plain", "suid", "ping"].map((name) => statSync("copy/" + name));
+     console.log(JSON.stringify([stats.map(({ uid, mode }) => [uid - second.base, (mode & 0o7777).toString(8)]), size,
+       read.readUInt32LE(4), read.readUInt32LE(20) - second.base]));`,
+  );
+  const directory = user.directoryOf("shift");
+  const { code, stdout, stderr } = await user.run([user.node, script], { directory });
+  expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+  const owned = [
+    [0, "755"],
+    [0, "4755"],
+    [0, "755"],
+  ];
+  expect(JSON.parse(stdout)).toEqual([owned, 24, 1 << 13, 0]);
+});
+
 describe("a rootless step", () => {
   test("is root of ids that are nobody's on the host, and not the user's", async () => {
     const { steps, uidMap, bases } = await runSteps([
