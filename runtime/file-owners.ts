@@ -84,15 +84,15 @@ export function shiftTree(path: string, from: RangePlan, to: RangePlan): void {
   walk(Buffer.from(path), { owner, root: agentId(to, 0) });
 }
 
+/** Gives a tree of a range the ids that it has in containers, for mounts that map them; file capabilities along with it. */
+export function unshiftTree(path: string, from: RangePlan): void {
+  walk(Buffer.from(path), { owner: (id) => containerId(from, id) ?? id, root: 0 });
+}
+
 interface OwnerChange {
   readonly owner: (id: number) => number;
   /** Whose file capabilities are from then on. */
   readonly root: number;
-}
-
-/** Gives a tree of a range the ids that it has in containers, for mounts that map them. File capabilities are lost. */
-export function unshiftTree(path: string, from: RangePlan): void {
-  walk(Buffer.from(path), (id) => containerId(from, id) ?? id);
 }
 
 /** Changes every owner and group in a tree that nobody else changes meanwhile. */
