@@ -72,6 +72,9 @@ export async function buildTarget(options: BuildOptions): Promise<StageResult> {
   return await new Build({ ...options, signal }, (reason) => giveUp.abort(reason)).run();
 }
 
+/** Of everything in which variables stand, and of the history: about four times the largest Dockerfile. */
+const MAX_CHARACTERS = 16 * 2 ** 20;
+
 /** One build: what its stages share. */
 export class Build {
   readonly options: BuildOptions;
@@ -82,6 +85,7 @@ export class Build {
   /** Stages and images that were asked for, each once. */
   readonly #results = new Map<string, Promise<StageResult>>();
   readonly #warned = new Set<string>();
+  #characters = 0;
   #failure: { readonly error: unknown } | undefined;
 
   /** @param giveUp Aborts everything that is under way. */
@@ -123,6 +127,7 @@ export class Build {
       globalArgs: this.globalArgs,
       buildArgs,
       warn: (span, text) => this.warn(span, text),
+      spend: (span, characters) => this.spend(span, characters),
     };
   }
 
@@ -139,10 +144,19 @@ export class Build {
     this.options.reporter.warned?.(this.#diagnose("warning", span, message));
   }
 
+  /** Few lines can become gigabytes, of history, too. @throws {BuildError} If all together is more than any image needs. */
+  spend(span: Span, characters: number): void {
+    this.#characters += characters;
+    if (this.#characters <= MAX_CHARACTERS) return;
+    throw this.fail(span, `with its variables replaced, the Dockerfile has more than ${MAX_CHARACTERS} characters`);
+  }
+
   /** Replaces variables outside of stages. */
   expand({ text, span }: Word, args: ReadonlyMap<string, string> = this.globalArgs): string {
     try {
-      return expandWord(text, (name) => args.get(name), { escape: this.options.dockerfile.escape }).text;
+      const expanded = expandWord(text, (name) => args.get(name), { escape: this.options.dockerfile.escape }).text;
+      this.spend(span, expanded.length);
+      return expanded;
     } catch (error) {
       if (error instanceof WordError) throw this.fail(span, error.message, { cause: error });
       throw error;

@@ -1,4 +1,5 @@
 /** Builds one stage: its base, the triggers of that, its instructions in their order. */
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { quote, type Span } from "../pipelines/index.ts";
 import { AccountError } from "../runtime/files.ts";
 import { type Build, directoriesOf, type StageLayer, type StageResult } from "./build.ts";
@@ -16,6 +17,9 @@ import { BuildError } from "./report.ts";
 import { mountSource } from "./run-mount.ts";
 import { SelectError } from "./select.ts";
 import { InstructionError, type Operation, StageState } from "./stage-state.ts";
+
+/** So long nobody else has a turn of the event loop. */
+const TURN_MS = 20;
 
 /** Builds a stage. */
 export async function buildStage(stage: Stage, build: Build): Promise<StageResult> {
@@ -49,8 +53,14 @@ class StageBuild {
     this.#created = epochSeconds === undefined ? state.history.at(-1)?.created : this.#timeOf(0);
     let { key } = base;
     const layers: StageLayer[] = [...base.layers];
+    let turnAt = performance.now();
     for (const instruction of all) {
       this.#build.options.signal.throwIfAborted();
+      // Instructions that only change the configuration wait for nothing: who else has something to do has a turn now and then.
+      if (performance.now() - turnAt > TURN_MS) {
+        await nextTurn();
+        turnAt = performance.now();
+      }
       const made = await this.#located(instruction, () => this.#apply(instruction, { state, key, layers }));
       if (made.layer !== undefined) layers.push(made.layer);
       key = made.key;
@@ -134,6 +144,7 @@ class StageBuild {
     on: { readonly state: StageState; readonly key: string; readonly layers: readonly StageLayer[] },
   ): Promise<{ readonly key: string; readonly layer?: StageLayer }> {
     const { operation, createdBy } = on.state.apply(instruction);
+    this.#build.spend(instruction.nameSpan, createdBy.length);
     if (operation === undefined) {
       if (instruction.kind === "workdir") this.#steps.done++;
       on.state.record(createdBy, { hasLayer: false, created: this.#created });

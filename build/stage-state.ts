@@ -84,6 +84,8 @@ export interface StageStateOptions {
   readonly buildArgs: ReadonlyMap<string, string>;
   /** Told about what is no error but probably no intention. */
   readonly warn: (span: Span, message: string) => void;
+  /** Told how long the text is that a variable's value has come to stand in. @throws {Error} If it is too much for one build. */
+  readonly spend: (span: Span, characters: number) => void;
 }
 
 /** Docker's PATH where an image has none. */
@@ -96,6 +98,9 @@ export const proxyArgs: readonly string[] = ["http_proxy", "https_proxy", "ftp_p
 
 /** All environments together; execve(2) takes 2 MiB, and 128 KiB for each. */
 const MAX_ENVIRONMENT = 1 << 20;
+
+const MAX_KEYS = { Labels: 10_000, Volumes: 10_000, ExposedPorts: 200_000 } as const;
+const keyNames = { Labels: "labels", Volumes: "volumes", ExposedPorts: "ports" } as const;
 
 export class StageState {
   readonly platform: Platform;
@@ -110,6 +115,8 @@ export class StageState {
   /** ONBUILD triggers that the image leaves to whoever builds on it. */
   #triggers: readonly string[] = [];
   #hasCmd = false;
+  /** Mappings of the configuration that are not the base's. */
+  readonly #own = new Map<string, { readonly values: Record<string, unknown>; size: number }>();
 
   private constructor(from: Omit<Configuration, "rootfs" | "created">, options: StageStateOptions) {
     const { os, architecture, variant } = from;
@@ -179,7 +186,7 @@ export class StageState {
       }
       case "label": {
         const pairs = instruction.assignments.map(({ name, value }) => [this.#word(name), this.#word(value)] as const);
-        this.config.Labels = withKeys(this.config.Labels, pairs);
+        this.#addKeys("Labels", pairs, instruction.span);
         return { createdBy: `LABEL ${pairs.map(([name, value]) => `${name}=${value}`).join(" ")}` };
       }
       case "user":
@@ -197,9 +204,10 @@ export class StageState {
         const volumes = instruction.values.map((value) => this.#word(value));
         const empty = instruction.values[volumes.indexOf("")];
         if (empty !== undefined) throw new InstructionError(empty.span, "a VOLUME without a name");
-        this.config.Volumes = withKeys(
-          this.config.Volumes,
+        this.#addKeys(
+          "Volumes",
           volumes.map((name) => [name, {}] as const),
+          instruction.span,
         );
         return { createdBy: `VOLUME [${volumes.join(" ")}]` };
       }
@@ -242,6 +250,7 @@ export class StageState {
   #expand({ text, span }: Word, options: WordOptions): ExpandedWord {
     try {
       const expanded = expandWord(text, (name) => this.#env.get(name), options);
+      this.#options.spend(span, expanded.text.length);
       for (const name of expanded.unset) {
         if (!/^[\p{L}_]/u.test(name)) continue;
         this.#options.warn(span, `the variable ${quote(name)} is not set here`);
@@ -395,6 +404,29 @@ export class StageState {
     return { createdBy: `ARG ${shown.join(" ")}` };
   }
 
+  /** Adds to a mapping of the configuration, of which the base keeps its own. */
+  #addKeys<Key extends "Labels" | "Volumes" | "ExposedPorts">(
+    key: Key,
+    entries: readonly (readonly [string, NonNullable<ContainerConfiguration[Key]>[string]])[],
+    span: Span,
+  ): void {
+    let known = this.#own.get(key);
+    if (known === undefined) {
+      const theirs = Object.entries(this.config[key] ?? {});
+      known = { values: Object.fromEntries(theirs), size: theirs.length };
+      this.#own.set(key, known);
+      Object.assign(this.config, { [key]: known.values });
+    }
+    for (const [name, value] of entries) {
+      if (!Object.hasOwn(known.values, name)) known.size++;
+      // Not by assignment: a label may be called __proto__.
+      Object.defineProperty(known.values, name, { value, enumerable: true, writable: true, configurable: true });
+    }
+    if (known.size > MAX_KEYS[key]) {
+      throw new InstructionError(span, `an image has at most ${MAX_KEYS[key]} ${keyNames[key]}`);
+    }
+  }
+
   #setEnv(name: string, value: string, span: Span): void {
     if (name === "" || name.includes("=")) throw new InstructionError(span, `${quote(name)} is no name of a variable`);
     this.#env.set(name, value);
@@ -422,10 +454,14 @@ export class StageState {
         }
       }),
     );
-    this.config.ExposedPorts = withKeys(
-      this.config.ExposedPorts,
-      ports.map((port) => [port, {}] as const),
-    );
+    const [first] = values;
+    if (first !== undefined) {
+      this.#addKeys(
+        "ExposedPorts",
+        ports.map((port) => [port, {}] as const),
+        first.span,
+      );
+    }
     return { createdBy: `EXPOSE [${ports.join(" ")}]` };
   }
 
@@ -452,11 +488,3 @@ const signals: ReadonlySet<string> = new Set(
     "TSTP TTIN TTOU URG USR1 USR2 VTALRM WINCH XCPU XFSZ"
   ).split(" "),
 );
-
-/** Sets keys of a map without a prototype's names among them. */
-function withKeys<T>(
-  map: Readonly<Record<string, T>> | undefined,
-  entries: readonly (readonly [string, T])[],
-): Readonly<Record<string, T>> {
-  return Object.fromEntries([...Object.entries(map ?? {}), ...entries]);
-}

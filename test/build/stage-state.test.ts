@@ -25,6 +25,7 @@ function evaluate(
     globalArgs: new Map(Object.entries(options.globalArgs ?? {})),
     buildArgs: new Map(Object.entries(options.buildArgs ?? {})),
     warn: (_span, message) => void warnings.push(message),
+    spend: () => {},
   });
   const operations: Operation[] = [];
   for (const instruction of dockerfile.stages[0]?.instructions ?? []) {
