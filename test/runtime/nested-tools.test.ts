@@ -10,7 +10,7 @@
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import type { Image } from "../../runtime/index.ts";
+import type { Image, UidRange } from "../../runtime/index.ts";
 import { type Ended, TestHost } from "./host-fixture.ts";
 
 const rootDir = process.env["SLIPWAY_TEST_NESTED_ROOTFS"] ?? "";
@@ -32,7 +32,10 @@ describe.skipIf(rootDir === "")("in a nested step", () => {
   afterAll(async () => host[Symbol.asyncDispose]());
 
   /** A script beside a Dockerfile. */
-  function run(script: string, options: { readonly asUser?: boolean; readonly network?: "job" } = {}): Promise<Ended> {
+  function run(
+    script: string,
+    options: { readonly asUser?: boolean; readonly stores?: string; readonly range?: UidRange } = {},
+  ): Promise<Ended> {
     const home = options.asUser === true ? "/tmp/home" : "/root";
     const prologue = `
       exec 2>&1; mkdir -p /tmp/build ${home}; cd /tmp/build; cp /bin/busybox .
@@ -45,10 +48,11 @@ END
 `;
     return host.run(`set +e\n${prologue}\n${script}`, {
       image,
-      nested: { home },
+      nested: { home, ...(options.stores !== undefined && { stores: options.stores }) },
       env: { PATH: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", HOME: home },
       resources: { memoryBytes: 2 * 2 ** 30, cpu: 2, pids: 2000 },
       ...(options.asUser === true && { user }),
+      ...(options.range !== undefined && { uidRange: options.range }),
     });
   }
   const limit = { timeout: 240_000 };
@@ -91,6 +95,36 @@ END
         docker run --rm -m 64m --pids-limit 50 made echo limited
         docker run --rm --privileged made sh -c 'mount -t tmpfs none /made && echo mounted'`);
     expect(stdout).toBe("0\n1\nlimited\nmounted\n");
+  });
+
+  test("each finds again, as it is, what it has kept between builds, whatever the ids", limit, async () => {
+    const key = { namespace: "test", name: "images" };
+    const copy = async (name: string) => {
+      const stores = join(host.host.keptDir, name);
+      mkdirSync(stores);
+      await host.host.containerCaches.copy(key, stores);
+      return stores;
+    };
+    const docker = `
+        dockerd > daemon 2>&1 &
+        for i in $(seq 300); do docker version > /dev/null 2>&1 && break; sleep 0.1; done`;
+    const first = await copy("first");
+    const made = await run(
+      `podman build -t made . > log 2>&1 || cat log; buildah bud -t other . > log 2>&1 || cat log
+        ${docker}
+        docker build -t made . > log 2>&1 || cat log daemon; docker run --name left made true; echo done`,
+      { stores: first },
+    );
+    expect(made.stdout).toBe("done\n");
+    expect(await host.host.containerCaches.keep(key, first)).toMatchObject({ kept: true });
+    const second = await copy("second");
+    using range = host.host.claimUidRange();
+    const again = `rm -f busybox Dockerfile
+        podman run --rm --network none localhost/made cat /made/by; buildah images -q localhost/other | grep -c .
+        ${docker}
+        docker run --rm made cat /made/by; docker ps -aq | grep -c .; docker rm left`;
+    const { stdout } = await run(again, { stores: second, range });
+    expect(stdout).toBe("0\n1\n0\n1\nleft\n");
   });
 
   test.for([{ asUser: false }, { asUser: true }])(
