@@ -500,6 +500,8 @@ function linkTree(
     checkCanceled();
     const stat = fileAt.statAt(source, name);
     if (stat === undefined) continue;
+    // An archive has none of these, and what has its digest for a name has what it has.
+    if (["socket", "block"].includes(stat.type) || (stat.type === "character" && !fileAt.isWhiteout(stat))) continue;
     entries++;
     if (stat.type !== "directory") {
       bytes += stat.type === "file" ? stat.size : 0;

@@ -30,7 +30,10 @@ const MAX_PIDS = 32_768;
 export async function runBuild(request: BuildRequest, context: Context): Promise<number> {
   const { values, what, outputs, isQuiet, networkKind } = request;
   if (isRootless()) throw new Error(`Cannot build images as an ordinary user: ${rootOnly}`);
-  const names = [...new Set(request.names.map((name) => formatReference(parseName(name, parseReference))))];
+  const references = request.names.map((name) => parseName(name, parseReference));
+  if (references.some(({ digest }) => digest !== undefined))
+    throw new UsageError("What an image is called cannot have a digest: that is what it gets");
+  const names = [...new Set(references.map(formatReference))];
   if (outputs.some(({ kind }) => kind === "registry") && names.length === 0)
     throw new UsageError("A push needs a name: -t REGISTRY/NAME:TAG");
   const platforms = parsePlatforms(request.platforms);
