@@ -6,7 +6,13 @@ import { readdirSync, statSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { formatBytes } from "../pipelines/index.ts";
-import type { ImageLease, ImageStore, LayerSummary, StepResources } from "../runtime/index.ts";
+import {
+  type ImageLease,
+  type ImageStore,
+  type LayerSummary,
+  removeTrees,
+  type StepResources,
+} from "../runtime/index.ts";
 import { cacheKey } from "./key.ts";
 import { OperationError } from "./operation.ts";
 
@@ -143,7 +149,7 @@ export class BuildCache {
           this.#spend(summary);
           return summary;
         } finally {
-          await Promise.all(scratch.map((path) => rm(path, { recursive: true, force: true })));
+          await Promise.all(scratch.map(removeScratch));
         }
       },
       { durable: true, lease: this.lease, signal },
@@ -158,7 +164,7 @@ export class BuildCache {
    */
   async forget(key: string): Promise<string> {
     const gone = await this.store.layers.takeOut(this.#nameOf(key));
-    if (gone !== undefined) await rm(gone, { recursive: true, force: true });
+    if (gone !== undefined) await removeTrees([gone]);
     const held = await this.store.layers.find(this.#nameOf(key), this.lease);
     return held === undefined ? key : cacheKey(key, { again: crypto.randomUUID() });
   }
@@ -184,6 +190,11 @@ export class BuildCache {
   #nameOf(key: string): string {
     return `build-${this.#namespace === "" ? key : cacheKey(key, { namespace: this.#namespace })}`;
   }
+}
+
+/** Mostly next to nothing; but a command can make directories that no path is long enough for. */
+async function removeScratch(path: string): Promise<void> {
+  await rm(path, { recursive: true, force: true }).catch(() => removeTrees([path]));
 }
 
 function describe(key: string, directory: string): CachedLayer {

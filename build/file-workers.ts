@@ -1,7 +1,7 @@
 /** Threads that copy, digest and pack files. */
 import { availableParallelism } from "node:os";
 import type { Worker } from "node:worker_threads";
-import { AccountError, startThread } from "../runtime/files.ts";
+import { AccountError, ImageError, startThread } from "../runtime/files.ts";
 import { CopyError } from "./copy.ts";
 import type { FileTaskKind, FileTaskResult, FileTaskSpec } from "./file-tasks.ts";
 import type { FileReply, FileRequest } from "./file-worker.ts";
@@ -19,7 +19,12 @@ interface Thread {
 }
 
 /** The errors that say what is wrong with what the user wrote. */
-const userErrors: Readonly<Record<string, new (message: string) => Error>> = { AccountError, CopyError, SelectError };
+const userErrors: Readonly<Record<string, new (message: string) => Error>> = {
+  AccountError,
+  CopyError,
+  ImageError,
+  SelectError,
+};
 
 /** A few threads, started when there is work for them and kept until they are disposed. */
 export class FileWorkers implements AsyncDisposable {
@@ -35,7 +40,7 @@ export class FileWorkers implements AsyncDisposable {
   /**
    * Does a task on a free thread.
    *
-   * @throws {AccountError} @throws {CopyError} @throws {SelectError} As the task does; the signal's reason if it is aborted.
+   * @throws {AccountError} @throws {CopyError} @throws {ImageError} @throws {SelectError} As the task does; the signal's reason if it is aborted.
    */
   async run<Kind extends FileTaskKind>(
     kind: Kind,

@@ -1,7 +1,7 @@
 /** Builds one stage: its base, the triggers of that, its instructions in their order. */
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { quote, type Span } from "../pipelines/index.ts";
-import { AccountError } from "../runtime/files.ts";
+import { AccountError, ImageError } from "../runtime/files.ts";
 import { type Build, directoriesOf, type StageLayer, type StageResult } from "./build.ts";
 import type { CachedLayer } from "./build-cache.ts";
 import type { Platform } from "./configuration.ts";
@@ -230,7 +230,7 @@ function wordAtFault(instruction: StageInstruction, error: unknown): { readonly 
   if (error instanceof ModeError) return (instruction as CopyInstruction).chmod ?? whole;
   if (error instanceof AccountError) return (instruction as CopyInstruction).chown ?? whole;
   if (error instanceof PathPatternError) return (instruction as CopyInstruction).excludes?.[0] ?? whole;
-  if (error instanceof SelectError || error instanceof CopyError) return whole;
+  if (error instanceof SelectError || error instanceof CopyError || error instanceof ImageError) return whole;
   return undefined;
 }
 

@@ -60,6 +60,7 @@ export { pullImage, type PulledImage, type PullProgress } from "./image-pull.ts"
 export { pushImage, pushIndex, type PushProgress } from "./image-push.ts";
 export { defaultLayerLimits } from "./layer.ts";
 export { layerKey } from "./layer-store.ts";
+export { removeTrees } from "./layer-workers.ts";
 export { familiarName, formatReference, type ImageReference, parseReference } from "./registry-reference.ts";
 export { describeManifest, putImage, readStoredImage, type StoredImage } from "./stored-image.ts";
 export { type ByteRange, isTarArchive, unpackOver } from "./unpack.ts";

@@ -13,8 +13,10 @@ import {
   removeXattr,
   setXattr,
   statAt,
+  textOf,
   unlinkAt,
 } from "./file-at.ts";
+import { ImageError } from "./image-error.ts";
 import { O_NONBLOCK, O_RDONLY } from "./linux.ts";
 import { close } from "./syscall.ts";
 
@@ -30,8 +32,8 @@ export interface UpperSummary {
   readonly bytes: number;
 }
 
-/** One descriptor per level is open; a container can make more levels than that. */
-const MAX_DEPTH = 1000;
+/** One descriptor per level is open, and an archive has no more; a container can make more levels than that. */
+const MAX_DEPTH = 512;
 
 /**
  * Gives everything in an upper directory the owner that the container saw, and takes away what layers do not keep: sockets,
@@ -40,7 +42,7 @@ const MAX_DEPTH = 1000;
  * The container must be gone. An interrupted call can be made again only before the first change: throw the tree away.
  *
  * @param root Descriptor of the upper directory. Its own owner is left as it is.
- * @throws {Error} If the tree is too deep, or an owner is not of the range.
+ * @throws {ImageError} If the tree is too deep, or an owner is not of the range.
  */
 export function adoptUpper(root: number, range: IdRange, checkCanceled: () => void = () => {}): UpperSummary {
   const adoption = new Adoption(range, checkCanceled);
@@ -62,8 +64,7 @@ class Adoption {
   }
 
   directory(fd: number, depth: number): void {
-    if (depth > MAX_DEPTH)
-      throw new Error(`Cannot keep what was written: it is more than ${MAX_DEPTH} directories deep`);
+    if (depth > MAX_DEPTH) throw new ImageError(`what was written is more than ${MAX_DEPTH} directories deep`);
     for (const name of namesOf(fd)) {
       this.#checkCanceled();
       const stat = statAt(fd, name);
@@ -121,7 +122,7 @@ class Adoption {
   #id(id: number, name: string): number {
     const { base, size } = this.#range;
     if (id >= base && id < base + size) return id - base;
-    throw new Error(`Cannot keep ${JSON.stringify(name)}: its owner ${id} is none of the container's`);
+    throw new ImageError(`${JSON.stringify(textOf(name))} cannot be kept: its owner ${id} is none of the container's`);
   }
 
   /** Removes extended attributes that are not the image's. @returns The capabilities of a file. */

@@ -142,6 +142,13 @@ describe.skipIf(!isRoot)("a hostile build", () => {
     expect(mergeLayers(await fixture.layers(built))["list"]).toContain("x");
   });
 
+  test("whose command makes directories deeper than any path is the user's failure, and is cleaned up after", async () => {
+    const dig = (levels: number) => `RUN i=0; while [ $i -lt ${levels} ]; do mkdir d; cd d; i=$((i+1)); done`;
+    expect(await failure(`FROM base\n${dig(3000)}\n`)).toBe("what was written is more than 512 directories deep");
+    expect(await failure(`FROM base\n${dig(600)}\n`)).toBe("what was written is more than 512 directories deep");
+    await fixture.build(`FROM base\n${dig(500)}\nRUN true\n`);
+  });
+
   test("leaves nothing behind", async () => {
     await fixture.settled();
     expect(fixture.leftovers()).toEqual([]);
