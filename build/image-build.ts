@@ -29,6 +29,7 @@ import { parseDockerfile } from "./parse.ts";
 import { PathPatternError } from "./pattern.ts";
 import { hostPlatform } from "./platform.ts";
 import { BuildError, type BuildReporter } from "./report.ts";
+import { sweepSecrets } from "./run-mounts.ts";
 import { Semaphore } from "./semaphore.ts";
 
 export interface ImageBuildOptions {
@@ -100,6 +101,7 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
   const epochSeconds = parseEpoch(buildArgs.get("SOURCE_DATE_EPOCH"));
   const directory = `${machine.stateDir}/build`;
   const emptyDir = `${directory}/empty`;
+  sweepSecrets();
   mkdirSync(emptyDir, { recursive: true });
   chmodSync(emptyDir, 0o755);
   await using own = options.workers === undefined ? new FileWorkers() : undefined;

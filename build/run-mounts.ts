@@ -1,7 +1,8 @@
 /** What `RUN --mount` names, found and made ready for a container. */
 import { release } from "node:os";
-import { chmodSync, chownSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { chmodSync, chownSync, lstatSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { basename } from "node:path";
+import { fileAt, tryLock } from "../runtime/index.ts";
 import type { CachedLayer, LayerDraft } from "./build-cache.ts";
 import type { SelectionSpec } from "./file-tasks.ts";
 import { cacheKey } from "./key.ts";
@@ -195,16 +196,44 @@ function textOf(id: string, value: Uint8Array): string {
 function secretDirectory(draft: LayerDraft, stack: AsyncDisposableStack): string {
   const [major = 0, minor = 0] = release().split(".").map(Number);
   const isMapped = major > 6 || (major === 6 && minor >= 3);
-  const shm = isMapped ? statSync("/dev/shm", { throwIfNoEntry: false }) : undefined;
+  const shm = isMapped ? statSync(memoryDir, { throwIfNoEntry: false }) : undefined;
   if (shm?.isDirectory() === true) {
-    const directory = mkdtempSync("/dev/shm/slipway-secret-");
+    sweepSecrets();
+    const directory = mkdtempSync(`${memoryDir}/${secretPrefix}`);
     stack.defer(() => rmSync(directory, { recursive: true, force: true }));
+    const lock = tryLock(directory, "shared");
+    if (typeof lock === "number") stack.defer(() => fileAt.closeFile(lock));
     return directory;
   }
   const directory = mkdtempSync(draft.scratch("secret-"));
   stack.defer(() => rmSync(directory, { recursive: true, force: true }));
   return directory;
 }
+
+/** Removes secrets that builds have left which were killed: until then they are there for whoever is root, and in memory. */
+export function sweepSecrets(): void {
+  try {
+    for (const name of readdirSync(memoryDir)) {
+      if (!name.startsWith(secretPrefix)) continue;
+      const directory = `${memoryDir}/${name}`;
+      const stat = lstatSync(directory);
+      // Every user of the machine may make directories there, and change what is below them while it is deleted.
+      if (!stat.isDirectory() || stat.uid !== process.geteuid?.() || (stat.mode & 0o77) !== 0) continue;
+      // One that has just been made may not be locked yet.
+      if (Date.now() - stat.mtimeMs < unlockedMs) continue;
+      const lock = tryLock(directory, "exclusive");
+      if (typeof lock !== "number") continue;
+      rmSync(directory, { recursive: true, force: true });
+      fileAt.closeFile(lock);
+    }
+  } catch {
+    // Another process has been faster, or there is no such directory.
+  }
+}
+
+const memoryDir = "/dev/shm";
+const secretPrefix = "slipway-secret-";
+const unlockedMs = 10_000;
 
 function planSsh(mount: RunMount, on: MountContext): PlannedMount {
   const id = mount.id ?? "default";
@@ -218,7 +247,8 @@ function planSsh(mount: RunMount, on: MountContext): PlannedMount {
     key: ["ssh", id, target],
     async open({ draft, stack }) {
       if (agent === undefined) return { mounts: [] };
-      const path = draft.scratch("ssh-agent");
+      // A command may have several.
+      const path = draft.scratch(`ssh-agent-${crypto.randomUUID()}`);
       stack.use(await forwardAgent(agent, path));
       chmodSync(path, mount.mode ?? 0o600);
       chownSync(path, mount.uid ?? 0, mount.gid ?? 0);

@@ -66,8 +66,13 @@ function forward(client: Socket, upstream: Socket, end: () => void): void {
       const message = pending.subarray(0, 4 + length);
       const kind = message[4];
       // Clients wait for an answer before they ask again, so that no answer overtakes another.
-      if (kind === SSH_AGENTC_REQUEST_IDENTITIES || kind === SSH_AGENTC_SIGN_REQUEST) upstream.write(message);
-      else client.write(failure);
+      const isAllowed = kind === SSH_AGENTC_REQUEST_IDENTITIES || kind === SSH_AGENTC_SIGN_REQUEST;
+      const [to, what] = isAllowed ? [upstream, message] : [client, failure];
+      if (!to.write(what)) {
+        // Whoever asks and does not read the answers costs no memory.
+        client.pause();
+        to.once("drain", () => client.resume());
+      }
       pending = pending.subarray(4 + length);
     }
   });

@@ -154,13 +154,20 @@ RUN --mount=type=cache,target=/root/.cache/x cat /root/.cache/x/file > /cached
     const server = createServer((socket) => socket.on("error", () => {})).listen(agent);
     try {
       const built = await fixture.build(
-        "FROM base\nRUN --mount=type=ssh stat -c '%F %a %u' $SSH_AUTH_SOCK > /socket\nRUN --mount=type=ssh,id=other echo $SSH_AUTH_SOCK > /none\n",
+        "FROM base\nRUN --mount=type=ssh stat -c '%F %a %u' $SSH_AUTH_SOCK > /socket\nRUN --mount=type=ssh,id=other echo $SSH_AUTH_SOCK > /none\n" +
+          "RUN --mount=type=ssh --mount=type=ssh,id=b ls /run/buildkit > /two\n",
         {},
-        { ssh: new Map([["default", agent]]) },
+        {
+          ssh: new Map([
+            ["default", agent],
+            ["b", agent],
+          ]),
+        },
       );
       const merged = await files(built);
       expect(merged["socket"]).toBe("f 0:0 644 socket 600 0\n");
       expect(merged["none"]).toBe("f 0:0 644 \n");
+      expect(merged["two"]).toBe("f 0:0 644 ssh_agent.b\nssh_agent.default\n");
       expect(merged).not.toHaveProperty(["run/buildkit"]);
     } finally {
       server.close();
