@@ -87,12 +87,14 @@ async function writeArchive(
     return;
   }
   const stat = statSync(to, { throwIfNoEntry: false });
+  if (stat?.isDirectory() === true) throw new BuildError(`${JSON.stringify(to)} cannot be written: it is a directory`);
   if (stat !== undefined && !stat.isFile()) {
     // A pipe.
     await pipeline(source, createWriteStream(to), { signal });
     return;
   }
   const path = stat === undefined ? to : realpathSync(to);
+  located(to, () => realpathSync(dirname(path)));
   const beside = join(dirname(path), `.${basename(path).slice(0, 200)}.${crypto.randomUUID().slice(0, 8)}`);
   try {
     await pipeline(source, createWriteStream(beside, { flags: "wx" }), { signal });
@@ -119,7 +121,22 @@ async function writeFiles(built: BuiltImage, directory: string, options: OutputO
   if (workers === undefined) throw new Error("No threads to write files with");
   onePlatform(built, "local");
   const layers = built.images[0]?.directories ?? [];
-  mkdirSync(directory, { recursive: true });
+  const target = located(directory, () => {
+    mkdirSync(directory, { recursive: true });
+    // A link is the user's own; what is below is written without following any.
+    return realpathSync(directory);
+  });
   const view = { emptyDir: await store.emptyDirectory(), byPath: options.overlaysByPath ?? false };
-  await workers.run("export", { layers, directory, view }, signal);
+  await workers.run("export", { layers, directory: target, view }, signal);
+}
+
+/** Says which path of the user's cannot be written, where the kernel says why. */
+function located<T>(path: string, action: () => T): T {
+  try {
+    return action();
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    const why = code === "ENOENT" ? "its directory does not exist" : code;
+    throw new BuildError(`${JSON.stringify(path)} cannot be written: ${why}`, { cause: error });
+  }
 }

@@ -210,7 +210,14 @@ export function writeReports(
   values: BuildValues,
   context: Context,
 ): void {
-  const write = (path: string, content: string) => writeFileSync(resolve(context.directory, path), content);
+  const write = (path: string, content: string) => {
+    try {
+      writeFileSync(resolve(context.directory, path), content);
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
+      throw new Error(`The image is built, but ${JSON.stringify(path)} cannot be written: ${code}`, { cause: error });
+    }
+  };
   if (values.iidfile !== undefined) write(values.iidfile, digest);
   if (values["metadata-file"] !== undefined)
     write(values["metadata-file"], `${JSON.stringify(metadata, undefined, 2)}\n`);

@@ -212,6 +212,17 @@ describe.skipIf(!isRoot)("slipway image build", () => {
     });
     const piped = await build(["-o", "type=docker,dest=-", dir]);
     expect(piped.stdout.slice(257, 262) + piped.stdout.slice(0, 5)).toBe("ustarblobs");
+    mkdirSync(path("é ü"));
+    symlinkSync("é ü", path("link"));
+    expect(await build(["-o", "link", dir])).toMatchObject({ code: 0 });
+    expect(readFileSync(path("é ü/sub/a"), "utf8")).toBe("content");
+    for (const [options, why] of [
+      [["-o", "type=oci,dest=absent/oci.tar"], 'absent/oci.tar" cannot be written: its directory does not exist'],
+      [["-o", "type=docker,dest=link"], 'link" cannot be written: it is a directory'],
+      [["-o", "id/files"], 'id/files" cannot be written: ENOTDIR'],
+      [["--iidfile", "absent/id"], '"absent/id" cannot be written: ENOENT'],
+    ] as const)
+      expect((await build([...options, dir])).stderr).toContain(why);
   });
 
   test("builds for several platforms, pushes the index and exports it", async () => {
