@@ -3,6 +3,8 @@ import type { ClaimedJob } from "../queue/index.ts";
 import { parseCloneUrl } from "./clone-url.ts";
 import { runGit } from "./git.ts";
 
+const timeLimitMs = 60_000;
+
 /**
  * Whether a build is of its repository's default branch, and nobody's but those who may push to it.
  *
@@ -20,7 +22,8 @@ export async function isOfDefaultBranch(
   const answer = await runGit(["ls-remote", "--symref", "--", remote.url, "HEAD"], {
     gitDir: directory,
     remote,
-    ...(signal !== undefined && { signal }),
+    // The job's own time limit is over when it has ended; over git:// and ssh nothing else would give up.
+    signal: AbortSignal.any([AbortSignal.timeout(timeLimitMs), ...(signal === undefined ? [] : [signal])]),
   });
   return /^ref: refs\/heads\/(.+)\tHEAD$/m.exec(answer)?.[1] === branch;
 }
