@@ -10,7 +10,7 @@ import {
   StoreImages,
   writeOutput,
 } from "../build/index.ts";
-import { formatBytes, formatDiagnostic } from "../pipelines/index.ts";
+import { type BuildSecret, formatBytes, formatDiagnostic } from "../pipelines/index.ts";
 import {
   type Descriptor,
   exportArchive,
@@ -176,6 +176,7 @@ export class BuildRun implements RunnableStep {
     const network = await this.#network.container();
     await this.#network.begin();
     const reporter = new BuildLog(this.log);
+    using _end = { [Symbol.dispose]: () => reporter.end() };
     return await buildImages({
       host,
       uidRange,
@@ -191,7 +192,7 @@ export class BuildRun implements RunnableStep {
       target: spec.target,
       ...(spec.platforms.length > 0 && { platforms: spec.platforms }),
       buildArgs: new Map(Object.entries(spec.args)),
-      secrets: this.#secrets(spec, workspace),
+      secrets: this.#secrets(spec, workspace, reporter),
       labels: spec.labels,
       isKept: spec.names.length + spec.pushNames.length > 0,
       noCache: !spec.cache,
@@ -249,15 +250,19 @@ export class BuildRun implements RunnableStep {
     };
   }
 
-  #secrets({ secrets }: ResolvedBuild, workspace: OpenWorkspace): Map<string, () => Promise<Uint8Array>> {
+  #secrets(
+    { secrets }: ResolvedBuild,
+    workspace: OpenWorkspace,
+    log: BuildLog,
+  ): Map<string, () => Promise<Uint8Array>> {
     const values = new Map<string, () => Promise<Uint8Array>>();
     for (const [id, secret] of Object.entries(secrets)) {
-      values.set(id, async () => {
-        if ("env" in secret) return Buffer.from(this.#step.env[secret.env] ?? "");
-        const content = workspace.read(secret.file, maxSecretBytes);
-        if (content !== undefined) return await Promise.resolve(content);
-        const why = `there is no file ${JSON.stringify(secret.file)} in the workspace, or it has more than ${formatBytes(maxSecretBytes)}`;
-        throw new BuildError(`the secret ${JSON.stringify(id)} cannot be read: ${why}`);
+      values.set(id, () => {
+        const value =
+          "env" in secret ? Buffer.from(this.#step.env[secret.env] ?? "") : workspace.read(secret.file, maxSecretBytes);
+        if (value === undefined) return Promise.reject(unreadableSecret(id, secret));
+        log.hide(value);
+        return Promise.resolve(value);
       });
     }
     return values;
@@ -315,6 +320,12 @@ export class BuildRun implements RunnableStep {
     log.note(`error of the agent: ${error.message}`);
     return { status: "error", reason: error.message };
   }
+}
+
+function unreadableSecret(id: string, secret: BuildSecret): BuildError {
+  const most = formatBytes(maxSecretBytes);
+  const why = `there is no file ${JSON.stringify("file" in secret ? secret.file : "")} in the workspace, or it has more than ${most}`;
+  return new BuildError(`the secret ${JSON.stringify(id)} cannot be read: ${why}`);
 }
 
 /** Of this machine's platform, or the first one. */

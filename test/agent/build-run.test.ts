@@ -105,6 +105,20 @@ describe("a step that builds", () => {
     expect(result.logs[1]).toContain(`${createHash("md5").update("hushtwo").digest("hex")}  -\n`);
   });
 
+  test("masks what commands print of their secrets, in whatever pieces", async () => {
+    const result = await fixture.run(
+      "\n      - { build: { secrets: { t: { env: TOKEN } } }, env: { TOKEN: correct-horse } }\n",
+      {
+        Dockerfile: `FROM BASE
+RUN --mount=type=secret,id=t cat /run/secrets/t; echo; printf correct-; sleep 0.2; printf horse; sleep 0.2; printf correct-h; exit 3
+`,
+      },
+    );
+    expect(result.logs[0]).toContain("***\n***correct-h");
+    expect(result.logs[0]).not.toContain("correct-horse");
+    expect(result.steps[0]?.exitCode).toBe(3);
+  });
+
   test("writes archives and layouts into the workspace, which later steps and skopeo read", async () => {
     const dir = fixture.workspace({ Dockerfile: greeter, file: "x", "dist/old.tar": "old", "full/x": "" });
     const result = await fixture.run(
