@@ -84,7 +84,8 @@ async function attach(kept: KeptStep, { context, signal }: LocalShellsOptions): 
   };
   const onEnd = () => shell.endInput();
   const onAbort = () => shell.hangUp();
-  stdin.on("data", onData).on("end", onEnd);
+  // The shell before this one has left it paused.
+  stdin.on("data", onData).on("end", onEnd).resume();
   signal.addEventListener("abort", onAbort, { once: true });
   cleanups.defer(() => {
     stdin.off("data", onData).off("end", onEnd).pause();

@@ -311,6 +311,21 @@ bad:
     expect(run.text).toMatch(/failure in /);
   });
 
+  test("--shell-on-failure gives it to one step after the other", async () => {
+    const both = jobs("a:\n  steps: [{ name: one, run: exit 3 }]\nb:\n  steps: [{ name: two, run: exit 4 }]\n");
+    await using checkout = await createCheckout(both);
+    await using run = new TerminalRun(["run", "--data-dir", data.path, "--shell-on-failure"], {
+      cwd: checkout.path,
+      env: { TERM: "dumb" },
+    });
+    for (const shell of ["first", "second"]) {
+      await run.until(/as it failed/);
+      run.type(`echo $((6*7)) in ${shell}; exit\r`);
+      await run.until(/\n42 in /);
+    }
+    expect(await run.exited).toEqual({ code: 1, signal: null });
+  });
+
   test("leaves nothing but its image store", () => {
     const left = readdirSync(join(data.path, "run/0"));
     expect(left.filter((name) => !["images", "lock", "skeleton"].includes(name))).toEqual([]);
