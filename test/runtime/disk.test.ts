@@ -209,8 +209,8 @@ describe("project quotas", () => {
     // However fast it writes, the file system gives no more than a little beyond the limit.
     expect(over.usage.diskBytes).toBeLessThan(46 * MiB);
     const files = `exec python3 -c 'import os
-for i in range(300000): os.close(os.open("/f%d" % i, os.O_CREAT))'`;
-    const tooMany = await host.run(files, { resources, workspace });
+for i in range(30000): os.close(os.open("/f%d" % i, os.O_CREAT))'`;
+    const tooMany = await host.run(files, { resources: { ...resources, diskFiles: 5000 }, workspace });
     expect(tooMany.exitCode).not.toBe(0);
     expect(await isClean(host)).toBe(true);
   }, 300_000);

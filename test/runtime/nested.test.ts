@@ -104,7 +104,7 @@ describe("a nested step", () => {
     );
   });
 
-  test("has a home of its user's also where the root file system is put together by paths, as before Linux 6.13", async () => {
+  test("has a home of its user's also where the root file system is put together by paths, as before Linux 6.15", async () => {
     await using old = await TestHost.open({ overlaysByPath: true });
     const layer = old.workspace();
     mkdirSync(join(layer, "home/ada"), { recursive: true });
@@ -120,7 +120,7 @@ describe("a nested step", () => {
     );
   });
 
-  test("finds in a volume what the image has there, from Linux 6.13 on", async () => {
+  test("finds in a volume what the image has there, from Linux 6.15 on", async () => {
     const layer = host.workspace();
     mkdirSync(join(layer, "data/below"), { recursive: true });
     writeFileSync(join(layer, "data/below/file"), "the image's\n");
