@@ -11,7 +11,7 @@ import { asError } from "./cause.ts";
 import { lowerResources, type StepCeiling } from "./ceiling.ts";
 import { formatDuration } from "./duration.ts";
 import { type CachePolicy, JobCaches } from "./job-caches.ts";
-import { JobImages } from "./job-images.ts";
+import { JobImages, type NamedImage } from "./job-images.ts";
 import { SharedNetwork, StepNetwork, wantsNetwork } from "./job-network.ts";
 import type { KeptNetwork, KeptStep } from "./kept-step.ts";
 import { maskText, SecretIndex } from "./masker.ts";
@@ -143,6 +143,11 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
   const inImages = [...imagedSteps(job), ...(job.services ?? [])];
   for (const named of inImages) if (!named.image.startsWith("./")) images.prefetch(named);
 
+  const getImage = async (named: NamedImage, when: "ahead" | "now") => {
+    const image = await images.get(named, when);
+    if (uidRange !== undefined) await options.host.prepareLayers(image.layers, uidRange);
+    return image;
+  };
   const prepareStep = (index: number): RunnableStep | undefined => {
     const specified = job.steps[index];
     if (specified === undefined || uidRange === undefined) return undefined;
@@ -150,7 +155,7 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
     const log = openLog(step, index, { ...options, secrets });
     if (isBuild(step)) return new BuildRun(step, { ...context, uidRange, index, log, images, built, workers });
     const named = { ...step, index };
-    const image: StepContext["image"] = (when) => images.get(named, when);
+    const image: StepContext["image"] = (when) => getImage(named, when);
     const imageNotes = () => images.takeNotes(named);
     const wanted = asked.steps[index]?.resources ?? specified.resources;
     return new StepRun(step, { ...context, uidRange, index, log, image, imageNotes, wanted });
@@ -205,7 +210,7 @@ export async function executeJob(asked: JobSpec, options: JobOptions): Promise<J
           ...context,
           network,
           uidRange,
-          image: (spec) => ({ image: (when) => images.get(spec, when), imageNotes: () => images.takeNotes(spec) }),
+          image: (spec) => ({ image: (when) => getImage(spec, when), imageNotes: () => images.takeNotes(spec) }),
           openLog: (spec, index, tap) => openLog(spec, index, { ...options, secrets, tap }),
           fail: (reason) => failure.abort(reason),
           finish: (result) => maskReason(result, secrets),

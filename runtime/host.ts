@@ -111,6 +111,7 @@ export class Host implements AsyncDisposable {
   /** Absent where the kernel's log cannot be read. */
   readonly oomReports = OomReports.open();
   readonly layerMounts: LayerMounts;
+  readonly #shifted: ShiftedLayers;
   readonly workspaceOwners = new WorkspaceOwners();
   readonly networkFiles = new NetworkFiles(this);
   readonly roots: RootPool;
@@ -145,6 +146,7 @@ export class Host implements AsyncDisposable {
     this.imageStoreDir = imageStorePath(options.imageStoreDir ?? `${stateDir}/images`);
     const shifted = new ShiftedLayers(this.imageStoreDir, `${stateDir}/workspaces`);
     if (isRootless()) shifted.sweep();
+    this.#shifted = shifted;
     this.layerMounts = new LayerMounts(shifted);
     this.attachDir = `${stateDir}/attach`;
     this.keptDir = `${stateDir}/kept`;
@@ -230,6 +232,16 @@ export class Host implements AsyncDisposable {
         range[Symbol.dispose]();
       },
     };
+  }
+
+  /**
+   * Makes, beside whatever else the agent does, the copies of an image that a job of this range needs where mounts map no
+   * ids; else creating its first container does, and nothing else goes on meanwhile. Undefined where there is nothing to do.
+   *
+   * @throws {Error} If a layer cannot be copied.
+   */
+  prepareLayers(layers: readonly string[], range: UidRange): Promise<void> | undefined {
+    return isRootless() ? this.#shifted.prepare(layers, range) : undefined;
   }
 
   /**

@@ -5,6 +5,7 @@ import { parentPort, workerData } from "node:worker_threads";
 import type { LayerTask, LayerTaskReply, LayerTaskRequest } from "./layer-workers.ts";
 import { readAccounts } from "./layer-accounts.ts";
 import { removeTree } from "./layer.ts";
+import { copyShifted } from "./shifted-layers.ts";
 import { decompressFile, detectKind, hashFile, readTree, unpackLayer } from "./unpack.ts";
 
 if (parentPort === null) throw new Error("layer-worker.ts is the entry of a worker thread");
@@ -31,6 +32,8 @@ async function run(task: LayerTask): Promise<unknown> {
       return removedOnError(task.request.directory, () => readTree(task.request, checkCanceled));
     case "accounts":
       return readAccounts(task.layers, task.emptyDir);
+    case "copy":
+      return copyShifted(task.layer, task.target, task.range);
     case "remove":
       return remove(task.path);
   }

@@ -4,6 +4,7 @@ import type { Worker } from "node:worker_threads";
 import type { Accounts } from "./accounts.ts";
 import { ImageError } from "./image-error.ts";
 import type { LayerLimits, LayerSummary } from "./layer.ts";
+import type { RangePlan } from "./own-ids.ts";
 import type { ArchiveKind, ByteRange, TreeRequest, UnpackRequest } from "./unpack.ts";
 import { startThread } from "./thread.ts";
 
@@ -15,6 +16,7 @@ export type LayerTask =
   | { readonly kind: "decompress"; readonly source: ByteRange; readonly target: number; readonly limits: LayerLimits }
   | { readonly kind: "tree"; readonly request: TreeRequest }
   | { readonly kind: "accounts"; readonly layers: readonly string[]; readonly emptyDir: string }
+  | { readonly kind: "copy"; readonly layer: string; readonly target: string; readonly range: RangePlan }
   | { readonly kind: "remove"; readonly path: string };
 
 interface LayerTaskResults {
@@ -24,6 +26,7 @@ interface LayerTaskResults {
   decompress: number;
   tree: { readonly hash: string; readonly summary?: LayerSummary };
   accounts: Accounts;
+  copy: undefined;
   remove: undefined;
 }
 

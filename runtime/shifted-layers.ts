@@ -4,16 +4,26 @@ import { createHash, randomBytes } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readlinkSync, renameSync, rmSync, symlinkSync } from "node:fs";
 import { basename, dirname } from "node:path";
 import { firstRange, shiftTree } from "./file-owners.ts";
+import { LayerWorkers, removeTrees } from "./layer-workers.ts";
+import type { RangePlan } from "./own-ids.ts";
 import type { UidRange } from "./uid-range.ts";
 
 /** Beside a copy: a symbolic link to the layer that it was made from. */
 const sourceSuffix = ".source";
 const unfinished = /^new-(\d+)-/;
 
+/** Where a copy will be, and where it is until it is whole. */
+interface Places {
+  readonly copy: string;
+  readonly making: string;
+}
+
 export class ShiftedLayers {
   readonly #storeDir: string;
   readonly #temporaryDir: string;
   readonly #temporary = new Map<string, Map<string, string>>();
+  /** By their places. */
+  readonly #making = new Map<string, Promise<void>>();
 
   /**
    * @param storeDir The image store; its layers never change, so copies of them stay, in `shifted` below it.
@@ -46,20 +56,53 @@ export class ShiftedLayers {
   }
 
   #kept(layer: string, range: UidRange): string {
-    const parent = `${this.#storeDir}/shifted/${range.base}`;
-    const copy = `${parent}/${createHash("sha256").update(layer).digest("hex").slice(0, 32)}`;
+    const { copy, making } = this.#places(layer, range);
     if (existsSync(copy)) return copy;
-    mkdirSync(parent, { recursive: true, mode: 0o755 });
-    const making = `${parent}/new-${process.pid}-${randomBytes(8).toString("hex")}`;
     try {
       copyShifted(layer, making, range);
-      link(layer, `${copy}${sourceSuffix}`);
-      renameSync(making, copy);
+      keep(layer, { copy, making });
     } catch (error) {
       rmSync(making, { recursive: true, force: true });
       if (!existsSync(copy)) throw error; // else another agent of this user was faster
     }
     return copy;
+  }
+
+  /** Makes the copies that `get` would make of an image's layers, in a thread: an image of a gigabyte takes many seconds. */
+  async prepare(layers: readonly string[], range: RangePlan): Promise<void> {
+    if (range.base === firstRange().base) return;
+    const missing = layers.filter((layer) => layer.startsWith(`${this.#storeDir}/`));
+    await Promise.all(
+      missing.map((layer) => {
+        const { copy, making } = this.#places(layer, range);
+        if (existsSync(copy)) return undefined;
+        const known = this.#making.get(copy);
+        if (known !== undefined) return known;
+        const made = this.#prepare(layer, { copy, making }, range).finally(() => this.#making.delete(copy));
+        this.#making.set(copy, made);
+        return made;
+      }),
+    );
+  }
+
+  async #prepare(layer: string, places: Places, { base, mappings }: RangePlan): Promise<void> {
+    try {
+      await using workers = new LayerWorkers({ max: 1 });
+      await workers.run({ kind: "copy", layer, target: places.making, range: { base, mappings } });
+      keep(layer, places);
+    } catch (error) {
+      await removeTrees([places.making]);
+      if (!existsSync(places.copy)) throw error;
+    }
+  }
+
+  #places(layer: string, { base }: RangePlan): Places {
+    const parent = `${this.#storeDir}/shifted/${base}`;
+    mkdirSync(parent, { recursive: true, mode: 0o755 });
+    return {
+      copy: `${parent}/${createHash("sha256").update(layer).digest("hex").slice(0, 32)}`,
+      making: `${parent}/new-${process.pid}-${randomBytes(8).toString("hex")}`,
+    };
   }
 
   /** Removes what a killed agent has not finished, and copies whose layer the store has no more. */
@@ -95,6 +138,12 @@ export function takeOrphans(storeDir: string): string[] {
   return taken;
 }
 
+/** Puts a copy that is whole in its place. */
+function keep(layer: string, { copy, making }: Places): void {
+  link(layer, `${copy}${sourceSuffix}`);
+  renameSync(making, copy);
+}
+
 /** The same for whoever makes it. */
 function link(target: string, path: string): void {
   try {
@@ -122,7 +171,8 @@ function list(directory: string): string[] {
   }
 }
 
-function copyShifted(layer: string, target: string, range: UidRange): void {
+/** Copies a layer and gives the copy a range's owners. Blocks meanwhile. */
+export function copyShifted(layer: string, target: string, range: RangePlan): void {
   mkdirSync(dirname(target), { recursive: true, mode: 0o755 });
   try {
     // Whiteouts and extended attributes come along.

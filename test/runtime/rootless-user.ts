@@ -107,7 +107,10 @@ export class RootlessUser implements Disposable {
       "mkdir -p /dev/net && mount -t tmpfs none /dev/net",
       resolvConf === undefined ? "" : `mount --bind ${resolvConf} /etc/resolv.conf`,
       tun ? "mknod -m 666 /dev/net/tun c 10 200" : "",
-      ...this.#cgroups.map((path) => `echo $$ > ${path}/cgroup.procs`),
+      // Where an agent has been, v2 takes processes in the leaf only that it has moved itself to.
+      ...this.#cgroups.map(
+        (path) => `echo $$ 2>/dev/null > ${path}/cgroup.procs || echo $$ > ${path}/slipway-agent/cgroup.procs`,
+      ),
       'cd "$3"',
       "shift 3",
       `exec setpriv --reuid ${this.uid} --regid ${this.gid} --clear-groups -- "$@"`,

@@ -105,6 +105,36 @@ test("a layer's copy for another range keeps owners, set-id bits and file capabi
   expect(JSON.parse(stdout)).toEqual([owned, 24, 1 << 13, 0]);
 });
 
+test("an image's layers are copied for another range in a thread, while the agent goes on", async () => {
+  const script = join(user.home, "prepare.mts");
+  writeFileSync(
+    script,
+    `import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+     import { enterUserNamespace } from "${user.file("runtime/rootless.ts")}";
+     const args = readFileSync("/proc/self/cmdline", "utf8").split("\\0").slice(0, -1);
+     await enterUserNamespace({ args, executable: process.execPath, environment: process.env });
+     const { jobIds } = await import("${user.file("runtime/file-owners.ts")}");
+     const { ShiftedLayers } = await import("${user.file("runtime/shifted-layers.ts")}");
+     const [first, second] = jobIds().ranges;
+     const layers = ["a", "b"].map((name) => process.cwd() + "/store/layers/" + name);
+     for (const layer of layers) { mkdirSync(layer, { recursive: true }); writeFileSync(layer + "/file", layer); }
+     const shifted = new ShiftedLayers(process.cwd() + "/store", process.cwd() + "/tmp");
+     let turns = 0;
+     const timer = setInterval(() => turns++, 1);
+     await Promise.all([shifted.prepare(layers, second), shifted.prepare(layers, second), shifted.prepare(layers, first)]);
+     clearInterval(timer);
+     const made = readdirSync("store/shifted/" + second.base).length;
+     const copies = layers.map((layer) => shifted.get(layer, { ...second, key: "k" }));
+     console.log(JSON.stringify([turns > 0, made, copies.map((copy) => readFileSync(copy + "/file", "utf8")), layers]));`,
+  );
+  const directory = user.directoryOf("prepare");
+  const { code, stdout, stderr } = await user.run([user.node, script], { directory });
+  expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+  const [wentOn, made, copies, layers] = JSON.parse(stdout) as [boolean, number, string[], string[]];
+  // Each with the link to its layer, and nothing unfinished.
+  expect([wentOn, made, copies]).toEqual([true, 4, layers]);
+});
+
 describe("a rootless step", () => {
   test("is root of ids that are nobody's on the host, and not the user's", async () => {
     const { steps, uidMap, bases } = await runSteps([
