@@ -6,6 +6,7 @@ import {
   buildImages,
   type BuiltImage,
   type FileWorkers,
+  formatPlatform,
   hostPlatform,
   StoreImages,
   writeOutput,
@@ -145,6 +146,7 @@ export class BuildRun implements RunnableStep {
     // By its digest it is found whoever asks, and cannot be taken for what is not the build's.
     const manifest = ownManifest(image);
     for (const name of new Set([...spec.names, ...spec.pushNames].map((each) => atDigest(each, digest)))) {
+      this.#context.made.names.add(name);
       await store.names.set(name, { manifest, resolved: digest }, { signal });
     }
     if (spec.output !== undefined) await this.#export(image, spec, { store, client, workspace, signal });
@@ -158,12 +160,15 @@ export class BuildRun implements RunnableStep {
         await store.names.set(name, { manifest, resolved: digest, isLocal: true }, { signal });
       }
     }
-    await built.add([...spec.names, ...spec.pushNames], digest);
+    const platforms = image.images.map(
+      ({ configuration, manifest: own }) => [formatPlatform(configuration), own.digest] as const,
+    );
+    await built.add([...spec.names, ...spec.pushNames], digest, new Map(platforms));
     return { digest };
   }
 
   async #buildImage(spec: ResolvedBuild, use: Use): Promise<BuiltImage> {
-    const { host, uidRange, images, untrusted, builds, workers } = this.#context;
+    const { host, uidRange, images, untrusted, builds, workers, made } = this.#context;
     const { resources } = this.#step;
     const { store, client, workspace, signal } = use;
     using context = workspace.directory(spec.context);
@@ -197,6 +202,7 @@ export class BuildRun implements RunnableStep {
       isKept: spec.names.length + spec.pushNames.length > 0,
       noCache: !spec.cache,
       cacheNamespace: builds?.cacheNamespace,
+      usedLayers: made.layers,
       resources,
       network,
       // Else strangers' steps would get their limits as often as they have stages, and disk without end.
@@ -245,7 +251,8 @@ export class BuildRun implements RunnableStep {
       resolve: async (name, options): Promise<BaseImage> => {
         const reference = parseReference(name);
         const found = reference.digest === undefined ? built.find(formatReference(reference), index) : undefined;
-        return await base.resolve(found?.reference ?? name, options);
+        const wanted = found && built.forPlatform(found, formatPlatform(options.platform));
+        return await base.resolve(wanted ?? name, options);
       },
     };
   }

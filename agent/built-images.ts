@@ -26,6 +26,8 @@ export class BuiltImages {
   readonly #pins: ImagePins | undefined;
   readonly #announced = new Map<string, { readonly index: number; readonly step: string }>();
   readonly #made = new Map<string, string>();
+  /** Of what has several platforms, by digest: the manifest of each. */
+  readonly #platforms = new Map<string, ReadonlyMap<string, string>>();
 
   constructor(pins: ImagePins | undefined) {
     this.#pins = pins;
@@ -36,12 +38,24 @@ export class BuiltImages {
     if (!this.#announced.has(name)) this.#announced.set(name, { index, step });
   }
 
-  /** From now on the names mean this image, here and in jobs that begin later. */
-  async add(names: readonly string[], digest: string): Promise<void> {
+  /**
+   * From now on the names mean this image, here and in jobs that begin later.
+   *
+   * @param platforms The digest of each platform's manifest, by `formatPlatform`.
+   */
+  async add(names: readonly string[], digest: string, platforms: ReadonlyMap<string, string>): Promise<void> {
+    this.#platforms.set(digest, platforms);
     for (const name of names) {
       this.#made.set(name, digest);
       await this.#pins?.agree(builtImagePin(name), digest);
     }
+  }
+
+  /** The reference of what `find` has found, for a platform: where it was made for several, that one's own. */
+  forPlatform({ reference }: BuiltImageName, platform: string): string {
+    const at = reference.indexOf("@");
+    const manifest = this.#platforms.get(reference.slice(at + 1))?.get(platform);
+    return manifest === undefined ? reference : `${reference.slice(0, at)}@${manifest}`;
   }
 
   /** Whether a step behind the one at some index wants what that makes. */

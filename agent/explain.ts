@@ -10,6 +10,7 @@ import { JobImages } from "./job-images.ts";
 import { announceBuilds, type JobOptions } from "./job.ts";
 import { StepLog } from "./step-log.ts";
 import { StepRun } from "./step.ts";
+import { MadeParts } from "./strangers-images.ts";
 
 /** One step as its author or a reviewer would want to see it. */
 export type ExplainedStep = { readonly name: string } & (
@@ -53,6 +54,7 @@ export async function explainJob(
     const run = new StepRun(step, {
       ...options,
       uidRange,
+      made: new MadeParts(),
       index,
       reporter: {},
       network: undefined,

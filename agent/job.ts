@@ -22,6 +22,7 @@ import { Services, skipServices } from "./services.ts";
 import { type StepContext, StepRun } from "./step.ts";
 import type { StepAccess } from "./step-access.ts";
 import { type LogTap, StepLog } from "./step-log.ts";
+import { keepFew, MadeParts } from "./strangers-images.ts";
 import { limitUntrusted, refuseUntrusted, type UntrustedPolicy } from "./untrusted.ts";
 
 export interface JobOptions {
@@ -76,6 +77,8 @@ type JobEnd = Pick<JobResult, "status" | "reason">;
 
 /** What all steps of a job share. */
 export interface JobContext extends JobOptions {
+  /** Is told what images are made of. */
+  readonly made: MadeParts;
   readonly uidRange: UidRange;
   /** Absent where no step wants it. */
   readonly network: SharedNetwork | undefined;
@@ -94,6 +97,18 @@ export interface JobContext extends JobOptions {
  * resolves, no container is left and all logs are complete.
  */
 export async function executeJob(asked: JobSpec, options: JobOptions): Promise<JobResult> {
+  const made = new MadeParts();
+  try {
+    return await runJob(asked, { ...options, made });
+  } finally {
+    // Now that the job does not hold it any more.
+    if (options.untrusted !== undefined) {
+      await keepFew(options.host, made).catch((error: unknown) => options.reporter.problem?.(asError(error)));
+    }
+  }
+}
+
+async function runJob(asked: JobSpec, options: JobOptions & { readonly made: MadeParts }): Promise<JobResult> {
   const { untrusted } = options;
   const job = untrusted === undefined ? asked : limitUntrusted(asked, untrusted);
   const refusal = untrusted === undefined ? undefined : refuseUntrusted(asked);

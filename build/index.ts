@@ -15,6 +15,7 @@ export { type BuiltImage, buildImages, type PlatformBuildOptions } from "./platf
 export { type BuildOutput, type OutputOptions, writeOutput } from "./outputs.ts";
 export type { Platform } from "./configuration.ts";
 export { formatPlatform, hostPlatform, parsePlatform } from "./platform.ts";
+export type { CachedLayer } from "./build-cache.ts";
 export type { SecretSource } from "./operation.ts";
 export type { BaseImage, BaseImages } from "./base-image.ts";
 export type { CachePlace } from "./cache-transfer.ts";

@@ -49,7 +49,7 @@ export async function buildImages(options: PlatformBuildOptions): Promise<BuiltI
   }
   const images: FinishedImage[] = [];
   const isKept = options.isKept ?? names.length > 0;
-  const usedLayers = new Map<string, CachedLayer>();
+  const usedLayers = options.usedLayers ?? new Map<string, CachedLayer>();
   for (const platform of [only, ...others]) {
     const reporter = withPlatform(options.reporter ?? {}, platform);
     // The last one exports what all have used.

@@ -87,6 +87,21 @@ describe("a step that builds", () => {
     );
     const index = JSON.parse(raw) as { manifests: { platform: { architecture: string } }[] };
     expect(index.manifests.map(({ platform }) => platform.architecture)).toEqual(["amd64", "arm64"]);
+    // Of each platform the one of that platform, without a registry.
+    const chained = await fixture.run(
+      `
+      - build: { tags: several, platforms: [linux/amd64, linux/arm64] }
+      - build: { dockerfile: Second, tags: REGISTRY/chained, push: true, platforms: [linux/amd64, linux/arm64] }
+`,
+      { Dockerfile: dockerfile, Second: "FROM several\nCOPY Second /\n" },
+    );
+    expect(chained.reason).toBeUndefined();
+    const archOf = (arch: string) => {
+      const name = `docker://${fixture.registry.host}/chained`;
+      const text = fixture.registry.skopeo("--override-arch", arch, "inspect", "--tls-verify=false", "--config", name);
+      return (JSON.parse(text) as { config: { Labels: { arch: string } } }).config.Labels.arch;
+    };
+    expect(["amd64", "arm64"].map(archOf)).toEqual(["amd64", "arm64"]);
   });
 
   test("gives secrets to commands that ask for them, and to nothing else", async () => {
@@ -383,6 +398,21 @@ describe("a stranger's build", () => {
     );
     expect(result).toMatchObject({ status: "failure", steps: [{ status: "skipped" }] });
     expect(result.reason).toMatch(/wants (?:push|secrets), which commits of strangers do not get/);
+  });
+
+  test("leaves what the last four jobs have made, and the base they share", async () => {
+    const store = (part: string) => new Set(readdirSync(join(fixture.host.stateDir, "images", part)));
+    await fixture.run("\n      - build: .\n", { Dockerfile: "FROM BASE\n" });
+    const before = { layers: store("layers"), names: store("names") };
+    for (let i = 0; i < 6; i++) {
+      const steps = "\n      - build: { tags: stranger }\n      - { run: cat /made, image: stranger }\n";
+      const result = await fixture.run(steps, { Dockerfile: `FROM BASE\nRUN echo ${i} > /made\n` }, { untrusted });
+      expect(result).toMatchObject({ status: "success", problems: [] });
+    }
+    expect(store("names").difference(before.names).size).toBe(4);
+    // As an instruction's and as an image's.
+    expect(store("layers").difference(before.layers).size).toBe(8);
+    expect(before.layers.difference(store("layers")).size).toBe(0);
   });
 
   test("shares no layer and no cache directory with others", async () => {
