@@ -99,7 +99,12 @@ function settle(mount: OciMount, rootPath: string, earlier: readonly OciMount[])
   // What they show decides over what is masked in them: no link says where they are.
   if (mount.type === "proc" || mount.type === "sysfs") return mount;
   if (earlier.some(({ destination }) => path.startsWith(`${beneathRoot(destination)}/`))) return mount;
-  const root = open(rootPath, O_PATH | O_DIRECTORY);
+  let root: number;
+  try {
+    root = open(rootPath, O_PATH | O_DIRECTORY);
+  } catch {
+    return mount; // whoever mounts the root says why
+  }
   try {
     const resolved = textOf(resolveInRoot(root, byteString(path)).path);
     return resolved === path || resolved === "" ? mount : { ...mount, destination: `/${resolved}` };
