@@ -230,6 +230,14 @@ class SkeletonPlan {
     for (const name of readdirSync("/etc").sort()) {
       if (isTaken(`/etc/${name}`)) this.#copy(`/etc/${name}`, `etc/${name}`, 0);
     }
+    this.#builders();
+  }
+
+  /** Without them skopeo, podman and buildah do nothing at all; what else is there may be anybody's. */
+  #builders(): void {
+    const files = ["policy.json", "registries.conf"].filter((name) => this.#look(`/etc/containers/${name}`)?.isFile());
+    if (files.length > 0) this.add({ kind: "directory", path: "etc/containers", mode: 0o755 });
+    for (const name of files) this.#copy(`/etc/containers/${name}`, `etc/containers/${name}`, 0);
   }
 
   skeleton(): HostSkeleton {

@@ -14,9 +14,11 @@ import type { StepStore, StepUser } from "./step-config.ts";
 import { hostIdOf, type UidRange } from "./uid-range.ts";
 import { close, cString, open, openat2, trySyscall } from "./syscall.ts";
 
-/** Where Debian's and everybody's podman, buildah, dockerd, BuildKit and containerd keep layers, as root and as a user. */
-const systemStores = ["/var/lib/buildkit", "/var/lib/containerd", "/var/lib/containers", "/var/lib/docker"];
-const userStores = ["buildkit", "containers", "docker"].map((name) => `.local/share/${name}`);
+/** Where Debian's and everybody's podman, buildah, dockerd, BuildKit, containerd and we keep layers, as root and as a user. */
+const systemStores = ["buildkit", "containerd", "containers", "docker", "slipway"].map((name) => `/var/lib/${name}`);
+const userStores = ["buildkit", "containers", "docker", "slipway"].map((name) => `.local/share/${name}`);
+/** Where whoever makes containers for a moment makes them: tests of such programs. */
+const scratch: ReadonlySet<string> = new Set(["/tmp", "/var/tmp"]);
 
 /**
  * Names the directories of a container that are on a real file system, outermost first.
@@ -27,7 +29,7 @@ export function listStores({ home, volumes = [], stores }: NestedConfig, directo
   const clean = (target: string) => `/${beneathRoot(target)}`;
   const builders = new Set([...systemStores, ...userStores.map((name) => `${home}/${name}`)].map(clean));
   // Not the root itself, nor what the runtime mounts.
-  const allowed = [...builders, ...volumes.map(clean)].filter(
+  const allowed = [...builders, ...scratch, ...volumes.map(clean)].filter(
     (target) => !/^\/(?:\.$|(?:dev|proc|sys|workspace)(?:\/|$))/.test(target),
   );
   return [...new Set(allowed)]
@@ -54,6 +56,7 @@ export function makeStores(stores: readonly StepStore[], { range, user, home }: 
     const owner = target.startsWith(`${posix.resolve(home)}/`) ? user : root;
     const { uid, gid } = mapped ? owner : hostIds(range, owner);
     chownSync(source, uid, gid);
+    if (scratch.has(target)) chmodSync(source, 0o1777);
   }
 }
 
