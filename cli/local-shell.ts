@@ -85,13 +85,17 @@ async function attach(kept: KeptStep, { context, signal }: LocalShellsOptions): 
   const onEnd = () => shell.endInput();
   const onAbort = () => shell.hangUp();
   // The shell before this one has left it paused.
-  stdin.on("data", onData).on("end", onEnd).resume();
+  stdin.on("data", onData).on("end", onEnd).on("error", onAbort).resume();
   signal.addEventListener("abort", onAbort, { once: true });
   cleanups.defer(() => {
-    stdin.off("data", onData).off("end", onEnd).pause();
+    stdin.off("data", onData).off("end", onEnd).off("error", onAbort).pause();
+    // A terminal that is gone says so whenever it likes.
+    stdin.off("error", ignore).on("error", ignore);
     signal.removeEventListener("abort", onAbort);
   });
   // The end of the input may have been read by the shell before this one.
   if (stdin.readableEnded) onEnd();
   await shell.result;
 }
+
+function ignore(): void {}

@@ -68,10 +68,24 @@ async function main(argv: readonly string[]): Promise<void> {
   const entry = findEntry(argv[0] ?? "");
   const obstacle = entry?.containers === undefined || wantsHelp(argv) ? undefined : await gainPrivileges();
   const context = createContext(obstacle);
-  const code = await runVerb(argv, context);
-  await Promise.all([flush(process.stdout), flush(process.stderr)]);
+  let code = await runVerb(argv, context);
+  await flush(process.stdout);
+  // What a file does not take is told in the next turn.
+  await new Promise(setImmediate);
+  const reason: unknown = context.outputClosed.reason;
+  if (reason instanceof OutputError) code = report(reason, "", context);
+  await flush(process.stderr);
   // Not process.exitCode: what a verb leaves open must not keep a finished command.
   process.exit(code);
+}
+
+/** The output is not whole: its disk is full, for example. */
+class OutputError extends Error {
+  override readonly name = "OutputError";
+
+  constructor(code: string) {
+    super(`Cannot write the output: ${code}`);
+  }
 }
 
 /** Waits until a reader has taken what was written, or is gone: `process.exit` would drop what a full pipe has not taken yet. */
@@ -216,10 +230,12 @@ function report(error: unknown, name: string, context: Context): number {
 
 function createContext(obstacle: RootlessObstacle | undefined): Context {
   const closed = new AbortController();
-  // A reader that has seen enough is no error; anything else that breaks the output is.
-  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-    if (error.code !== "EPIPE") process.exit(exitCodes.ourError);
-    closed.abort(new Error("nobody reads the output any more"));
+  process.stdout.on("error", ({ code }: NodeJS.ErrnoException) => {
+    if (closed.signal.aborted) return;
+    // A reader that has seen enough, or a terminal that was closed, is no error; anything else that breaks the output is. What
+    // runs is taken down in either case.
+    const isGone = code === "EPIPE" || code === "EIO";
+    closed.abort(isGone ? new Error("nobody reads the output any more") : new OutputError(code ?? "unknown"));
   });
   process.stderr.on("error", () => {});
   const colours = wantsColours(process.env, process.stdout.isTTY === true);

@@ -101,6 +101,11 @@ describe("slipway", () => {
     expect(stderr).toBe("");
     expect(stdout.split("\n")[1]).toBe("code 1");
   });
+
+  test("says so when its output cannot be written", async () => {
+    const { code, stderr } = await run("bash", ["-c", `'${process.execPath}' '${bin}' --help > /dev/full`]);
+    expect({ code, stderr }).toEqual({ code: 125, stderr: "slipway: Cannot write the output: ENOSPC\n" });
+  });
 });
 
 describe.skipIf(oldNode === undefined)("on an older Node", () => {

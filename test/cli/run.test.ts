@@ -2,7 +2,7 @@ import { execFileSync } from "node:child_process";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { type CommandOptions, environment, type Outcome, slipway, TemporaryDirectory } from "./command.ts";
+import { bin, type CommandOptions, environment, type Outcome, run, slipway, TemporaryDirectory } from "./command.ts";
 import { TerminalRun } from "./terminal-run.ts";
 
 /** Keeps what runs need on a disk of its own, not in the data directory of whoever runs the tests. */
@@ -297,33 +297,40 @@ bad:
 
   test("--shell-on-failure gives it this terminal, with its size, and takes it back", async () => {
     await using checkout = await createCheckout(failing);
-    await using run = new TerminalRun(["run", "--data-dir", data.path, "--shell-on-failure", "--job", "a"], {
+    await using shell = new TerminalRun(["run", "--data-dir", data.path, "--shell-on-failure", "--job", "a"], {
       cwd: checkout.path,
       env: { TERM: "dumb" },
       rows: 31,
       columns: 99,
     });
-    await run.until(/as it failed/);
-    run.type("echo size $(stty size); cat /made\r");
-    expect(await run.until(/\nsize (.*)\r\nmade\r\n/)).toBe("31 99");
-    run.type("exit\r");
-    expect(await run.exited).toEqual({ code: 1, signal: null });
-    expect(run.text).toMatch(/failure in /);
+    await shell.until(/as it failed/);
+    shell.type("echo size $(stty size); cat /made\r");
+    expect(await shell.until(/\nsize (.*)\r\nmade\r\n/)).toBe("31 99");
+    shell.type("exit\r");
+    expect(await shell.exited).toEqual({ code: 1, signal: null });
+    expect(shell.text).toMatch(/failure in /);
   });
 
   test("--shell-on-failure gives it to one step after the other", async () => {
     const both = jobs("a:\n  steps: [{ name: one, run: exit 3 }]\nb:\n  steps: [{ name: two, run: exit 4 }]\n");
     await using checkout = await createCheckout(both);
-    await using run = new TerminalRun(["run", "--data-dir", data.path, "--shell-on-failure"], {
+    await using shell = new TerminalRun(["run", "--data-dir", data.path, "--shell-on-failure"], {
       cwd: checkout.path,
       env: { TERM: "dumb" },
     });
-    for (const shell of ["first", "second"]) {
-      await run.until(/as it failed/);
-      run.type(`echo $((6*7)) in ${shell}; exit\r`);
-      await run.until(/\n42 in /);
+    for (const which of ["first", "second"]) {
+      await shell.until(/as it failed/);
+      shell.type(`echo $((6*7)) in ${which}; exit\r`);
+      await shell.until(/\n42 in /);
     }
-    expect(await run.exited).toEqual({ code: 1, signal: null });
+    expect(await shell.exited).toEqual({ code: 1, signal: null });
+  });
+
+  test("takes down what runs when its output cannot be written", async () => {
+    await using checkout = await createCheckout(jobs(`a:\n  ${step("echo x; sleep 600")}\n`));
+    const command = `'${process.execPath}' '${bin}' run --data-dir '${data.path}' > /dev/full`;
+    const { code, stderr } = await run("bash", ["-c", command], { cwd: checkout.path });
+    expect({ code, stderr }).toEqual({ code: 125, stderr: "slipway: Cannot write the output: ENOSPC\n" });
   });
 
   test("leaves nothing but its image store", () => {
