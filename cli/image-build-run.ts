@@ -1,6 +1,7 @@
 /** The build that `slipway image build` asks for, as `docker build` and `buildah bud` do it. */
 import { availableParallelism, totalmem } from "node:os";
 import { basename, dirname, join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import {
   BuildError,
   type BuiltImage,
@@ -25,6 +26,9 @@ import { type Context, exitCodes, findDataDir } from "./verb.ts";
 
 /** Processes of one RUN. */
 const MAX_PIDS = 32_768;
+
+/** How long the command waits for layers to be on disk. */
+const SETTLE_MS = 2000;
 
 /** Builds the image, and does with it what is asked for. @returns The exit code. */
 export async function runBuild(request: BuildRequest, context: Context): Promise<number> {
@@ -95,6 +99,8 @@ export async function runBuild(request: BuildRequest, context: Context): Promise
     progress.finished(names);
     const isOutputTaken = outputs.some((output) => "path" in output && typeof output.path !== "string");
     if (!isOutputTaken) context.print(`${built.descriptor.digest}\n`);
+    // What is not known to be on disk when the machine goes down is made again; a disk that is busy is not worth more.
+    await Promise.race([store.settled(), delay(SETTLE_MS, undefined, { ref: false })]);
     return exitCodes.success;
   } catch (error) {
     progress.flush();

@@ -13,6 +13,7 @@ import { LayerWorkers } from "./layer-workers.ts";
 import { allOrNone, Semaphore } from "./parallel.ts";
 import type { RegistryClient } from "./registry-client.ts";
 import { RegistryError } from "./registry-error.ts";
+import { unpackArchive } from "./remote-image.ts";
 import { fetchBlob, fetchManifest, fetchSmallBlob, resolveTag } from "./registry-pull.ts";
 import { formatReference, type ImageReference, pinReference } from "./registry-reference.ts";
 import {
@@ -165,12 +166,31 @@ class Pull {
       throw error;
     });
     if (image === undefined) return undefined;
-    const layers = await findLayers(
-      store,
-      image.layers.map(({ diffId }) => diffId),
-      lease,
-    );
+    const diffIds = image.layers.map(({ diffId }) => diffId);
+    const layers = (await findLayers(store, diffIds, lease)) ?? (await this.#restore(image));
     return layers === undefined ? undefined : { resolved, image, layers };
+  }
+
+  /**
+   * Unpacks layers again whose archives are in the store: of an image that was built here, and not known to be on disk when the
+   * machine went down, there is no other place.
+   */
+  async #restore({ layers }: StoredImage): Promise<readonly string[] | undefined> {
+    const { store, lease, signal = new AbortController().signal } = this.#options;
+    const restored: string[] = [];
+    for (const diffId of distinctLast(layers.map((layer) => layer.diffId))) {
+      const { descriptor } = layers.find((layer) => layer.diffId === diffId) as StoredImage["layers"][number];
+      const { mediaType, digest, size } = descriptor;
+      const found = await store.layers.find(layerKey(diffId), lease);
+      if (found === undefined && !(await store.blobs.has(digest, size))) return undefined;
+      const unpack = (directory: string) =>
+        unpackArchive(store, { digest, size, diffId }, { pieces: none, directory, lease, signal });
+      const blob = { mediaType, digest, size, repositories: [] };
+      restored.push(
+        found ?? (await store.layers.produce(layerKey(diffId), unpack, { durable: true, lease, signal, blob })),
+      );
+    }
+    return restored;
   }
 
   /** Both names, the tag's and the digest's: jobs that agreed on the digest ask for that. */
@@ -256,6 +276,11 @@ class Pull {
     );
   }
 }
+
+/** Of an archive that is in the store already. */
+const none: AsyncIterable<Buffer> = {
+  [Symbol.asyncIterator]: () => ({ next: () => Promise.resolve({ done: true, value: undefined }) }),
+};
 
 interface FetchOptions extends PullOptions {
   readonly signal: AbortSignal;

@@ -106,7 +106,7 @@ export async function unpackArchive(
   try {
     signal.throwIfAborted();
     const limits = defaultLayerLimits;
-    const request = { source, directory, digest, diffId, endMarker: "required", mustBeRoot: false, limits } as const;
+    const request = { source, directory, digest, diffId, endMarker: "optional", mustBeRoot: false, limits } as const;
     return await workers.run({ kind: "unpack", request });
   } finally {
     signal.removeEventListener("abort", cancel);

@@ -6,6 +6,7 @@ import { type BuildOutput, buildImages, type PlatformBuildOptions, writeOutput }
 import {
   collectImages,
   importImage,
+  layerKey,
   ImageLease,
   ImageStore,
   pullImage,
@@ -189,6 +190,28 @@ describe.skipIf(!isRoot)("writeOutput", () => {
       exitCode: 126,
       diagnostic: { suggestion: expect.stringContaining(`no programs for linux/${foreign.architecture}`) as string },
     });
+  });
+
+  test("a built image outlives a crash of the machine before its layers were on disk", async () => {
+    const name = "localhost/survivor:1";
+    await using other = await BuildFixture.open();
+    const built = await other.build("FROM scratch\nCOPY a /a\n", { a: "alive" }, { names: [name] });
+    await other.settled();
+    const layer = layerKey(built.configuration.rootfs.diff_ids[0] as string);
+    const record = join(other.store.layers.directory, layer, "layer.json");
+    const content = JSON.parse(readFileSync(record, "utf8")) as object;
+    writeFileSync(record, JSON.stringify({ ...content, durable: false, bootId: "an earlier one" }));
+    using lease = new ImageLease();
+    // Whoever has it open does not look again.
+    const { layers } = await pullImage(parseReference(name), {
+      store: other.store,
+      client,
+      lease,
+      limits: defaultLayerLimits,
+      policy: "never",
+    });
+    expect(readFileSync(join(layers[0] as string, "a"), "utf8")).toBe("alive");
+    expect(JSON.parse(readFileSync(record, "utf8"))).toMatchObject({ bootId: expect.not.stringContaining("earlier") });
   });
 
   test("leaves nothing half-written", async () => {
