@@ -59,6 +59,7 @@ export class BuildLog implements BuildReporter {
 
   /** Writes what masking has held back: nothing is said of the build from now on. */
   end(): void {
+    for (const step of this.#pending.keys()) this.#show(step);
     for (const step of this.#maskers.keys()) this.#flush(step);
   }
 

@@ -287,6 +287,13 @@ describe("a build that is stopped", () => {
     expect(result.steps[0]).toMatchObject({ status: "failure", reason: "it printed more than 64 KiB" });
   });
 
+  test("by the limit of its memory fails, and says so", async () => {
+    const result = await fixture.run("\n      - { build: ., resources: { memory: 32MiB } }\n", {
+      Dockerfile: "FROM BASE\nRUN dd if=/dev/zero of=/dev/null bs=256M count=1\n",
+    });
+    expect(result.steps[0]?.reason).toMatch(/^Dockerfile:2: the command .*: .*used .* of 32 MiB/);
+  });
+
   test("by the limit of its disk fails, whatever part of it is over", async () => {
     const half = "RUN dd if=/dev/zero of=/half-$(cat /proc/sys/kernel/random/uuid) bs=1M count=20 2>/dev/null\n";
     const steps = "\n      - { build: { cache: false }, resources: { disk: 32MiB } }\n";
