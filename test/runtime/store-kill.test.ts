@@ -63,10 +63,8 @@ test.skipIf(!isRoot)(
         expect(left, `left half-written in round ${round}`).toEqual([]);
         for (const name of maybe) there.delete(name);
         expect(Object.keys(names)).toEqual(expect.arrayContaining([...there]));
-        for (const [name, layers] of Object.entries(names)) {
-          const tag = /:(\d)$/.exec(name)?.[1];
-          if (tag !== undefined) expect(layers, `${name} in round ${round}`).toEqual(seen(Number(tag)));
-        }
+        for (const [name, layers] of Object.entries(names).filter(([each]) => /:\d$/.test(each)))
+          expect(layers, `${name} in round ${round}`).toEqual(seen(Number(name.at(-1))));
       }
       expect(there.size).toBeGreaterThan(0);
     } finally {
