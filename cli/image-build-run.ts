@@ -139,7 +139,7 @@ async function keepNameless({ descriptor, images }: BuiltImage, store: ImageStor
   const { digest } = descriptor;
   const name = formatReference({ registry: "localhost", repository: "unnamed", digest });
   const manifest = images[0]?.manifest ?? descriptor;
-  await store.names.set(name, { manifest, ...(images.length > 1 && { resolved: digest }) });
+  await store.names.set(name, { manifest, isLocal: true, ...(images.length > 1 && { resolved: digest }) });
   return name;
 }
 
