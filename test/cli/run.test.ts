@@ -333,9 +333,9 @@ bad:
     expect({ code, stderr }).toEqual({ code: 125, stderr: "slipway: Cannot write the output: ENOSPC\n" });
   });
 
-  test("leaves nothing but its image store", () => {
+  test("leaves nothing but its image store and caches", () => {
     const left = readdirSync(join(data.path, "run/0"));
-    expect(left.filter((name) => !["container-caches", "images", "lock", "skeleton"].includes(name))).toEqual([]);
+    expect(left.filter((name) => !["build", "container-caches", "images", "lock", "skeleton"].includes(name))).toEqual([]);
     expect(readFileSync("/proc/self/mounts", "utf8")).not.toContain(data.path);
   });
 });
