@@ -335,7 +335,9 @@ bad:
 
   test("leaves nothing but its image store and caches", () => {
     const left = readdirSync(join(data.path, "run/0"));
-    expect(left.filter((name) => !["build", "container-caches", "images", "lock", "skeleton"].includes(name))).toEqual([]);
+    expect(left.filter((name) => !["build", "container-caches", "images", "lock", "skeleton"].includes(name))).toEqual(
+      [],
+    );
     expect(readFileSync("/proc/self/mounts", "utf8")).not.toContain(data.path);
   });
 });
