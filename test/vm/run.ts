@@ -2,7 +2,8 @@
  * `npm run test:vm`: the tests of containers in a Debian 12 virtual machine: systemd, cgroup v2 (unified), Linux 6.1.
  *
  * Built with Debian's mmdebstrap and e2fsprogs, run by qemu-system-x86 (Debian packages of these names; as root) under
- * software emulation, which works inside a virtual machine too and takes ten to thirty times as long as the hardware.
+ * software emulation, which works inside a virtual machine too and takes ten to thirty times as long as the hardware: hours for
+ * all of it. SLIPWAY_TEST_VM_ACCEL=kvm where that works.
  * Arguments go to vitest, files among them; the exit code is its own, or 125 if the machine went down or silent before.
  */
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
@@ -139,7 +140,9 @@ async function boot(root: string, disk: string): Promise<number> {
   const qemu = spawn(
     "qemu-system-x86_64",
     [
-      "-accel tcg,thread=multi -cpu max -smp 2 -m 4G -nographic -no-reboot -nic none".split(" "),
+      `-accel ${process.env["SLIPWAY_TEST_VM_ACCEL"] ?? "tcg,thread=multi"} -cpu max -smp 2 -m 4G -nographic -no-reboot -nic none`.split(
+        " ",
+      ),
       ["-drive", `file=${disk},if=virtio,format=raw,cache=unsafe`],
       ["-kernel", file("vmlinuz-"), "-initrd", file("initrd.img-")],
       ["-append", "root=/dev/vda rw console=ttyS0 loglevel=3 panic=-1 systemd.unified_cgroup_hierarchy=1"],
