@@ -26,9 +26,11 @@ export class DebianRegistry implements AsyncDisposable {
   readonly host: string;
   readonly #directory: string;
   readonly #stop: () => Promise<void>;
+  readonly #isBasic: boolean;
 
-  private constructor(host: string, directory: string, stop: () => Promise<void>) {
+  private constructor(host: string, directory: string, stop: () => Promise<void>, isBasic: boolean) {
     this.host = host;
+    this.#isBasic = isBasic;
     this.#directory = directory;
     this.#stop = stop;
   }
@@ -55,10 +57,11 @@ export class DebianRegistry implements AsyncDisposable {
       const host = /listening on (127\.0\.0\.1:\d+)/.exec(line)?.[1];
       if (host === undefined) continue;
       child.stderr.resume();
-      return new DebianRegistry(host, directory, async () => {
+      const stop = async () => {
         child.kill("SIGKILL");
         if (child.exitCode === null && child.signalCode === null) await once(child, "exit");
-      });
+      };
+      return new DebianRegistry(host, directory, stop, options.auth === "basic");
     }
     throw new Error(`docker-registry does not start:\n${lines.join("\n")}`);
   }
@@ -70,7 +73,9 @@ export class DebianRegistry implements AsyncDisposable {
       mkdirSync(dirname(join(layout, path)), { recursive: true });
       writeFileSync(join(layout, path), content ?? "");
     }
-    this.skopeo("copy", "--dest-tls-verify=false", `oci:${layout}`, `docker://${this.host}/${name}`);
+    const credentials = this.#isBasic ? [`--dest-creds=ali:${password}`] : [];
+    const target = `docker://${this.host}/${name}`;
+    this.skopeo("copy", "--dest-tls-verify=false", ...credentials, `oci:${layout}`, target);
   }
 
   skopeo(verb: string, ...args: readonly string[]): string {
