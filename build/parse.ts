@@ -242,7 +242,7 @@ class Parser {
       const { span } = wholeWord(context.rest);
       this.problems.error(
         span,
-        "the JSON array holds something that is no string",
+        "the JSON array holds something that is no string, or a NUL",
         "write every item in double quotes",
       );
     }

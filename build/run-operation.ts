@@ -1,6 +1,13 @@
 /** RUN: a command in a container whose changes become a layer. */
 import { chmodSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
-import { type ContainerResult, ExecError, type LayerSummary, runContainer, type StepMount } from "../runtime/index.ts";
+import {
+  type ContainerResult,
+  ExecError,
+  ImageError,
+  type LayerSummary,
+  runContainer,
+  type StepMount,
+} from "../runtime/index.ts";
 import type { LayerDraft } from "./build-cache.ts";
 import { cacheKey } from "./key.ts";
 import type { OpenMachine } from "./machine.ts";
@@ -142,6 +149,9 @@ class Command {
       signal.throwIfAborted();
       if (result.reason !== "exited" || result.exitCode !== 0) throw commandFailed(result);
     } catch (error) {
+      if (error instanceof ImageError) throw new OperationError(error.message, { cause: error });
+      const way = isInTheWay.exec((error as Error).message)?.[1];
+      if (way !== undefined) throw new OperationError(`the command cannot be started: ${way}`, { cause: error });
       if (!(error instanceof ExecError)) throw error;
       const isForeign = platform.architecture !== hostPlatform().architecture && error.code === "ENOEXEC";
       throw new OperationError(error.message, {
@@ -189,6 +199,10 @@ export interface CommandMount {
   readonly mount: StepMount;
   readonly isDirectory: boolean;
 }
+
+/** What the image has where the working directory, or what is mounted, should be: a link into /proc, for example. */
+const isInTheWay =
+  /^Cannot start container [\w.-]+: ((?:open|make (?:directory|file)) ".*" in the container: E[A-Z]+)$/s;
 
 /** What every container needs. */
 const standardTargets: readonly MountTarget[] = ["/dev", "/proc", "/sys"].map((path) => ({ path, isDirectory: true }));

@@ -108,7 +108,7 @@ export function splitOnce(line: Text): { readonly first: Word; readonly rest?: T
   return { first, rest: part(line, end + match[0].length, line.text.length) };
 }
 
-/** A JSON array: of strings, of something else, or none at all, as `CMD [ -f x ] && y` is. */
+/** A JSON array: of strings, of something else (a NUL cannot be an argument), or none at all, as `CMD [ -f x ] && y` is. */
 export function readJson(text: string): readonly string[] | "not strings" | undefined {
   if (!text.trimStart().startsWith("[")) return undefined;
   let value: unknown;
@@ -118,7 +118,8 @@ export function readJson(text: string): readonly string[] | "not strings" | unde
     return undefined;
   }
   if (!Array.isArray(value)) return undefined;
-  return value.every((item) => typeof item === "string") ? (value as string[]) : "not strings";
+  const areStrings = value.every((item) => typeof item === "string" && !item.includes("\0"));
+  return areStrings ? (value as string[]) : "not strings";
 }
 
 /** All of a text as one word. */

@@ -1,6 +1,7 @@
 /** Ranges of ids: every concurrently running job has one that nobody else has, as long as there are enough. */
 import { mkdirSync } from "node:fs";
 import { abortConnections } from "./fuse.ts";
+import { ImageError } from "./image-error.ts";
 import { EAGAIN, LOCK_EX, LOCK_NB, O_CREAT, O_RDWR } from "./linux.ts";
 import { agentId, containerId, findOwnIds, type OwnIds, planRanges, type RangePlan } from "./own-ids.ts";
 import { close, open, SyscallError, trySyscall } from "./syscall.ts";
@@ -106,12 +107,12 @@ export class UidRanges {
 /**
  * Whose a process or file of a container is on the host.
  *
- * @throws {Error} If the range does not have the id.
+ * @throws {ImageError} If the range does not have the id: it is the image that names it.
  */
 export function hostIdOf(range: UidRange, id: number, kind: "user" | "group"): number {
   const found = agentId(range, id);
   if (containerId(range, found) === id) return found;
-  throw new Error(
+  throw new ImageError(
     `Cannot run as ${kind} ${id}: a job has ${range.size} ids here, and this is not one of them; give the agent's user more subordinate ids (/etc/subuid and /etc/subgid)`,
   );
 }

@@ -257,6 +257,8 @@ RUN --mount=type=cache,target=/root/.cache/x cat /root/.cache/x/file > /cached
       ["ARG X\nFROM ${X:?which}\n", "X: which"],
       ["FROM --platform=a/b/c/d base\n", "is no platform"],
       ["FROM scratch\nRUN x\n", 'Cannot execute "/bin/sh"'],
+      ["FROM base\nUSER 99999999\nRUN x\n", "Cannot run as user 99999999"],
+      ["FROM base\nWORKDIR /proc/self/root\nRUN x\n", 'the command cannot be started: open "/proc/self/root"'],
       ["FROM hostile-trigger\n", "cannot be used"],
     ] as const)("%s", async ([dockerfile, message]) => {
       fixture.addImage("hostile-trigger", { layers: [busyboxLayer()], config: { OnBuild: ["FROM x"] } });

@@ -248,6 +248,7 @@ describe("parseDockerfile", () => {
     ["# escape=x\nFROM a", "cannot escape"],
     ["# escape=\\\n# escape=`\nFROM a", "a second parser directive"],
     ["FROM a\0", "NUL"],
+    ['FROM a\nCMD ["a\\u0000"]', "or a NUL"],
     [`FROM a\nRUN ${"x".repeat(70_000)}`, "longer than 65535"],
     [Buffer.from([0x46, 0xff]), "not UTF-8"],
     ["x".repeat(5_000_000), "a Dockerfile has at most"],
