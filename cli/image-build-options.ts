@@ -8,13 +8,13 @@ import type { Context } from "./verb.ts";
 /** Reads `key=value,key=value` as Docker does: a field in double quotes may hold commas, `""` in it is a quote. */
 export function parseFields(option: string, text: string): Map<string, string> {
   const fields: string[] = [];
-  const field = /(?:^|,)(?:"((?:[^"]|"")*)"(?=,|$)|([^,]*))/gy;
+  const field = /(?:^|,)(?:"((?:[^"]|"")*)"(?=,|$)|((?:[^,"][^,]*)?))/gy;
   for (let end = 0; end < text.length || fields.length === 0; end = field.lastIndex) {
     field.lastIndex = end;
     const match = field.exec(text);
-    if (match === null) throw new UsageError(`${option} cannot be ${JSON.stringify(text)}: a quote is not closed`);
+    if (match === null || (field.lastIndex === end && end < text.length))
+      throw new UsageError(`${option} must be like key=value,key=value, not ${JSON.stringify(text)}`);
     fields.push(match[1]?.replaceAll('""', '"') ?? match[2] ?? "");
-    if (field.lastIndex === end && end < text.length) break;
   }
   const values = new Map<string, string>();
   for (const each of fields) {
@@ -154,19 +154,7 @@ export function parseOutputs(texts: readonly string[], context: Context): Output
   const names: string[] = [];
   let compression: Outputs["compression"];
   for (const text of texts) {
-    const fields = /^type=|[,"]/.test(text)
-      ? parseFields("--output", text)
-      : new Map(
-          text === "-"
-            ? [
-                ["type", "docker"],
-                ["dest", "-"],
-              ]
-            : [
-                ["type", "local"],
-                ["dest", text],
-              ],
-        ); // prettier-ignore
+    const fields = parseOutput(text);
     const given = fields.get("compression");
     if (given !== undefined) {
       compression = Object.hasOwn(compressions, given) ? compressions[given] : undefined;
@@ -179,6 +167,13 @@ export function parseOutputs(texts: readonly string[], context: Context): Output
     if (output !== undefined) outputs.push(output);
   }
   return { outputs, names, compression };
+}
+
+/** `-` is an archive on standard output, and what has neither a type nor several fields is a directory. */
+function parseOutput(text: string): Map<string, string> {
+  if (/^type=|[,"]/.test(text)) return parseFields("--output", text);
+  const type = text === "-" ? "docker" : "local";
+  return new Map(Object.entries({ type, dest: text }));
 }
 
 const known = new Set(["type", "dest", "tar", "push", "name", "compression"]);

@@ -3,7 +3,7 @@ import type { ImageLease, ImageStore, NamedImage, StoredImage, StoredIndex } fro
 import { type Usage, UsageError, type Values } from "./arguments.ts";
 import { findRegistrySettings, imageStoreDir, registriesOption } from "./registries.ts";
 import { StopSignals } from "./signals.ts";
-import { type Context, dataDirOption } from "./verb.ts";
+import { type Context, dataDirOption, exitCodes } from "./verb.ts";
 
 export const storeOptions = { "data-dir": dataDirOption } as const;
 export const transferOptions = {
@@ -32,6 +32,7 @@ export async function openTransfer(values: TransferValues, context: Context) {
   });
   const lease = new Lease();
   const signals = new StopSignals();
+  signals.stop.addEventListener("abort", () => process.exit(exitCodes.buildFailed));
   return {
     store,
     client,
