@@ -210,10 +210,12 @@ async function decompress(
   const feed = async () => {
     try {
       for await (const chunk of chunks) {
+        if (failure !== undefined) return;
+        // What stands behind the compressed data is read all the same: the digest is of it, too.
+        if (decompressor.destroyed) continue;
         await Promise.race([new Promise((resolve) => decompressor.write(chunk, resolve)), closed]);
-        if (decompressor.destroyed) return;
       }
-      decompressor.end();
+      if (!decompressor.destroyed) decompressor.end();
     } catch (error) {
       fail(error);
     }
