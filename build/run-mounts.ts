@@ -124,29 +124,34 @@ function planCache(mount: RunMount, on: MountContext): PlannedMount {
   const { uid = 0, gid = 0, mode = 0o755, sharing } = mount;
   // What is in it is no reason to run a command again, but another directory is.
   const id = mount.id ?? target;
+  const seed = async (directory: string, { draft, from }: { readonly draft: LayerDraft; readonly from: string }) => {
+    const { layers } = await place.source(from);
+    const tree = { kind: "layers" as const, layers, name: JSON.stringify(from) };
+    const selection = { tree, sources: [mount.source ?? "."], parents: false, excludes: [] };
+    const { fingerprint } = await workers.run("digest", { selection, view, maxBytes: context.cache.diskBytes }, signal);
+    const into = { layers: [], upper: directory, work: draft.scratch(`work-${crypto.randomUUID()}`) };
+    await workers.run(
+      "copy",
+      {
+        into,
+        copy: { selection, fingerprint, destination: "/", files: [], maxBytes: context.cache.leftBytes },
+        view,
+      },
+      signal,
+    );
+  };
   return {
     key: ["cache", target, id, mount.from ?? "", mount.source ?? ""],
     async open({ draft, stack }) {
       const cache = stack.use(await cacheMounts.take(id, { sharing, uid, gid, mode, scratch: draft.scratch, signal }));
       if (cache.isNew && mount.from !== undefined && mount.from !== "scratch") {
-        const { layers } = await place.source(mount.from);
-        const tree = { kind: "layers" as const, layers, name: JSON.stringify(mount.from) };
-        const selection = { tree, sources: [mount.source ?? "."], parents: false, excludes: [] };
-        const { fingerprint } = await workers.run(
-          "digest",
-          { selection, view, maxBytes: context.cache.diskBytes },
-          signal,
-        );
-        const into = { layers: [], upper: cache.directory, work: draft.scratch(`work-${crypto.randomUUID()}`) };
-        await workers.run(
-          "copy",
-          {
-            into,
-            copy: { selection, fingerprint, destination: "/", files: [], maxBytes: context.cache.leftBytes },
-            view,
-          },
-          signal,
-        );
+        try {
+          await seed(cache.directory, { draft, from: mount.from });
+        } catch (error) {
+          // Else the next command would take it for one that has been used.
+          rmSync(cache.directory, { recursive: true, force: true });
+          throw error;
+        }
       }
       return {
         mounts: [

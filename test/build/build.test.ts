@@ -149,6 +149,13 @@ RUN --mount=type=cache,target=/root/.cache/x cat /root/.cache/x/file > /cached
     expect(cached(again)).toEqual([true, true, true]);
   });
 
+  test("fills a cache from elsewhere, also when that failed at first", async () => {
+    const dockerfile = (source: string) =>
+      `FROM base\nRUN --mount=type=cache,target=/c,id=filled,from=base,source=${source} ls /c > /list\n`;
+    expect(await failure(dockerfile("/absent"))).toContain("/absent");
+    expect((await files(await fixture.build(dockerfile("/home"))))["list"]).toBe("f 0:0 644 app\n");
+  });
+
   test("lets commands sign with the user's ssh keys", async () => {
     const agent = join(fixture.directory, "agent");
     const server = createServer((socket) => socket.on("error", () => {})).listen(agent);
