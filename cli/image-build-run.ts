@@ -112,7 +112,7 @@ export async function runBuild(request: BuildRequest, context: Context): Promise
 }
 
 const rootOnly =
-  "a layer's files need owners that only root can give them, and a cache of their own; as root it works (sudo slipway image build)";
+  "the files of a layer have owners that only root can give them; run it as root: sudo slipway image build";
 
 function parsePlatforms(texts: readonly string[]): readonly Platform[] | undefined {
   const platforms = texts.map((text) => {
