@@ -1,11 +1,11 @@
 /** Where a built image goes: an OCI layout, an archive for Docker, a registry, or just its files into a directory. */
-import { createWriteStream, mkdirSync, realpathSync, renameSync, rmSync, statSync } from "node:fs";
-import { basename, dirname, join } from "node:path";
+import { mkdirSync, realpathSync } from "node:fs";
 import { Readable, type Writable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import {
   exportArchive,
   exportDirectory,
+  ImageError,
   type ImageLease,
   type ImageStore,
   parseReference,
@@ -14,6 +14,7 @@ import {
   type PushProgress,
   type RegistryClient,
   type StoredImage,
+  writeArchiveFile,
 } from "../runtime/index.ts";
 import type { FileWorkers } from "./file-workers.ts";
 import type { BuiltImage } from "./platform-builds.ts";
@@ -75,33 +76,19 @@ function onePlatform({ stored }: BuiltImage, kind: BuildOutput["kind"]): StoredI
   throw new BuildError(`an output of type ${kind} holds one platform, not ${stored.images.length}: use type=oci`);
 }
 
-/** A broken archive must not pass for a whole one: it gets its name when it is whole. */
 async function writeArchive(
   archive: AsyncIterable<Buffer>,
   to: string | Writable,
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  const source = Readable.from(archive, { objectMode: false });
   if (typeof to !== "string") {
-    await pipeline(source, to, { signal, end: false });
+    await pipeline(Readable.from(archive, { objectMode: false }), to, { signal, end: false });
     return;
   }
-  const stat = statSync(to, { throwIfNoEntry: false });
-  if (stat?.isDirectory() === true) throw new BuildError(`${JSON.stringify(to)} cannot be written: it is a directory`);
-  if (stat !== undefined && !stat.isFile()) {
-    // A pipe.
-    await pipeline(source, createWriteStream(to), { signal });
-    return;
-  }
-  const path = stat === undefined ? to : realpathSync(to);
-  located(to, () => realpathSync(dirname(path)));
-  const beside = join(dirname(path), `.${basename(path).slice(0, 200)}.${crypto.randomUUID().slice(0, 8)}`);
   try {
-    await pipeline(source, createWriteStream(beside, { flags: "wx" }), { signal });
-    renameSync(beside, path);
+    await writeArchiveFile(archive, to, { signal });
   } catch (error) {
-    rmSync(beside, { force: true });
-    throw error;
+    throw error instanceof ImageError ? new BuildError(error.message, { cause: error }) : error;
   }
 }
 

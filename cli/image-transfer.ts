@@ -163,7 +163,7 @@ async function exportImage(argv: readonly string[], context: Context): Promise<n
   if (output === undefined && process.stdout.isTTY) {
     throw new UsageError("An archive is nothing for a terminal: give --output FILE, or redirect the output");
   }
-  const { exportArchive, exportDirectory } = await import("../runtime/images.ts");
+  const { exportArchive, exportDirectory, writeArchiveFile } = await import("../runtime/images.ts");
   using transfer = await openTransfer(values, context);
   const { named, image: one } = await findImage(transfer.store, operands[0] as string, transfer.lease);
   const image = (await findIndex(transfer.store, named, transfer.lease)) ?? one;
@@ -176,19 +176,9 @@ async function exportImage(argv: readonly string[], context: Context): Promise<n
   if (output.endsWith("/") || (existsSync(path) && statSync(path).isDirectory())) {
     await exportDirectory(image, path, options);
   } else {
-    await exportFile(Readable.from(exportArchive(image, options), { objectMode: false }), path);
+    await writeArchiveFile(exportArchive(image, options), path, options);
   }
   return exitCodes.success;
-}
-
-/** A broken archive must not pass for a whole one. */
-async function exportFile(archive: Readable, path: string): Promise<void> {
-  try {
-    await pipeline(archive, createWriteStream(path));
-  } catch (error) {
-    if (statSync(path, { throwIfNoEntry: false })?.isFile() === true) rmSync(path);
-    throw error;
-  }
 }
 
 export const transferVerbs: Readonly<Record<string, Verb>> = {

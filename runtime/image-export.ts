@@ -5,9 +5,9 @@
  * @see {@link https://github.com/opencontainers/image-spec/blob/main/image-layout.md}
  */
 import { createHash } from "node:crypto";
-import { createWriteStream } from "node:fs";
+import { createWriteStream, existsSync, realpathSync, renameSync, rmSync, statSync } from "node:fs";
 import { mkdir, readdir } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import type { BlobIdentity } from "./blob-store.ts";
@@ -172,4 +172,43 @@ function blobPath(digest: string): string {
 function parents(name: string): string[] {
   const parts = name.split("/").slice(0, -1);
   return parts.map((_, index) => parts.slice(0, index + 1).join("/"));
+}
+
+/**
+ * Writes an archive to a file, in place of the one that is there, or into a pipe. A broken archive must not pass for a whole
+ * one: it gets its name when it is whole, and until then the file that was there is as it was.
+ *
+ * @throws {ImageError} If there can be no such file.
+ */
+export async function writeArchiveFile(
+  archive: AsyncIterable<Buffer>,
+  path: string,
+  { signal }: { readonly signal?: AbortSignal | undefined } = {},
+): Promise<void> {
+  const source = Readable.from(archive, { objectMode: false });
+  const refuse = (why: string, cause?: unknown) =>
+    new ImageError(`${JSON.stringify(path)} cannot be written: ${why}`, { cause });
+  const stat = statSync(path, { throwIfNoEntry: false });
+  if (stat?.isDirectory() === true) throw refuse("it is a directory");
+  if (stat !== undefined && !stat.isFile()) {
+    await pipeline(source, createWriteStream(path), { signal });
+    return;
+  }
+  let directory: string;
+  try {
+    directory = realpathSync(stat === undefined ? dirname(path) : dirname(realpathSync(path)));
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    throw refuse(code === "ENOENT" ? "its directory does not exist" : `${code}`, error);
+  }
+  const name = basename(stat === undefined ? path : realpathSync(path));
+  // At most 4 bytes a character, and 255 altogether.
+  const beside = join(directory, `.${name.slice(0, 60)}.${crypto.randomUUID().slice(0, 8)}`);
+  try {
+    await pipeline(source, createWriteStream(beside, { flags: "wx" }), { signal });
+    renameSync(beside, join(directory, name));
+  } catch (error) {
+    if (existsSync(beside)) rmSync(beside);
+    throw error;
+  }
 }

@@ -1,6 +1,6 @@
 /** Images in the store and in registries: what short commands need that start no containers. */
 export { collectImages } from "./image-collect.ts";
-export { exportArchive, exportDirectory } from "./image-export.ts";
+export { exportArchive, exportDirectory, writeArchiveFile } from "./image-export.ts";
 export { importImage } from "./image-import.ts";
 export { readStoredIndex } from "./image-index.ts";
 export { ImageLease } from "./image-lease.ts";

@@ -51,7 +51,7 @@ export { AccountError, type Accounts, resolveOwner, resolveUser, type ResolvedUs
 export { isRootless } from "./file-owners.ts";
 export { ImageStore, imageStorePath } from "./image-store.ts";
 export { type Collected, collectImages, type CollectOptions } from "./image-collect.ts";
-export { exportArchive, exportDirectory, type ExportedFile, exportFiles } from "./image-export.ts";
+export { exportArchive, exportDirectory, type ExportedFile, exportFiles, writeArchiveFile } from "./image-export.ts";
 export { putIndex, readStoredIndex, type StoredIndex } from "./image-index.ts";
 export { importImage } from "./image-import.ts";
 export { type Descriptor, mediaTypes } from "./image-manifest.ts";

@@ -1,5 +1,6 @@
-import { execFileSync } from "node:child_process";
-import { writeFileSync } from "node:fs";
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { copyFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -53,6 +54,16 @@ describe.skipIf(!isRoot)("slipway image", () => {
     expect(names).toContain("manifest.json\n");
     const layer = names.split("\n").find((name) => /sha256\/.{64}$/.test(name)) as string;
     expect(layer).toBeDefined();
+    // What cannot be written in its place stays; what can be is replaced at once.
+    const program = join(directory.path, "program");
+    copyFileSync("/usr/bin/sleep", program);
+    const running = spawn(program, ["60"]);
+    await once(running, "spawn");
+    expect(await call("export", "-o", "program", pushed)).toMatchObject({ code: 0 });
+    running.kill();
+    expect(execFileSync("tar", ["tf", program], { encoding: "utf8" })).toBe(names);
+    const absent = await call("export", "-o", "absent/x", pushed);
+    expect(absent.stderr).toMatch(/absent\/x" cannot be written: its directory does not exist\n$/);
     expect((await call("gc", "--budget", "1GiB")).stdout).toMatch(/^0 bytes freed \(0 layers\), .* left\n$/);
     expect(JSON.parse((await call("gc", "--budget", "1KiB", "--json")).stdout)).toMatchObject({
       keptBytes: 0,
