@@ -97,6 +97,16 @@ END
     expect(stdout).toBe("0\n1\nlimited\nmounted\n");
   });
 
+  test("BuildKit, the one in dockerd", limit, async () => {
+    const { stdout } = await run(`
+        dockerd > daemon 2>&1 &
+        for i in $(seq 300); do docker version > /dev/null 2>&1 && break; sleep 0.1; done
+        sed -i 's/^RUN id/RUN --mount=type=cache,target=\\/cache id/' Dockerfile
+        DOCKER_BUILDKIT=1 docker build --progress plain -t made . > log 2>&1 || cat log daemon
+        grep -c '^#.* RUN --mount=type=cache' log; docker run --rm made cat /made/by`);
+    expect(stdout).toMatch(/^[1-9]\n0\n$/);
+  });
+
   test("each finds again, as it is, what it has kept between builds, whatever the ids", limit, async () => {
     const key = { namespace: "test", name: "images" };
     const copy = async (name: string) => {
