@@ -200,7 +200,8 @@ class Pull {
     const manifest = describeManifest(image);
     for (const name of new Set([this.#name, formatReference(pinReference(this.#reference, resolved))])) {
       const known = await names.get(name);
-      if (known?.manifest.digest === manifest.digest && known.resolved === resolved) continue;
+      const isKnown = known?.manifest.digest === manifest.digest;
+      if (isKnown && (known.resolved ?? known.manifest.digest) === resolved) continue;
       await names.set(name, { manifest, resolved }, { signal, wait: false });
     }
   }
