@@ -318,10 +318,11 @@ bad:
       cwd: checkout.path,
       env: { TERM: "dumb" },
     });
-    for (const which of ["first", "second"]) {
-      await shell.until(/as it failed/);
+    for (const [index, which] of ["first", "second"].entries()) {
+      // What is typed before goes to the shell before.
+      await shell.until(new RegExp(`(?:as it failed[^]*){${index + 1}}`));
       shell.type(`echo $((6*7)) in ${which}; exit\r`);
-      await shell.until(/\n42 in /);
+      await shell.until(new RegExp(`\n42 in ${which}`));
     }
     expect(await shell.exited).toEqual({ code: 1, signal: null });
   });

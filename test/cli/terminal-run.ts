@@ -66,7 +66,7 @@ export class TerminalRun implements AsyncDisposable {
     syscall("ioctl", this.#fd, TIOCSWINSZ, size);
   }
 
-  /** Waits until what was shown since the last call matches; answers the first group. */
+  /** Waits until all that was shown so far matches; answers the first group. */
   async until(pattern: RegExp): Promise<string> {
     for (;;) {
       const match = pattern.exec(this.#text);
