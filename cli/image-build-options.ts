@@ -189,7 +189,7 @@ function readOutput(text: string, fields: ReadonlyMap<string, string>, context: 
     if (process.stdout.isTTY) throw new UsageError("An archive is nothing for a terminal: redirect the output");
     return process.stdout;
   };
-  const type = fields.get("type");
+  const type = fields.get("type") ?? "";
   switch (type) {
     case "image":
       return isTrue(fields.get("push")) ? { kind: "registry" } : undefined;
@@ -211,7 +211,7 @@ function readOutput(text: string, fields: ReadonlyMap<string, string>, context: 
     }
     default:
       throw new UsageError(
-        `--output has no type ${JSON.stringify(type ?? "")}; there are image, registry, oci, docker and local`,
+        `--output has no type ${JSON.stringify(type)}; there are image, registry, oci, docker and local`,
       );
   }
 }

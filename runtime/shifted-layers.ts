@@ -75,7 +75,7 @@ export class ShiftedLayers {
     await Promise.all(
       missing.map((layer) => {
         const { copy, making } = this.#places(layer, range);
-        if (existsSync(copy)) return undefined;
+        if (existsSync(copy)) return Promise.resolve();
         const known = this.#making.get(copy);
         if (known !== undefined) return known;
         const made = this.#prepare(layer, { copy, making }, range).finally(() => this.#making.delete(copy));
