@@ -281,12 +281,7 @@ export class KernelNetworks implements NetworkMaker {
       },
       () => {
         if (!hasTable(this.#filter, this.#inet)) return;
-        const written = writtenByRules.flatMap((kind) => elementsOf(this.#filter, this.#inet, kind, addresses));
-        commit(this.#filter, [
-          ...restrictionElements(deleteElements, this.#inet, known),
-          ...publicElements(deleteElements, this.#inet, known),
-          ...written.flatMap(({ set, key }) => deleteElements(this.#inet, set, [{ key }])),
-        ]);
+        this.#deleteElementsOf(known, addresses);
       },
       // Its addresses will be another job's.
       () => this.#forgetConnections(network),
@@ -453,6 +448,26 @@ export class KernelNetworks implements NetworkMaker {
     throw new Error(`Cannot make a network: all ${count} addresses of this agent's subnet are taken`);
   }
 
+  /**
+   * Deletes what sets have about a job, all or nothing. The kernel itself drops an element of "connections" when the last
+   * connection has ended, also between the list and its deletion: then it is listed again.
+   */
+  #deleteElementsOf(known: Parameters<typeof restrictionElements>[2], addresses: readonly string[]): void {
+    for (let attempt = 1; ; attempt++) {
+      const written = writtenByRules.flatMap((kind) => elementsOf(this.#filter, this.#inet, kind, addresses));
+      try {
+        commit(this.#filter, [
+          ...restrictionElements(deleteElements, this.#inet, known),
+          ...publicElements(deleteElements, this.#inet, known),
+          ...written.flatMap(({ set, key }) => deleteElements(this.#inet, set, [{ key }])),
+        ]);
+        return;
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== "ENOENT" || attempt === mostDeletions) throw error;
+      }
+    }
+  }
+
   #forgetConnections(network: KernelNetwork): void {
     this.#filter.request(...addressesOf(network).map(forgetConnections));
   }
@@ -489,3 +504,6 @@ function attempt(action: () => void): void {
     // as said
   }
 }
+
+/** A job has an element for each of its addresses; each can vanish once. */
+const mostDeletions = 8;
