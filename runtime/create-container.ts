@@ -91,7 +91,8 @@ function createContainer(
       mkdirSync(directory, { mode: 0o700 });
       host.disk.adopt(directory);
     }
-    const step = describeStep(host, config, process, directory);
+    const step =
+      config.nested === undefined ? knownStep(host, config) : describeStep(host, config, undefined, directory);
     launcher.cgroup?.limit(step.linux?.resources ?? {});
     const stdout = descriptors.pipe();
     const stderr = descriptors.pipe();
@@ -121,7 +122,7 @@ function createContainer(
     if (nested !== undefined && "fd" in plan.rootfs) {
       fillStores(nested.stores, fds[plan.rootfs.fd - launchedDescriptors.first] ?? -1, nested);
     }
-    const { program, memoryFd } = compileLaunch(host, plan);
+    const { program, memoryFd } = compileLaunch(host, plan, step);
     // Has the container's own paths in it, and is not kept.
     if ("layerFds" in plan.rootfs) descriptors.own(memoryFd);
     const block = program.addressOf("process");
@@ -152,17 +153,34 @@ function createContainer(
 }
 
 /** The program of a plan, out of the cache where another container may have the same. */
-function compileLaunch(host: Host, plan: LaunchPlan): { readonly program: Program; readonly memoryFd: number } {
+function compileLaunch(
+  host: Host,
+  plan: LaunchPlan,
+  step: OciConfig,
+): { readonly program: Program; readonly memoryFd: number } {
   const compile = () => planLaunch(plan);
   if ("fd" in plan.rootfs) {
-    return host.programs.get(JSON.stringify(plan, planKey), "slipway-init", plan.statusFd, compile);
+    return host.programs.get(planKey(plan, step), "slipway-init", plan.statusFd, compile);
   }
   const program = compileProgram(compile(), { architecture, statusFd: plan.statusFd });
   return { program, memoryFd: sealedProgram(program.file, "slipway-init") };
 }
 
-/** Everything that plans differ in. */
-function planKey(name: string, value: unknown): unknown {
+/**
+ * Everything that a plan's program depends on. It is long, so that of a configuration that has been seen is found by what
+ * else there is: descriptors, and what was found out about the files that are mounted.
+ */
+function planKey(plan: LaunchPlan, step: OciConfig): string {
+  const { config: _, seccomp: __, mounts, ...rest } = plan;
+  const trees = mounts.map((mount) => (mount.kind === "tree" ? [mount.fd, mount.isDirectory] : mount.kind));
+  const known = planKeys.get(step) ?? new Map<string, string>();
+  planKeys.set(step, known);
+  return known.getOrInsertComputed(JSON.stringify([rest, trees]), () => JSON.stringify(plan, replacer));
+}
+
+const planKeys = new WeakMap<OciConfig, Map<string, string>>();
+
+function replacer(name: string, value: unknown): unknown {
   // By far the largest part, and the same object for all steps of a profile.
   if (name === "seccomp" && typeof value === "object" && value !== null) return identity(value);
   if (value instanceof Uint8Array) return Buffer.from(value).toString("latin1");
@@ -178,6 +196,31 @@ function identity(object: object): number {
   identities.set(object, known);
   return known;
 }
+
+/**
+ * The configuration of a step that is to be created, the same object for all that are the same: what is made of it is then
+ * known, too. It does not say what runs.
+ */
+function knownStep(host: Host, config: PreparedConfig): OciConfig {
+  const { image, uidRange, network, id: _, output: __, onExit: ___, signal: ____, ...rest } = config;
+  const known = host.steps;
+  const key = JSON.stringify([
+    image.binds,
+    uidRange.key,
+    typeof network === "object" ? network.namespaceFd : network,
+    rest,
+  ]);
+  const step = known.get(key) ?? describeStep(host, config, undefined);
+  known.delete(key);
+  known.set(key, step); // at the end: used last
+  for (const oldest of known.keys()) {
+    if (known.size <= maxKnownSteps) break;
+    known.delete(oldest);
+  }
+  return step;
+}
+
+const maxKnownSteps = 64;
 
 /**
  * The configuration of a container that would be created, and the operations that its launcher would run; descriptors are
@@ -280,7 +323,8 @@ function launchContext(
         : { whole: { name: "root file system", open: () => root.open() } },
     make: {
       bind: (mount, options) => bind(mount, options, { range, dry, owner: workspaceOwner(config, mount), host }),
-      dev: (_, { linux }) => mountDev(range, linux?.devices),
+      dev: (_, { linux }) =>
+        root === undefined || linux?.devices?.length ? mountDev(range, linux?.devices) : root.openDev(),
       boundDevices: ({ linux }) => boundDevices(linux?.devices),
       hostSys: cloneHostSys,
       overlay: () => showWorkspace(host, config),

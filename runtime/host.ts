@@ -43,6 +43,7 @@ import {
 } from "./linux.ts";
 import { mendNetwork } from "./network-mend.ts";
 import { closeMounts } from "./mount.ts";
+import type { OciConfig } from "./oci-config.ts";
 import { type JobNetwork, Networks, type Withheld } from "./network.ts";
 import { NetworkFiles } from "./network-files.ts";
 import { ProgramCache } from "./program-cache.ts";
@@ -116,6 +117,8 @@ export class Host implements AsyncDisposable {
   readonly networkFiles = new NetworkFiles(this);
   readonly roots: RootPool;
   readonly programs = new ProgramCache();
+  /** The last steps' configurations, by what was asked for. */
+  readonly steps = new Map<string, OciConfig>();
   readonly removals = new Removals();
   readonly launchers: Launchers;
   readonly lastCapability = Number(readFileSync("/proc/sys/kernel/cap_last_cap", "utf8"));

@@ -2,15 +2,16 @@
  * Root file systems that serve one container after the other of a job.
  *
  * A container's root file system is an overlay with an empty upper directory. Making and deleting one costs more than
- * everything else about a short container, and most steps change nothing outside their workspace, /tmp and /dev, which are
- * mounts of their own. Whatever a step changes in its root file system shows in the upper directory itself: a first entry, or
- * another change time. Where neither is there, the next container of the job gets the same overlay, and cannot tell.
+ * everything else about a short container, and many steps change nothing outside of their workspace and /dev/shm, which
+ * are mounts of their own. Whatever a step changes in its root file system shows in the upper directory itself: a first
+ * entry, or another change time. Where neither is there, the next container of the job gets the same overlay, and cannot
+ * tell. The same holds for its /dev, a file system in memory.
  */
 import { mkdirSync, readdirSync, statfsSync, statSync } from "node:fs";
 import type { Disk } from "./disk.ts";
 import { cloneMount, closeMounts } from "./mount.ts";
 import type { LayerMounts } from "./rootfs.ts";
-import { mountOverlay } from "./rootfs.ts";
+import { devState, mountDev, mountOverlay } from "./rootfs.ts";
 import type { UidRange } from "./uid-range.ts";
 
 /** One container's, until it is given back. */
@@ -19,6 +20,8 @@ export interface RootFileSystem {
   readonly directory: string;
   /** A detached mount, the caller's to close. @throws {SyscallError} */
   open(): number;
+  /** One of a /dev with the standard devices; the caller's to close. @throws {SyscallError} */
+  openDev(): number;
 }
 
 /** Layers of a root file system beside those of the image: detached mounts that somebody else closes, and what tells them apart. */
@@ -33,6 +36,7 @@ interface PooledRoot extends RootFileSystem {
   readonly mount: number;
   /** Of the upper directory, when nobody had used it. */
   readonly untouched: string;
+  dev: { readonly mount: number; readonly untouched: string } | undefined;
 }
 
 interface PoolHost {
@@ -74,22 +78,27 @@ export class RootPool {
     const free = this.#free.get(range.key);
     const index = free?.findLastIndex((root) => root.key === key) ?? -1;
     const [known] = index < 0 ? [] : (free?.splice(index, 1) ?? []);
-    if (known !== undefined && this.#isUntouched(known)) return known;
-    if (known !== undefined) this.#host.track(this.discard(known));
+    if (known !== undefined) return known;
     const mounts = [...shared, ...top].map(({ mount }) => mount);
     const directory = `${this.#host.stateDir}/roots/${name}`;
     mkdirSync(directory, { mode: 0o700 });
     try {
       this.#host.disk.adopt(directory);
       const mount = mountOverlay(directory, mounts, range);
-      return {
+      const root: PooledRoot = {
         directory,
         open: () => cloneMount(mount),
+        openDev: () => {
+          root.dev ??= makeDev(range);
+          return cloneMount(root.dev.mount);
+        },
         range: range.key,
         key,
         mount,
         untouched: stateOf(directory),
-      } satisfies PooledRoot as RootFileSystem;
+        dev: undefined,
+      };
+      return root;
     } catch (error) {
       void this.#host.removeTree(directory);
       throw error;
@@ -102,6 +111,10 @@ export class RootPool {
     const free = this.#free.get(pooled.range);
     if (free !== undefined && free.length < maxFree && this.#isUntouched(pooled)) {
       free.push(pooled);
+      const { dev } = pooled;
+      if (dev === undefined || devState(dev.mount) === dev.untouched) return;
+      pooled.dev = undefined;
+      await closeMounts([dev.mount]);
       return;
     }
     await this.discard(pooled);
@@ -109,7 +122,8 @@ export class RootPool {
 
   /** Deletes one that has been taken; never rejects. */
   async discard(root: RootFileSystem): Promise<void> {
-    await closeMounts([(root as PooledRoot).mount]);
+    const { mount, dev } = root as PooledRoot;
+    await closeMounts(dev === undefined ? [mount] : [mount, dev.mount]);
     await this.#host.removeTree(root.directory);
   }
 
@@ -136,6 +150,11 @@ export class RootPool {
       return false;
     }
   }
+}
+
+function makeDev(range: UidRange): { readonly mount: number; readonly untouched: string } {
+  const mount = mountDev(range);
+  return { mount, untouched: devState(mount) };
 }
 
 /** As many containers of a job as there are at a time: one that runs, those created ahead, a service. */

@@ -2,6 +2,7 @@
 import { chmodSync, chownSync, lstatSync, mkdirSync, rmSync, statSync } from "node:fs";
 import { isRootless } from "./file-owners.ts";
 import {
+  AT_EMPTY_PATH,
   AT_SYMLINK_NOFOLLOW,
   EEXIST,
   EINVAL,
@@ -221,6 +222,25 @@ export function mountDev(owner: { readonly base: number }, further: readonly Oci
   }
   for (const name of ["pts", "shm", "mqueue"]) syscall("mkdirat", mount, cString(name), 0o755);
   return mount;
+}
+
+const devNames = [...devices.map(([name]) => name), ...links.map(([name]) => name), "pts", "shm", "mqueue"].map(
+  cString,
+);
+const STATX_BASIC_STATS = 0x7ff;
+
+/** Everything about a /dev and its standard entries that changes when somebody changes it: struct statx of each but access times. */
+export function devState(mount: number): string {
+  const states = Buffer.alloc(256 * (devNames.length + 1));
+  const stat = (name: Buffer, at: number) => {
+    const state = states.subarray(at, at + 256);
+    const result = trySyscall("statx", mount, name, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, state);
+    if (result < 0) state.writeInt32LE(result, 0);
+    state.fill(0, 64, 80); // stx_atime
+  };
+  stat(cString(""), 0);
+  devNames.forEach((name, i) => stat(name, 256 * (i + 1)));
+  return states.toString("latin1");
 }
 
 /**
