@@ -273,9 +273,9 @@ describe("a terminal", () => {
   test("turns keys into signals and ends of input", async () => {
     const container = await idle();
     const run = await Run.start(container, ["/bin/sh"], { terminal });
-    run.type("sleep 1000\n");
-    await run.until(/sleep 1000\r\n/);
-    while (!psOf(container).includes("sleep 1000\n")) await new Promise((resolve) => setTimeout(resolve, 5));
+    run.type("sleep 1004\n");
+    await run.until(/sleep 1004\r\n/);
+    while (!psOf(container).includes("sleep 1004\n")) await new Promise((resolve) => setTimeout(resolve, 5));
     run.type("\x03");
     run.type("echo status $?\n");
     expect(await run.until(/status (\d+)/)).toBe("130");

@@ -74,7 +74,9 @@ describe.skipIf(!isRoot)("adoptUpper", () => {
     const directory = join(host.directory, "strange");
     mkdirSync(join(directory, "file"), { recursive: true });
     const fd = fileAt.openRoot(directory);
-    expect(() => adoptUpper(fd, { base: 1 << 28, size: 1 << 18 })).toThrow('keep "file": its owner 0 is none');
+    expect(() => adoptUpper(fd, { base: 1 << 28, size: 1 << 18 })).toThrow(
+      '"file" cannot be kept: its owner 0 is none',
+    );
     fileAt.closeFile(fd);
   });
 });
