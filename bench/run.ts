@@ -1,6 +1,6 @@
 /**
  * A job of three `true` steps: what it takes beyond the steps themselves, after start-up. And the gap between two steps,
- * also where a step takes long enough (`sleep 0.05`) for the next one's container to be created meanwhile.
+ * also where a step takes long enough (`sleep 0.005`, `sleep 0.05`) for the next one's container to be created meanwhile.
  */
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -20,6 +20,7 @@ function parseJob(scripts: readonly string[]): JobSpec {
 
 export async function benchRun(options: { readonly runs: number; readonly json: boolean }): Promise<void> {
   const short = parseJob(["true", "true", "true"]);
+  const brief = parseJob(Array.from({ length: 5 }, () => "sleep 0.005"));
   const long = parseJob(Array.from({ length: 5 }, () => "sleep 0.05"));
   const directory = mkdtempSync(join(tmpdir(), "slipway-bench-"));
   try {
@@ -30,6 +31,7 @@ export async function benchRun(options: { readonly runs: number; readonly json: 
     const totals: number[] = [];
     const overheads: number[] = [];
     const gaps: number[] = [];
+    const briefGaps: number[] = [];
     const longGaps: number[] = [];
     const warmUp = 5;
     let sequence = 0;
@@ -51,17 +53,19 @@ export async function benchRun(options: { readonly runs: number; readonly json: 
       return { totalMs, overheadMs: totalMs - stepsMs, gaps };
     };
     for (let run = -warmUp; run < options.runs; run++) {
-      const [first, second] = [await execute(short), await execute(long)];
+      const [first, second, third] = [await execute(short), await execute(brief), await execute(long)];
       if (run < 0) continue;
       totals.push(first.totalMs);
       overheads.push(first.overheadMs);
       gaps.push(...first.gaps);
-      longGaps.push(...second.gaps);
+      briefGaps.push(...second.gaps);
+      longGaps.push(...third.gaps);
     }
     const rows = [
       { name: "overhead of the job", ...summarize(overheads) },
       { name: "the whole job", ...summarize(totals) },
       { name: "gap between two steps", ...summarize(gaps) },
+      { name: "gap between two steps of 5 ms", ...summarize(briefGaps) },
       { name: "gap between two steps of 50 ms", ...summarize(longGaps) },
     ];
     if (options.json) {
