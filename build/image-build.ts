@@ -212,9 +212,19 @@ function readDockerfile({ contextDir, dockerfile = "Dockerfile" }: ImageBuildOpt
     if (content === undefined) {
       throw new BuildError(`there is no ${JSON.stringify(name)} in the build context, or it is no readable file`);
     }
-    const own = typeof dockerfile === "string" ? read(`${dockerfile}.dockerignore`) : dockerfile.ignore;
+    const readIgnored = (path: string) => {
+      const found = read(path);
+      // What cannot be read ignores nothing, and files would get into the image that were to stay out.
+      if (found === undefined && fileAt.statAt(root, fileAt.byteString(path)) !== undefined) {
+        throw new BuildError(
+          `${JSON.stringify(path)} cannot be used: it is no file in the build context of at most ${LIMITS.fileBytes >> 20} MiB; make it one, or remove it`,
+        );
+      }
+      return found;
+    };
+    const own = typeof dockerfile === "string" ? readIgnored(`${dockerfile}.dockerignore`) : dockerfile.ignore;
     const ignoreName = own === undefined ? ".dockerignore" : `${name}.dockerignore`;
-    const ignored = parseIgnored(own ?? read(".dockerignore") ?? "", ignoreName);
+    const ignored = parseIgnored(own ?? readIgnored(".dockerignore") ?? "", ignoreName);
     return { content, name, ignored };
   } finally {
     fileAt.closeFile(root);

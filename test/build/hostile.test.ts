@@ -68,6 +68,19 @@ describe.skipIf(!isRoot)("a hostile build", () => {
     expect(await failure("FROM scratch\nCOPY . /\n", { ".dockerignore": "[a" })).toContain("line 1");
   });
 
+  test("with an ignore file that cannot be read is refused, for it would ignore nothing", async () => {
+    const refusal = /"\.dockerignore" cannot be used: it is no file in the build context of at most 4 MiB/;
+    const files = { secret: "x" };
+    expect(await failure("FROM scratch\nCOPY . /\n", { ...files, ".dockerignore": "#\n".repeat(3 << 20) })).toMatch(
+      refusal,
+    );
+    for (const target of ["/dev/zero", "/etc/passwd", "nowhere", "."]) {
+      const contextDir = fixture.context(files);
+      symlinkSync(target, join(contextDir, ".dockerignore"));
+      expect(await failure("FROM scratch\nCOPY . /\n", {}, { contextDir })).toMatch(refusal);
+    }
+  });
+
   test("with an archive that unpacks to far too much is refused", async () => {
     const zeros = gzipSync(Buffer.alloc(64 << 20), { level: 9 });
     // A tar header that promises a terabyte, and a gzip stream that goes on.
