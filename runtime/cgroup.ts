@@ -17,7 +17,6 @@ import { type CgroupUsage, hadOwnOom, reachedOwnLimit, readMemory, readOomKills,
 import { O_DIRECTORY, O_RDONLY } from "./linux.ts";
 import type { OciResources } from "./oci-config.ts";
 import type { Launchers } from "./launcher.ts";
-import type { Removals } from "./removals.ts";
 import { close, open } from "./syscall.ts";
 
 /** An agent's part of the cgroup tree. */
@@ -184,13 +183,12 @@ export class Cgroup {
   /**
    * Removes it. Its processes must have been reaped; the kernel may need a moment to notice.
    *
-   * @param helpers Who else may do it.
+   * @param launchers Whose process does it, if it can.
    */
-  async remove(helpers?: { readonly launchers: Launchers; readonly removals: Removals }): Promise<void> {
-    if (this.#delegation === undefined && (await helpers?.launchers.removeCgroup(this.#others.id))) return;
+  async remove(launchers?: Launchers): Promise<void> {
+    if (this.#delegation === undefined && (await launchers?.removeCgroup(this.#others.id))) return;
     const paths = this.#delegation?.directories ?? this.#directories.map(({ path }) => path);
     if (this.#delegation !== undefined) for (const path of paths) removeCgroupsBelow(path);
-    if (helpers?.removals.isThread) return helpers.removals.remove({ cgroups: paths });
     for (const path of paths) {
       // Not synchronously: rmdir waits for whoever changes cgroups on this host.
       for (let attempt = 0; !(await isRemoved(path)); attempt++) {

@@ -519,7 +519,7 @@ export class Container implements AsyncDisposable {
     await this.#end();
     const { roots } = this.#host;
     const removal = this.#root === undefined ? this.#host.removeTree(this.#directory) : roots.giveBack(this.#root);
-    await this.#cgroup?.remove(this.#host);
+    await this.#cgroup?.remove(this.#host.launchers);
     await removal;
   }
 }

@@ -92,7 +92,9 @@ function createContainer(
       host.disk.adopt(directory);
     }
     const step =
-      config.nested === undefined ? knownStep(host, config) : describeStep(host, config, undefined, directory);
+      config.nested === undefined
+        ? host.steps.get(config, () => describeStep(host, config, undefined))
+        : describeStep(host, config, undefined, directory);
     launcher.cgroup?.limit(step.linux?.resources ?? {});
     const stdout = descriptors.pipe();
     const stderr = descriptors.pipe();
@@ -160,67 +162,11 @@ function compileLaunch(
 ): { readonly program: Program; readonly memoryFd: number } {
   const compile = () => planLaunch(plan);
   if ("fd" in plan.rootfs) {
-    return host.programs.get(planKey(plan, step), "slipway-init", plan.statusFd, compile);
+    return host.programs.get(host.steps.programKey(step, plan), "slipway-init", plan.statusFd, compile);
   }
   const program = compileProgram(compile(), { architecture, statusFd: plan.statusFd });
   return { program, memoryFd: sealedProgram(program.file, "slipway-init") };
 }
-
-/**
- * Everything that a plan's program depends on. It is long, so that of a configuration that has been seen is found by what
- * else there is: descriptors, and what was found out about the files that are mounted.
- */
-function planKey(plan: LaunchPlan, step: OciConfig): string {
-  const { config: _, seccomp: __, mounts, ...rest } = plan;
-  const trees = mounts.map((mount) => (mount.kind === "tree" ? [mount.fd, mount.isDirectory] : mount.kind));
-  const known = planKeys.get(step) ?? new Map<string, string>();
-  planKeys.set(step, known);
-  return known.getOrInsertComputed(JSON.stringify([rest, trees]), () => JSON.stringify(plan, replacer));
-}
-
-const planKeys = new WeakMap<OciConfig, Map<string, string>>();
-
-function replacer(name: string, value: unknown): unknown {
-  // By far the largest part, and the same object for all steps of a profile.
-  if (name === "seccomp" && typeof value === "object" && value !== null) return identity(value);
-  if (value instanceof Uint8Array) return Buffer.from(value).toString("latin1");
-  if (value instanceof Map) return [...(value as ReadonlyMap<string, unknown>)];
-  return typeof value === "bigint" ? `${value}` : value;
-}
-
-const identities = new WeakMap<object, number>();
-let lastIdentity = 0;
-
-function identity(object: object): number {
-  const known = identities.get(object) ?? ++lastIdentity;
-  identities.set(object, known);
-  return known;
-}
-
-/**
- * The configuration of a step that is to be created, the same object for all that are the same: what is made of it is then
- * known, too. It does not say what runs.
- */
-function knownStep(host: Host, config: PreparedConfig): OciConfig {
-  const { image, uidRange, network, id: _, output: __, onExit: ___, signal: ____, ...rest } = config;
-  const known = host.steps;
-  const key = JSON.stringify([
-    image.binds,
-    uidRange.key,
-    typeof network === "object" ? network.namespaceFd : network,
-    rest,
-  ]);
-  const step = known.get(key) ?? describeStep(host, config, undefined);
-  known.delete(key);
-  known.set(key, step); // at the end: used last
-  for (const oldest of known.keys()) {
-    if (known.size <= maxKnownSteps) break;
-    known.delete(oldest);
-  }
-  return step;
-}
-
-const maxKnownSteps = 64;
 
 /**
  * The configuration of a container that would be created, and the operations that its launcher would run; descriptors are

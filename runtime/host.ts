@@ -26,6 +26,7 @@ import { HostLimits } from "./host-limits.ts";
 import { OomReports } from "./kernel-log.ts";
 import { adoptTree, isRootless } from "./file-owners.ts";
 import { imageStorePath } from "./image-store.ts";
+import { KnownSteps } from "./known-steps.ts";
 import { Launchers } from "./launcher.ts";
 import {
   EAGAIN,
@@ -43,7 +44,6 @@ import {
 } from "./linux.ts";
 import { mendNetwork } from "./network-mend.ts";
 import { closeMounts } from "./mount.ts";
-import type { OciConfig } from "./oci-config.ts";
 import { type JobNetwork, Networks, type Withheld } from "./network.ts";
 import { NetworkFiles } from "./network-files.ts";
 import { ProgramCache } from "./program-cache.ts";
@@ -117,8 +117,7 @@ export class Host implements AsyncDisposable {
   readonly networkFiles = new NetworkFiles(this);
   readonly roots: RootPool;
   readonly programs = new ProgramCache();
-  /** The last steps' configurations, by what was asked for. */
-  readonly steps = new Map<string, OciConfig>();
+  readonly steps = new KnownSteps();
   readonly removals = new Removals();
   readonly launchers: Launchers;
   readonly lastCapability = Number(readFileSync("/proc/sys/kernel/cap_last_cap", "utf8"));
@@ -414,9 +413,9 @@ export class Host implements AsyncDisposable {
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === "ENOENT") return Promise.resolve();
       // On another file system: in place, then.
-      return this.#track(this.removals.remove({ tree: path }));
+      return this.#track(this.removals.remove(path));
     }
-    return this.#track(this.removals.remove({ tree: trash }));
+    return this.#track(this.removals.remove(trash));
   }
 
   /** @internal Waits for it when this is closed. */
@@ -444,7 +443,7 @@ export class Host implements AsyncDisposable {
       if (name.endsWith(".old")) await this.removeTree(`${stateDir}/${name}`);
     }
     for (const name of readdirSync(`${stateDir}/trash`)) {
-      void this.#track(this.removals.remove({ tree: `${stateDir}/trash/${name}` }));
+      void this.#track(this.removals.remove(`${stateDir}/trash/${name}`));
     }
     for (const directory of [...(this.cgroups?.directories ?? []), ...(this.cgroups?.otherDirectories ?? [])]) {
       // What still runs in them dies with the killed agent (PR_SET_PDEATHSIG).

@@ -1,6 +1,6 @@
 /** Compiled programs in sealed memory: containers of one shape start from the same file. */
 import { compileProgram, type Operation, type Program } from "./program.ts";
-import { sealedProgram, startSealedProgram } from "./start-program.ts";
+import { sealedProgram } from "./start-program.ts";
 import { architecture, close } from "./syscall.ts";
 
 interface CachedProgram {
@@ -35,10 +35,6 @@ export class ProgramCache {
       close(memoryFd);
     }
     return cached;
-  }
-
-  start(program: CachedProgram, name: string, descriptors: readonly (readonly [number, number])[]): number {
-    return startSealedProgram(program.memoryFd, name, descriptors);
   }
 
   close(): void {

@@ -1,22 +1,17 @@
 /**
- * The worker thread behind `Removals`: deletes directory trees of strangers, and cgroups.
+ * The worker thread behind `Removals`: deletes directory trees of strangers.
  *
  * Trees take turns, a few entries each, so that one of a million files holds up nobody. What steps made may have any name,
  * mode and depth; links are deleted, never followed.
  */
 import { lstatSync } from "node:fs";
-import { setTimeout as delay } from "node:timers/promises";
 import { parentPort } from "node:worker_threads";
-import { AT_FDCWD, AT_REMOVEDIR, ENOENT } from "./linux.ts";
-import { cString, trySyscall } from "./syscall.ts";
 import { TreeRemoval } from "./tree-removal.ts";
 
 /** What is to be deleted; trees must be gone from where anybody could use them. */
 export interface Removal {
   readonly id: number;
-  /** Without processes; the kernel may need a moment to notice. */
-  readonly cgroups?: readonly string[];
-  readonly tree?: string;
+  readonly tree: string;
 }
 
 /** What is left of it; nothing in the usual case. */
@@ -29,19 +24,6 @@ if (parentPort === null) throw new Error("removal-worker.ts is the entry of a wo
 const port = parentPort;
 
 const entriesATurn = 200;
-
-const mostAttempts = 200;
-
-async function removeCgroup(directory: string): Promise<void> {
-  for (let attempt = 0; ; attempt++) {
-    const removed = trySyscall("unlinkat", AT_FDCWD, cString(directory), AT_REMOVEDIR);
-    if (removed === 0 || removed === -ENOENT) return;
-    if (attempt === mostAttempts) {
-      throw new Error(`Cannot remove cgroup "${directory}": it is still in use after a second`);
-    }
-    await delay(5);
-  }
-}
 
 interface Turn {
   readonly removal: TreeRemoval;
@@ -70,16 +52,8 @@ async function removeTree(path: string): Promise<void> {
   }
 }
 
-async function remove({ cgroups = [], tree }: Removal): Promise<void> {
-  const trees = tree === undefined ? undefined : removeTree(tree);
-  trees?.catch(() => undefined); // told below
-  for (const directory of cgroups) await removeCgroup(directory);
-  await trees;
-}
-
-port.on("message", (removal: Removal) => {
-  const { id } = removal;
-  remove(removal).then(
+port.on("message", ({ id, tree }: Removal) => {
+  removeTree(tree).then(
     () => port.postMessage({ id } satisfies RemovalReply),
     (error: Error) => port.postMessage({ id, error: error.message } satisfies RemovalReply),
   );

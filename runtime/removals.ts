@@ -1,15 +1,12 @@
-/** Deletes what containers leave: directory trees of strangers, and cgroups, in a thread of its own. */
+/** Deletes the directory trees that containers leave, in a thread of its own. */
 import { rm } from "node:fs/promises";
 import type { Worker } from "node:worker_threads";
 import type { Removal, RemovalReply } from "./removal-worker.ts";
 import { isPlainTree } from "./tree-size.ts";
 import { startThread } from "./thread.ts";
 
-/** What one container leaves. */
-export type Leftovers = Omit<Removal, "id">;
-
 /**
- * A thread that deletes, so that the agent waits neither for a disk nor for the kernel's locks, and spends a third of the
+ * A thread that deletes, so that the agent does not wait for a disk, and spends a third of the
  * time that file system promises would take for it.
  *
  * Starting the thread takes as long as a few dozen trees, so it is started when an agent goes on and on.
@@ -25,21 +22,21 @@ export class Removals {
   }
 
   /**
-   * Deletes a tree that nobody can name any more, and cgroups whose processes are gone.
+   * Deletes a tree that nobody can name any more.
    *
    * @throws {Error} If something stays; the rest has been deleted.
    */
-  async remove(leftovers: Leftovers): Promise<void> {
+  async remove(tree: string): Promise<void> {
     const id = ++this.#sequence;
-    if (!this.isThread && leftovers.cgroups === undefined && isPlainTree(leftovers.tree, plainEntries)) {
-      if (leftovers.tree !== undefined) await rm(leftovers.tree, { recursive: true, force: true, maxRetries: 3 });
+    if (!this.isThread && isPlainTree(tree, plainEntries)) {
+      await rm(tree, { recursive: true, force: true, maxRetries: 3 });
       return;
     }
     const worker = this.#start();
     const waiting = Promise.withResolvers<void>();
     this.#waiting.set(id, waiting);
     worker.ref(); // the agent does not end before its removals
-    worker.postMessage({ id, ...leftovers } satisfies Removal);
+    worker.postMessage({ id, tree } satisfies Removal);
     return waiting.promise;
   }
 

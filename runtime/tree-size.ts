@@ -54,7 +54,7 @@ export function measure(request: MeasureRequest): Measured {
 }
 
 /** Whether a tree has few entries with plain names, none of them deep. Takes some microseconds, however large it is. */
-export function isPlainTree(path: string | undefined, mostEntries: number): boolean {
+export function isPlainTree(path: string, mostEntries: number): boolean {
   if (path === undefined) return true;
   let left = mostEntries;
   const isPlain = (parent: number, directory: Uint8Array, level: number): boolean => {

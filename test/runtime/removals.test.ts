@@ -15,7 +15,7 @@ beforeAll(async () => {
   // The thread is started when it is worth it.
   for (let i = 0; !removals.isThread; i++) {
     mkdirSync(join(trash, `first-${i}`));
-    await removals.remove({ tree: join(trash, `first-${i}`) });
+    await removals.remove(join(trash, `first-${i}`));
   }
 });
 
@@ -34,7 +34,7 @@ describe("Removals", () => {
     symlinkSync(directory, join(tree, "directory"));
     writeFileSync(Buffer.concat([Buffer.from(`${tree}/`), Buffer.from([0xff, 0xfe, 0x0a])]), "");
     execFileSync("chmod", ["0", join(tree, "closed")]);
-    await removals.remove({ tree });
+    await removals.remove(tree);
     expect(readdirSync(trash)).toEqual([]);
     expect(existsSync(outside)).toBe(true);
   });
@@ -45,7 +45,7 @@ describe("Removals", () => {
     const script =
       "import os,sys\nos.chdir(sys.argv[1])\nfor i in range(300):\n os.mkdir('d'*100); os.chdir('d'*100)\nopen('file','w')";
     execFileSync("python3", ["-c", script, tree]);
-    await removals.remove({ tree });
+    await removals.remove(tree);
     expect(readdirSync(trash)).toEqual([]);
   });
 
@@ -55,14 +55,14 @@ describe("Removals", () => {
     mkdirSync(small);
     for (let i = 0; i < 2_000; i++) writeFileSync(join(large, `${i}`), "");
     const order: string[] = [];
-    const both = [large, small].map((tree) => removals.remove({ tree }).then(() => order.push(tree)));
+    const both = [large, small].map((tree) => removals.remove(tree).then(() => order.push(tree)));
     await Promise.all(both);
     expect(order).toEqual([small, large]);
     expect(readdirSync(trash)).toEqual([]);
   });
 
   test("take what is gone already for deleted, and say what stays", async () => {
-    await removals.remove({ tree: join(trash, "nothing"), cgroups: [join(directory, "no-cgroup")] });
-    await expect(removals.remove({ tree: "/proc/self/fd" })).rejects.toThrow("/proc/self/fd");
+    await removals.remove(join(trash, "nothing"));
+    await expect(removals.remove("/proc/self/fd")).rejects.toThrow("/proc/self/fd");
   });
 });
