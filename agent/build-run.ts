@@ -32,9 +32,8 @@ import { asError } from "./cause.ts";
 import { formatDuration } from "./duration.ts";
 import type { JobContext } from "./job.ts";
 import type { JobImages } from "./job-images.ts";
-import { StepNetwork } from "./job-network.ts";
+import { StepNetwork, takeRefused } from "./job-network.ts";
 import { OpenWorkspace } from "./open-workspace.ts";
-import { describeRefused } from "./refused.ts";
 import type { StepResult } from "./report.ts";
 import type { RunnableStep } from "./runnable-step.ts";
 import type { Enterable } from "./step-access.ts";
@@ -116,12 +115,12 @@ export class BuildRun implements RunnableStep {
       enter: () => Promise.reject(new Error("it builds an image, and has no container of its own to be entered")),
     });
     try {
-      const { digest } = await this.#build();
-      const facts = { startedAtMs, finishedAtMs: Date.now(), exitCode: 0, imageDigest: digest };
-      return { status: "success", ...facts, ...(await this.#takeRefused()) };
-    } catch (error) {
-      const result = this.#describe(asError(error));
-      return { ...result, startedAtMs, finishedAtMs: Date.now(), ...(await this.#takeRefused()) };
+      const result = await this.#build().then(
+        ({ digest }) => ({ status: "success", exitCode: 0, imageDigest: digest }) as const,
+        (error: unknown) => this.#describe(asError(error)),
+      );
+      const finishedAtMs = Date.now();
+      return { ...result, startedAtMs, finishedAtMs, ...(await takeRefused(this.#network, this.#context)) };
     } finally {
       clearTimeout(timer);
       ended.resolve("the step has ended");
@@ -286,19 +285,6 @@ export class BuildRun implements RunnableStep {
       bytes: this.#step.resources.diskBytes,
       exceeded: (message) => this.#limit.abort(new StepLimit(message)),
     });
-  }
-
-  async #takeRefused(): Promise<Pick<StepResult, "refused">> {
-    try {
-      const refused = await this.#network.end();
-      if (refused === undefined) return {};
-      for (const line of describeRefused(refused)) this.log.note(line);
-      return { refused };
-    } catch (error) {
-      // Where there is no network, the step has failed for that.
-      if (!this.#context.signal.aborted) this.#context.reporter.problem?.(asError(error));
-      return {};
-    }
   }
 
   #describe(error: Error): Pick<StepResult, "status" | "reason" | "exitCode"> {

@@ -10,7 +10,10 @@ import {
   type UidRange,
 } from "../runtime/index.ts";
 import { asError } from "./cause.ts";
-import { isEmpty } from "./refused.ts";
+import type { JobContext } from "./job.ts";
+import { describeRefused, isEmpty } from "./refused.ts";
+import type { StepResult } from "./report.ts";
+import type { StepLog } from "./step-log.ts";
 
 export interface SharedNetworkOptions {
   /** Names that lead to localhost. */
@@ -160,6 +163,26 @@ export class StepNetwork {
       throw asError(error);
     });
     return this.#allowed;
+  }
+}
+
+/**
+ * What a step that has ended was refused, for its result; and for its log. Empty also where the kernel cannot say it: the
+ * step has ended all the same.
+ */
+export async function takeRefused(
+  network: StepNetwork,
+  { log, reporter, signal }: Pick<JobContext, "reporter" | "signal"> & { readonly log: StepLog },
+): Promise<Pick<StepResult, "refused">> {
+  try {
+    const refused = await network.end();
+    if (refused === undefined) return {};
+    for (const line of describeRefused(refused)) log.note(line);
+    return { refused };
+  } catch (error) {
+    // Where a job ends before it has a network, that is no problem of its own.
+    if (!signal.aborted) reporter.problem?.(asError(error));
+    return {};
   }
 }
 

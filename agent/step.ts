@@ -15,10 +15,9 @@ import {
 import { abortReason } from "./abort.ts";
 import { asError } from "./cause.ts";
 import { stepEnvironment } from "./environment.ts";
-import { StepNetwork } from "./job-network.ts";
+import { StepNetwork, takeRefused } from "./job-network.ts";
 import type { JobContext } from "./job.ts";
 import { KeptStep } from "./kept-step.ts";
-import { describeRefused } from "./refused.ts";
 import type { StepResult } from "./report.ts";
 import type { RunnableStep } from "./runnable-step.ts";
 import { RunningStep } from "./running-step.ts";
@@ -167,7 +166,10 @@ export class StepRun implements RunnableStep {
       on.running(this.#running);
       this.#noteWeight();
       const result = await this.#container.result;
-      return { ...describe(result, this.log, this.#lowered(result)), ...(await this.#takeRefused()) };
+      return {
+        ...describe(result, this.log, this.#lowered(result)),
+        ...(await takeRefused(this.#network, this.#context)),
+      };
     } catch (error) {
       return { ...describeError(this.#step, asError(error), this.#context), startedAtMs, finishedAtMs: Date.now() };
     } finally {
@@ -270,19 +272,6 @@ export class StepRun implements RunnableStep {
     this.#held = undefined;
     for (const { stream, bytes } of held) this.log.write(stream, bytes);
     this.#container?.resumeOutput();
-  }
-
-  /** Also when the kernel cannot say it: the step has ended all the same. */
-  async #takeRefused(): Promise<Pick<StepResult, "refused">> {
-    try {
-      const refused = await this.#network.end();
-      if (refused === undefined) return {};
-      for (const line of describeRefused(refused)) this.log.note(line);
-      return { refused };
-    } catch (error) {
-      this.#context.reporter.problem?.(asError(error));
-      return {};
-    }
   }
 
   #prepareConfig(image: Image, network: PreparedConfig["network"]): PreparedConfig {
