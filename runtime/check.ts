@@ -138,7 +138,7 @@ function checkUserNamespaces(held: number | Error): HostCheck {
     found: none ? "user.max_user_namespaces is 0" : held.message,
     mend: none
       ? "sysctl -w user.max_user_namespaces=10000"
-      : "allow clone3 with CLONE_NEWUSER: in a container, run the agent with seccomp and AppArmor unconfined",
+      : "allow clone3 with CLONE_NEWUSER: in a container, run the agent with seccomp and AppArmor unconfined; in a chroot no process may, whatever is allowed: use pivot_root or a container instead",
   };
 }
 
