@@ -1,6 +1,6 @@
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync, rmSync } from "node:fs";
 import { createServer } from "node:net";
 import { dirname, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -62,6 +62,11 @@ describe.skipIf(!isRoot)("slipway image build", () => {
       code: 2,
       stderr: expect.stringContaining("is not a file of at most 4 MiB") as string,
     });
+    expect(await build(["-f", join(dir, "Dockerfile.it"), dir])).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining('".dockerignore" cannot be used') as string,
+    });
+    rmSync(join(dir, ".dockerignore"));
     expect(await build(["-f", join(dir, "Dockerfile.it"), dir])).toMatchObject({ code: 0 });
   });
 
