@@ -2,9 +2,10 @@
  * The directories of `RUN --mount=type=cache`, kept between builds.
  *
  *     NAMESPACE/HASH/files/   what commands see; HASH is that of the mount's id
+ *     NAMESPACE/HASH/making/  `new/` in it becomes `files/` when it holds what it begins with; locked by whoever does that
  */
 import { createHash } from "node:crypto";
-import { chmodSync, chownSync, mkdirSync } from "node:fs";
+import { chmodSync, chownSync, mkdirSync, renameSync, rmSync, statSync } from "node:fs";
 import { fileAt, tryLock, waitForLock } from "../runtime/index.ts";
 import type { CacheSharing } from "./run-mount.ts";
 
@@ -13,6 +14,20 @@ export interface CacheMount extends Disposable {
   readonly directory: string;
   /** Nobody has had it before. */
   readonly isNew: boolean;
+}
+
+/** How a command wants to have its directory. */
+export interface CacheMountOptions {
+  readonly sharing: CacheSharing;
+  /** Of a new one. */
+  readonly uid: number;
+  readonly gid: number;
+  readonly mode: number;
+  /** Puts what a new one begins with into it, before anybody sees it. @default it is empty */
+  readonly seed?: ((directory: string) => Promise<void>) | undefined;
+  /** Where one that is not kept may be made. */
+  readonly scratch: (name: string) => string;
+  readonly signal: AbortSignal;
 }
 
 export class CacheMounts {
@@ -29,57 +44,67 @@ export class CacheMounts {
     this.#directory = `${stateDir}/build/caches/${createHash("sha256").update(namespace).digest("hex").slice(0, 32)}`;
   }
 
-  /**
-   * Gives the directory of an id, made if there is none.
-   *
-   * @param options.scratch Where one that is not kept may be made.
-   */
-  async take(
-    id: string,
-    options: {
-      readonly sharing: CacheSharing;
-      readonly uid: number;
-      readonly gid: number;
-      readonly mode: number;
-      readonly scratch: (name: string) => string;
-      readonly signal: AbortSignal;
-    },
-  ): Promise<CacheMount> {
+  /** Gives the directory of an id, made if there is none. @throws {Error} What `seed` throws; the next command begins anew. */
+  async take(id: string, options: CacheMountOptions): Promise<CacheMount> {
     if (!this.isKept) {
-      return { ...this.#make(options.scratch(`cache-${crypto.randomUUID()}`), options), [Symbol.dispose]: () => {} };
+      const made = await make(options.scratch(`cache-${crypto.randomUUID()}`), options);
+      return { ...made, [Symbol.dispose]: () => {} };
     }
-    const name = createHash("sha256").update(id).digest("hex");
-    if (options.sharing === "private") return this.#takePrivate(name, options);
-    const made = this.#make(`${this.#directory}/${name}`, options);
-    if (options.sharing === "shared") return { ...made, [Symbol.dispose]: () => {} };
+    const path = `${this.#directory}/${createHash("sha256").update(id).digest("hex")}`;
+    if (options.sharing === "private") return await takePrivate(path, options);
+    if (options.sharing === "shared") return { ...(await make(path, options)), [Symbol.dispose]: () => {} };
     // Other builds, in whatever process, wait too.
-    const lock = await waitForLock(made.directory, "exclusive", options.signal);
-    return { ...made, [Symbol.dispose]: () => fileAt.closeFile(lock) };
-  }
-
-  /** One that no other command has at the moment; a second command at the same time gets a second directory. */
-  #takePrivate(name: string, owner: { readonly uid: number; readonly gid: number; readonly mode: number }): CacheMount {
-    for (let copy = 0; ; copy++) {
-      const made = this.#make(`${this.#directory}/${name}-${copy}`, owner);
-      const lock = tryLock(made.directory, "exclusive");
-      if (typeof lock === "number") return { ...made, [Symbol.dispose]: () => fileAt.closeFile(lock) };
-    }
-  }
-
-  #make(
-    path: string,
-    owner: { readonly uid: number; readonly gid: number; readonly mode: number },
-  ): { readonly directory: string; readonly isNew: boolean } {
-    const files = `${path}/files`;
     mkdirSync(path, { recursive: true, mode: 0o700 });
-    try {
-      mkdirSync(files);
-      chownSync(files, owner.uid, owner.gid);
-      chmodSync(files, owner.mode);
-      return { directory: files, isNew: true };
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-    }
-    return { directory: files, isNew: false };
+    const lock = await waitForLock(path, "exclusive", options.signal);
+    return await locked(lock, () => make(path, options));
   }
+}
+
+/** One that no other command has at the moment; a second command at the same time gets a second directory. */
+async function takePrivate(path: string, options: CacheMountOptions): Promise<CacheMount> {
+  for (let copy = 0; ; copy++) {
+    const own = `${path}-${copy}`;
+    mkdirSync(own, { recursive: true, mode: 0o700 });
+    const lock = tryLock(own, "exclusive");
+    if (typeof lock === "number") return await locked(lock, () => make(own, options));
+  }
+}
+
+async function locked(lock: number, take: () => Promise<Omit<CacheMount, typeof Symbol.dispose>>): Promise<CacheMount> {
+  try {
+    return { ...(await take()), [Symbol.dispose]: () => fileAt.closeFile(lock) };
+  } catch (error) {
+    fileAt.closeFile(lock);
+    throw error;
+  }
+}
+
+/** The directory below `path`, which appears whole: who shares it never sees half of what it begins with. */
+async function make(
+  path: string,
+  { uid, gid, mode, seed, signal }: CacheMountOptions,
+): Promise<{ readonly directory: string; readonly isNew: boolean }> {
+  const directory = `${path}/files`;
+  if (isThere(directory)) return { directory, isNew: false };
+  const making = `${path}/making`;
+  mkdirSync(making, { recursive: true, mode: 0o700 });
+  const lock = await waitForLock(making, "exclusive", signal);
+  try {
+    if (isThere(directory)) return { directory, isNew: false };
+    const made = `${making}/new`;
+    // Whoever was killed while filling it, or failed, leaves it.
+    rmSync(made, { recursive: true, force: true });
+    mkdirSync(made);
+    chownSync(made, uid, gid);
+    chmodSync(made, mode);
+    await seed?.(made);
+    renameSync(made, directory);
+    return { directory, isNew: true };
+  } finally {
+    fileAt.closeFile(lock);
+  }
+}
+
+function isThere(path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false }) !== undefined;
 }

@@ -143,16 +143,19 @@ function planCache(mount: RunMount, on: MountContext): PlannedMount {
   return {
     key: ["cache", target, id, mount.from ?? "", mount.source ?? ""],
     async open({ draft, stack }) {
-      const cache = stack.use(await cacheMounts.take(id, { sharing, uid, gid, mode, scratch: draft.scratch, signal }));
-      if (cache.isNew && mount.from !== undefined && mount.from !== "scratch") {
-        try {
-          await seed(cache.directory, { draft, from: mount.from });
-        } catch (error) {
-          // Else the next command would take it for one that has been used.
-          rmSync(cache.directory, { recursive: true, force: true });
-          throw error;
-        }
-      }
+      const { from } = mount;
+      const isSeeded = from !== undefined && from !== "scratch";
+      const cache = stack.use(
+        await cacheMounts.take(id, {
+          sharing,
+          uid,
+          gid,
+          mode,
+          ...(isSeeded && { seed: (directory: string) => seed(directory, { draft, from }) }),
+          scratch: draft.scratch,
+          signal,
+        }),
+      );
       return {
         mounts: [
           { mount: { type: "bind", source: cache.directory, target, readonly: mount.readonly }, isDirectory: true },

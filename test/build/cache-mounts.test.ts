@@ -1,4 +1,4 @@
-import { existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -49,6 +49,45 @@ describe.skipIf(!isRoot)("CacheMounts", () => {
     using again = await (mounts[1] as CacheMounts).take("x", { ...options, sharing: "private" });
     expect(existsSync(join(again.directory, "kept"))).toBe(true);
     b?.[Symbol.dispose]();
+  });
+
+  test.each(["shared", "locked"] as const)(
+    "show a %s directory to nobody before it holds what it begins with",
+    async (sharing) => {
+      const mounts = [new CacheMounts(directory, sharing), new CacheMounts(directory, sharing)] as const;
+      const gate = Promise.withResolvers<void>();
+      const started = Promise.withResolvers<void>();
+      const seed = async (to: string) => {
+        writeFileSync(join(to, "half"), "");
+        started.resolve();
+        await gate.promise;
+        writeFileSync(join(to, "whole"), "");
+      };
+      const first = mounts[0].take("s", { ...options, sharing, seed });
+      await started.promise;
+      const never = () => Promise.reject(new Error("filled twice"));
+      const second = mounts[1].take("s", { ...options, sharing, seed: never });
+      gate.resolve();
+      const filled = await first;
+      expect(filled.isNew).toBe(true);
+      filled[Symbol.dispose]();
+      using shared = await second;
+      expect(shared.isNew).toBe(false);
+      expect(readdirSync(shared.directory).sort()).toEqual(["half", "whole"]);
+    },
+  );
+
+  test("begin anew where filling a directory has failed, or was killed", async () => {
+    const mounts = new CacheMounts(directory, "failing");
+    const seed = (to: string) => {
+      writeFileSync(join(to, "half"), "");
+      return Promise.reject(new Error("no space"));
+    };
+    const failing = mounts.take("f", { ...options, sharing: "locked", seed });
+    await expect(failing).rejects.toThrow("no space");
+    using again = await mounts.take("f", { ...options, sharing: "locked" });
+    expect(again.isNew).toBe(true);
+    expect(readdirSync(again.directory)).toEqual([]);
   });
 
   test("keep namespaces apart, and make directories as they are wanted", async () => {
