@@ -1,8 +1,9 @@
-/** `slipway lint`: every problem of every file at once. */
+/** `slipway lint`: every problem of every file at once, of the Dockerfiles that a pipeline builds, too. */
 import { readFileSync } from "node:fs";
-import { resolve } from "node:path";
-import { formatDiagnostic, parsePipeline, type Diagnostic } from "../pipelines/index.ts";
+import { dirname, resolve } from "node:path";
+import { formatDiagnostic, parsePipeline, type Diagnostic, type Pipeline } from "../pipelines/index.ts";
 import { parseArguments, type Usage } from "./arguments.ts";
+import type { CheckedDockerfile } from "./lint-dockerfile.ts";
 import { findPipelineFile } from "./pipeline-file.ts";
 import { exitCodes, type Context, type Verb } from "./verb.ts";
 
@@ -12,7 +13,8 @@ const usage = {
   summary: "Check pipeline files, all problems at once",
   description: `
 Without a FILE the .slipway.yml of this directory or the nearest one above it is checked; FILE may be - for standard input.
-Each problem comes with its line and column and, where there is one, a suggestion. Exits with 1 if there is an error;
+Dockerfiles that its steps build are checked, too, if they are in the checkout. Each problem comes with its line and column
+and, where there is one, a suggestion. Exits with 1 if there is an error;
 warnings alone are no failure.`,
   options: {
     json: { help: "Print one JSON array of problems: file, line, column, severity, message, suggestion" },
@@ -27,9 +29,17 @@ warnings alone are no failure.`,
 
 async function run(argv: readonly string[], context: Context): Promise<number> {
   const { values, operands } = parseArguments(usage, argv);
-  const files = operands.length > 0 ? operands : [findPipelineFile(context.directory)];
+  const files = operands.length > 0 ? [...operands] : [findPipelineFile(context.directory)];
   const diagnostics: Diagnostic[] = [];
-  for (const file of files) diagnostics.push(...parsePipeline(read(file, context), { file }).diagnostics);
+  for (const file of [...files]) {
+    const parsed = parsePipeline(read(file, context), { file });
+    diagnostics.push(...parsed.diagnostics);
+    for (const checked of await dockerfilesOf(file, parsed.pipeline, context)) {
+      if (files.includes(checked.file)) continue;
+      files.push(checked.file);
+      diagnostics.push(...checked.diagnostics);
+    }
+  }
   const errorCount = diagnostics.filter(({ severity }) => severity === "error").length;
   if (values.json) {
     context.print(`${JSON.stringify(diagnostics, undefined, 2)}\n`);
@@ -39,6 +49,17 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     context.print(summary(files, errorCount, diagnostics.length - errorCount, context));
   }
   return errorCount > 0 ? exitCodes.buildFailed : exitCodes.success;
+}
+
+/** What is wrong with the Dockerfiles in the same checkout. */
+async function dockerfilesOf(
+  file: string,
+  pipeline: Pipeline | undefined,
+  { directory }: Context,
+): Promise<readonly CheckedDockerfile[]> {
+  if (pipeline?.jobs.some(({ steps }) => steps.some(({ build }) => build !== undefined)) !== true) return [];
+  const { checkDockerfiles } = await import("./lint-dockerfile.ts");
+  return checkDockerfiles(pipeline, { above: file === "-" ? directory : dirname(resolve(directory, file)), directory });
 }
 
 /** @throws {Error} If the file cannot be read. */

@@ -1,3 +1,4 @@
+import { symlinkSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import { slipway, TemporaryDirectory } from "./command.ts";
 
@@ -26,6 +27,23 @@ describe("slipway lint", () => {
     expect(stdout).toMatch(/^a\.yml:6:5: error:.*stepz/m);
     expect(stdout).toMatch(/^b\.yml:1:\d+: error:/m);
     expect(stdout).toMatch(/✗ 2 files: \d+ errors\n$/);
+  });
+
+  test("checks the Dockerfiles of steps that are in the checkout, each once", async () => {
+    const build = (dockerfile: string) => `      - build: { context: ., dockerfile: ${dockerfile}, tags: [a] }\n`;
+    await using directory = await TemporaryDirectory.create({
+      "repo/.git/HEAD": "",
+      "repo/ci/a.yml": `jobs:\n  a:\n    steps:\n${["x/Dockerfile", "x/Dockerfile", "made.later", "out"].map(build).join("")}`,
+      "repo/x/Dockerfile": "FROM scratch\nCOPPY a b\nRUN --mount=type=cahce true\n",
+      secret: "PASSWORD\n",
+    });
+    symlinkSync("../secret", `${directory.path}/repo/out`);
+    const { code, stdout } = await slipway(["lint", "a.yml"], { cwd: `${directory.path}/repo/ci` });
+    expect(code).toBe(1);
+    expect(stdout).toMatch(/^\.\.\/x\/Dockerfile:2:1: error: there is no instruction "COPPY"\n.*\n.*\^{5}/m);
+    expect(stdout).toMatch(/^\.\.\/x\/Dockerfile:3:5: error:/m);
+    expect(stdout).not.toContain("PASSWORD");
+    expect(stdout).toMatch(/✗ 2 files: 2 errors\n$/);
   });
 
   test("--json prints the same as one array", async () => {
