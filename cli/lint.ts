@@ -29,9 +29,10 @@ warnings alone are no failure.`,
 
 async function run(argv: readonly string[], context: Context): Promise<number> {
   const { values, operands } = parseArguments(usage, argv);
-  const files = operands.length > 0 ? [...operands] : [findPipelineFile(context.directory)];
+  const pipelines = operands.length > 0 ? operands : [findPipelineFile(context.directory)];
+  const files = [...pipelines];
   const diagnostics: Diagnostic[] = [];
-  for (const file of [...files]) {
+  for (const file of pipelines) {
     const parsed = parsePipeline(read(file, context), { file });
     diagnostics.push(...parsed.diagnostics);
     for (const checked of await dockerfilesOf(file, parsed.pipeline, context)) {
