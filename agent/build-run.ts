@@ -21,7 +21,7 @@ import {
   ImageStore,
   isRootless,
   parseReference,
-  RegistryClient,
+  type RegistryClient,
   UnknownNameError,
 } from "../runtime/index.ts";
 import { abortReason } from "./abort.ts";
@@ -129,13 +129,11 @@ export class BuildRun implements RunnableStep {
 
   async #build(): Promise<{ readonly digest: string }> {
     if (isRootless()) throw new Error(rootOnly);
-    const { host, images, built, registry, builds } = this.#context;
+    const { host, images, built, registry: client, builds } = this.#context;
     const signal = AbortSignal.any([this.#context.signal, this.#limit.signal]);
     signal.throwIfAborted();
     const spec = resolveBuild(this.#step, this.#context.variables);
     const store = await ImageStore.open(host.imageStoreDir);
-    using own = registry === undefined ? new RegistryClient({}) : undefined;
-    const client = registry ?? (own as RegistryClient);
     const { lease } = images;
     using workspace = this.#openWorkspace();
     using _limit = this.#limitWorkspace();
@@ -237,21 +235,23 @@ export class BuildRun implements RunnableStep {
     }: { readonly store: ImageStore; readonly client: RegistryClient; readonly reporter: BuildLog },
   ): BaseImages {
     const { built, images, pins, index } = this.#context;
-    const base = new StoreImages({
+    const options = {
       store,
       client,
       lease: images.lease,
       pull: this.#step.pull,
       keepArchives: pushNames.length > 0 || output !== undefined,
       pins,
-      onNote: (note) => reporter.noted(note),
-    });
+      onNote: (note: string) => reporter.noted(note),
+    };
+    const own = new StoreImages(options);
+    const others = new StoreImages({ ...options, publicOnly: this.#context.publicOnly });
     return {
       resolve: async (name, options): Promise<BaseImage> => {
         const reference = parseReference(name);
         const found = reference.digest === undefined ? built.find(formatReference(reference), index) : undefined;
         const wanted = found && built.forPlatform(found, formatPlatform(options.platform));
-        return await base.resolve(wanted ?? name, options);
+        return wanted === undefined ? await others.resolve(name, options) : await own.resolve(wanted, options);
       },
     };
   }

@@ -7,6 +7,7 @@ import { NotBuiltError } from "./built-images.ts";
 import { lowerResources } from "./ceiling.ts";
 import { JobCaches } from "./job-caches.ts";
 import { JobImages } from "./job-images.ts";
+import { openRegistry } from "./job-registry.ts";
 import { announceBuilds, type JobOptions } from "./job.ts";
 import { StepLog } from "./step-log.ts";
 import { StepRun } from "./step.ts";
@@ -42,7 +43,9 @@ export async function explainJob(
 ): Promise<ExplainedStep[]> {
   using uidRange = options.host.claimUidRange();
   const built = announceBuilds(job, options);
-  await using images = new JobImages({ ...options, built }, options.signal);
+  using registries = openRegistry(options);
+  const { registry, publicOnly } = registries;
+  await using images = new JobImages({ ...options, registry, publicOnly, built }, options.signal);
   const explained: ExplainedStep[] = [];
   for (const [index, planned] of job.steps.entries()) {
     if (isBuild(planned)) {
@@ -53,6 +56,8 @@ export async function explainJob(
     const step = { ...planned, resources: lowerResources(planned.resources, options.ceiling) };
     const run = new StepRun(step, {
       ...options,
+      registry,
+      publicOnly,
       uidRange,
       made: new MadeParts(),
       index,

@@ -24,6 +24,8 @@ export interface JobImagesOptions {
   readonly pins?: ImagePins;
   readonly variables: Readonly<Record<string, string>>;
   readonly built: BuiltImages;
+  /** Nothing of registries that they do not give to anybody; what the build has made is its own. @default false */
+  readonly publicOnly?: boolean;
 }
 
 /** Who wants an image. `index` is a step's; what is no step wants it before all of them. */
@@ -36,6 +38,7 @@ interface Meaning {
   readonly reference: string;
   /** It was made by another job of the build. */
   readonly isOthers: boolean;
+  readonly isBuilt: boolean;
 }
 
 interface Entry {
@@ -97,13 +100,13 @@ export class JobImages implements AsyncDisposable {
   #meaning(step: NamedImage): Meaning {
     const { variables, built } = this.#options;
     if (step.image === "host" || step.image.startsWith("./"))
-      return { name: step.image, reference: step.image, isOthers: false };
+      return { name: step.image, reference: step.image, isOthers: false, isBuilt: false };
     try {
       const name = fillIn(step.image, pipelineVariables(step, variables));
       // A digest says what it is.
       const reference = parseReference(name);
       const found = reference.digest === undefined && built.find(formatReference(reference), step.index ?? -1);
-      return { name, ...(found || { reference: name, isOthers: false }) };
+      return found ? { name, ...found, isBuilt: true } : { name, reference: name, isOthers: false, isBuilt: false };
     } catch (error) {
       if (!(error instanceof BuildError)) throw error;
       throw new ImageError(`Cannot use the image ${error.message}`, { cause: error });
@@ -127,14 +130,15 @@ export class JobImages implements AsyncDisposable {
     }
   }
 
-  #resolve({ pull }: NamedImage, { name, reference, isOthers }: Meaning): Entry {
-    const { host, workspace, registry, pins } = this.#options;
+  #resolve({ pull }: NamedImage, { name, reference, isOthers, isBuilt }: Meaning): Entry {
+    const { host, workspace, registry, pins, publicOnly = false } = this.#options;
     const notes: string[] = [];
     const image = resolveImage(reference, {
       baseDir: workspace.dir,
       storeDir: host.imageStoreDir,
       lease: this.lease,
       pull,
+      publicOnly: publicOnly && !isBuilt,
       // Under the name that the pipeline has for it.
       onNote: (note) => notes.push(note.replace(`image ${reference} is`, `image ${name} is`)),
       signal: this.#signal,
@@ -164,8 +168,8 @@ export class JobImages implements AsyncDisposable {
   }
 }
 
-function keyOf({ pull }: NamedImage, { reference }: Meaning): string {
-  return `${pull ?? ""} ${reference}`;
+function keyOf({ pull }: NamedImage, { reference, isBuilt }: Meaning): string {
+  return `${pull ?? ""} ${isBuilt} ${reference}`;
 }
 
 /** It was built, but not here. */

@@ -12,6 +12,7 @@ import { lowerResources, type StepCeiling } from "./ceiling.ts";
 import { formatDuration } from "./duration.ts";
 import { type CachePolicy, JobCaches } from "./job-caches.ts";
 import { JobImages, type NamedImage } from "./job-images.ts";
+import { openRegistry } from "./job-registry.ts";
 import { SharedNetwork, StepNetwork, wantsNetwork } from "./job-network.ts";
 import type { KeptNetwork, KeptStep } from "./kept-step.ts";
 import { maskText, SecretIndex } from "./masker.ts";
@@ -77,11 +78,14 @@ type JobEnd = Pick<JobResult, "status" | "reason">;
 
 /** What all steps of a job share. */
 export interface JobContext extends JobOptions {
+  readonly registry: RegistryClient;
   /** Is told what images are made of. */
   readonly made: MadeParts;
   readonly uidRange: UidRange;
   /** Absent where no step wants it. */
   readonly network: SharedNetwork | undefined;
+  /** Images that registries do not give to anybody are not the job's. */
+  readonly publicOnly: boolean;
   /** Of the job's nested steps. */
   readonly caches: JobCaches;
   readonly signal: AbortSignal;
@@ -143,8 +147,12 @@ async function runJob(asked: JobSpec, options: JobOptions & { readonly made: Mad
     signal,
     onProblem: problem,
   });
+  using own = openRegistry(options);
+  const { registry, publicOnly } = own;
   const context = {
     ...options,
+    registry,
+    publicOnly,
     signal,
     network,
     caches,
@@ -152,7 +160,7 @@ async function runJob(asked: JobSpec, options: JobOptions & { readonly made: Mad
   };
   const built = announceBuilds(job, options);
   await using workers = new FileWorkers();
-  await using images = new JobImages({ ...options, built }, signal);
+  await using images = new JobImages({ ...options, registry, publicOnly, built }, signal);
   const ready = options.workspace.ready ?? Promise.resolve();
   // Images in the repository are there when the commit is.
   const inImages = [...imagedSteps(job), ...(job.services ?? [])];

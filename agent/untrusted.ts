@@ -12,6 +12,8 @@ export interface UntrustedPolicy {
   readonly timeoutMs: number;
   /** Whether they reach private networks, as other jobs do. */
   readonly privateNetworks: boolean;
+  /** Whether they get images for which the agent has credentials. */
+  readonly privateImages: boolean;
   /** Whether their failed steps are kept for a shell. */
   readonly keepsFailed: boolean;
 }
@@ -24,6 +26,7 @@ export const defaultUntrustedPolicy: UntrustedPolicy = {
   ceiling: { cpu: 1, memoryBytes: 2 * GiB, pids: 512, diskBytes: 5 * GiB, logBytes: 64 * MiB },
   timeoutMs: 30 * 60_000,
   privateNetworks: false,
+  privateImages: false,
   keepsFailed: false,
 };
 

@@ -23,6 +23,8 @@ export interface StoreImagesOptions {
   readonly keepArchives: boolean;
   /** What holds for a whole build of a pipeline. */
   readonly pins?: ImagePins | undefined;
+  /** Nothing that registries do not give to anybody, see `PullOptions`. @default false */
+  readonly publicOnly?: boolean | undefined;
   readonly onNote?: ((note: string) => void) | undefined;
 }
 
@@ -37,7 +39,7 @@ export class StoreImages implements BaseImages {
     name: string,
     { platform, signal }: { readonly platform: Platform; readonly signal: AbortSignal },
   ): Promise<BaseImage> {
-    const { store, client, lease, pull, keepArchives, pins, onNote } = this.#options;
+    const { store, client, lease, pull, keepArchives, pins, publicOnly, onNote } = this.#options;
     const { image, layers } = await pullImage(parseReference(name), {
       store,
       client,
@@ -47,6 +49,7 @@ export class StoreImages implements BaseImages {
       platform,
       keepArchives,
       pins,
+      publicOnly,
       signal,
       onNote,
     });

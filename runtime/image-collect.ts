@@ -3,7 +3,7 @@ import { ImageError } from "./image-error.ts";
 import { indexedManifests } from "./image-index.ts";
 import type { NamedImage } from "./image-names.ts";
 import type { ImageStore } from "./image-store.ts";
-import { layerKey } from "./layer-store.ts";
+import { layerKey, publicLayerKey } from "./layer-store.ts";
 import { removeTrees } from "./layer-workers.ts";
 import { takeOrphans } from "./shifted-layers.ts";
 import { readStoredImage } from "./stored-image.ts";
@@ -108,7 +108,11 @@ async function partIds(store: ImageStore, digest: string): Promise<string[]> {
     return [
       digest,
       image.manifest.config.digest,
-      ...image.layers.flatMap(({ diffId, descriptor }) => [layerKey(diffId), descriptor.digest]),
+      ...image.layers.flatMap(({ diffId, descriptor: { digest } }) => [
+        layerKey(diffId),
+        publicLayerKey(diffId, digest),
+        digest,
+      ]),
     ];
   } catch (error) {
     if (error instanceof ImageError) return [digest];

@@ -8,7 +8,7 @@ import { chooseManifest, type Descriptor, indexSchema, isIndexType, parseManifes
 import type { NamedImage } from "./image-names.ts";
 import type { ImageStore } from "./image-store.ts";
 import type { LayerLimits, LayerSummary } from "./layer.ts";
-import { layerKey } from "./layer-store.ts";
+import { layerKey, type LayerBlob, publicLayerKey } from "./layer-store.ts";
 import { LayerWorkers } from "./layer-workers.ts";
 import { allOrNone, Semaphore } from "./parallel.ts";
 import type { RegistryClient } from "./registry-client.ts";
@@ -55,6 +55,12 @@ export interface PullOptions {
   readonly platform?: HostPlatform | undefined;
   /** Keeps the layers' archives too, which pushing and exporting without a network need. @default false */
   readonly keepArchives?: boolean;
+  /**
+   * Takes nothing on the word of the store, where it may be because somebody had credentials for it: the registry is asked each time,
+   * and layers are taken from the store if it is known that anybody may have them. The client is to be one that asks as nobody.
+   * @default false
+   */
+  readonly publicOnly?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
   /** Told what a person should know: that the registry was not reached. */
   readonly onNote?: ((note: string) => void) | undefined;
@@ -76,6 +82,12 @@ export interface PulledImage {
   readonly image: StoredImage;
   /** Directories for an overlay, base layer first. */
   readonly layers: readonly string[];
+}
+
+interface FoundManifest {
+  readonly resolved: string;
+  readonly manifestDigest: string;
+  readonly manifestContent: Buffer;
 }
 
 /** Of one image. Each costs every look-up of a file, and a few descriptors a job. @see overlay-limit.ts */
@@ -106,7 +118,8 @@ class Pull {
   }
 
   async run(): Promise<PulledImage> {
-    const { pins, policy } = this.#options;
+    const { pins, policy, publicOnly } = this.#options;
+    if (publicOnly === true) return await this.#public();
     const pinned = this.#reference.digest ?? pins?.find(this.#name);
     if (pinned !== undefined) return await this.#atDigest(pinned);
     const named = await this.#inStore(this.#name);
@@ -124,6 +137,25 @@ class Pull {
     const agreed = (await this.#options.pins?.agree(this.#name, proposed)) ?? proposed;
     if (found !== undefined && agreed === proposed) return found;
     return await this.#atDigest(agreed);
+  }
+
+  /** What the registry gives to anybody now. */
+  async #public(): Promise<PulledImage> {
+    const { pins, policy } = this.#options;
+    if (policy === "never") {
+      throw new ImageError(
+        "pull is never, and what is in the store may be there because somebody had credentials for it",
+      );
+    }
+    const pinned = this.#reference.digest ?? pins?.find(this.#name);
+    const asked = pinned === undefined ? this.#reference : pinReference(this.#reference, pinned);
+    const manifest = await this.#fetchManifest(asked);
+    const { resolved } = manifest;
+    const agreed = pinned ?? (await pins?.agree(this.#name, resolved)) ?? resolved;
+    const reference = pinReference(this.#reference, agreed);
+    const image = await this.#fetch(reference, agreed === resolved ? manifest : await this.#fetchManifest(reference));
+    await this.#setNames(image);
+    return image;
   }
 
   /** What the tag stands for now. */
@@ -145,7 +177,7 @@ class Pull {
     if (found === undefined && this.#options.policy === "never") {
       throw new ImageError(`${digest} is not in the store of this agent, and pull is never`);
     }
-    const image = found ?? (await this.#fetch(pinned));
+    const image = found ?? (await this.#fetch(pinned, await this.#fetchManifest(pinned)));
     await this.#setNames(image);
     return image;
   }
@@ -206,9 +238,11 @@ class Pull {
     }
   }
 
-  async #fetch(pinned: ImageReference): Promise<PulledImage> {
+  async #fetch(
+    pinned: ImageReference,
+    { resolved, manifestContent, manifestDigest }: FoundManifest,
+  ): Promise<PulledImage> {
     const { store, lease } = this.#options;
-    const { resolved, manifestContent, manifestDigest } = await this.#fetchManifest(pinned);
     const manifest = parseManifest(manifestContent, manifestDigest);
     const configContent = await this.#fetchConfig(pinned, manifest.config);
     const { platform } = this.#options;
@@ -221,9 +255,7 @@ class Pull {
   }
 
   /** The manifest for the platform, out of an index if there is one. */
-  async #fetchManifest(
-    pinned: ImageReference,
-  ): Promise<{ readonly resolved: string; readonly manifestDigest: string; readonly manifestContent: Buffer }> {
+  async #fetchManifest(pinned: ImageReference): Promise<FoundManifest> {
     const { client, platform = hostPlatform(), signal } = this.#options;
     const fetched = await fetchManifest(client, pinned, signal);
     const resolved = fetched.digest;
@@ -243,8 +275,8 @@ class Pull {
   }
 
   async #fetchConfig(pinned: ImageReference, config: Descriptor): Promise<Buffer> {
-    const { store, client, lease, signal } = this.#options;
-    const known = await store.blobs.read(config.digest, { lease });
+    const { store, client, lease, publicOnly, signal } = this.#options;
+    const known = publicOnly === true ? undefined : await store.blobs.read(config.digest, { lease });
     return known ?? (await fetchSmallBlob(client, pinned, config, signal));
   }
 
@@ -301,26 +333,49 @@ class LayerFetcher {
 
   /** @returns The layer's directory, held by the lease. */
   async fetch(descriptor: Descriptor, diffId: string): Promise<string> {
-    const { store, lease, signal, slots, onProgress } = this.#options;
+    const { store, publicOnly } = this.#options;
+    const { digest } = descriptor;
+    const key = layerKey(diffId);
+    const { files, fetched } = await this.#fetchAs(key, descriptor, diffId);
+    if (publicOnly !== true || fetched) return files;
+    const known = (await store.layers.blobs(key)).find((blob) => blob.digest === digest);
+    if (known?.isPublic === true) return files;
+    return (await this.#fetchAs(publicLayerKey(diffId, digest), descriptor, diffId)).files;
+  }
+
+  async #fetchAs(
+    key: string,
+    descriptor: Descriptor,
+    diffId: string,
+  ): Promise<{ readonly files: string; readonly fetched: boolean }> {
+    const { store, client, lease, publicOnly, signal, slots, onProgress } = this.#options;
     const { mediaType, digest, size } = descriptor;
     const { registry, repository } = this.#reference;
-    const blob = { mediaType, digest, size, repositories: [`${registry}/${repository}`] };
-    const key = layerKey(diffId);
+    const blob: { -readonly [K in keyof LayerBlob]: LayerBlob[K] } = {
+      mediaType,
+      digest,
+      size,
+      repositories: [`${registry}/${repository}`],
+    };
     let fetched = false;
     const files = await store.layers.produce(
       key,
       async (directory) => {
         using _slot = await slots.take(signal);
         fetched = true;
-        return await this.#unpack(descriptor, diffId, directory);
+        const summary = await this.#unpack(descriptor, diffId, directory);
+        // Known only now, and written with the layer.
+        if (client.hasAskedAsNobody(this.#reference)) blob.isPublic = true;
+        return summary;
       },
       { durable: true, lease, signal, blob },
     );
     if (!fetched) {
       onProgress?.({ digest, receivedBytes: 0, totalBytes: size, state: "there" });
-      await store.layers.noteBlob(key, blob);
+      // A stranger's manifest may say what it likes of layers that it names.
+      if (publicOnly !== true) await store.layers.noteBlob(key, blob);
     }
-    return files;
+    return { files, fetched };
   }
 
   async #unpack(descriptor: Descriptor, diffId: string, directory: string): Promise<LayerSummary> {

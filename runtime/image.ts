@@ -48,6 +48,11 @@ interface ResolveOptions {
   readonly client?: RegistryClient;
   readonly pull?: PullPolicy | undefined;
   readonly pins?: ImagePins | undefined;
+  /**
+   * Nothing that the registry does not give to anybody, see `PullOptions`; of an image in the workspace nothing that is not read there:
+   * its configuration may name any layer of the store. @default false
+   */
+  readonly publicOnly?: boolean | undefined;
   /** Told what a person should know about the pull. */
   readonly onNote?: ((note: string) => void) | undefined;
   readonly lease?: ImageLease;
@@ -97,7 +102,7 @@ async function resolveFromRegistry(
   const parsed = parseReference(reference);
   using own = options.client === undefined ? new RegistryClient({}) : undefined;
   const client = options.client ?? (own as RegistryClient);
-  const { store, lease, limits, pull: policy, pins, signal, onNote } = options;
+  const { store, lease, limits, pull: policy, pins, publicOnly, signal, onNote } = options;
   try {
     const received = new Map<string, number>();
     const startedAtMs = performance.now();
@@ -108,6 +113,7 @@ async function resolveFromRegistry(
       limits,
       policy,
       pins,
+      publicOnly,
       signal,
       onNote,
       onProgress: ({ digest, receivedBytes }) => received.set(digest, receivedBytes),
@@ -150,6 +156,8 @@ class Resolution {
   readonly #limits: LayerLimits;
   readonly #lease: ImageLease;
   readonly #signal: AbortSignal | undefined;
+  /** Behind the names of layers that nobody else finds: these are unpacked anew. */
+  readonly #suffix: string;
 
   constructor(
     reference: string,
@@ -167,6 +175,7 @@ class Resolution {
     this.#limits = options.limits;
     this.#lease = options.lease;
     this.#signal = options.signal;
+    this.#suffix = options.publicOnly === true ? `-${crypto.randomUUID()}` : "";
   }
 
   async resolve(): Promise<Image> {
@@ -289,6 +298,7 @@ class Resolution {
       const image = await readImageFiles(files);
       const resolved = await this.#image(image);
       const { digest, config } = image;
+      if (this.#suffix !== "") return resolved;
       await this.#store.remember(hash, { digest, config, keys: layerKeys(image) } satisfies ArchiveRecord);
       return resolved;
     } finally {
@@ -344,7 +354,7 @@ class Resolution {
     if (distinct.length > MAX_LAYERS) throw new ImageError(`it has ${distinct.length} layers, more than ${MAX_LAYERS}`);
     const layers = await allOrNone(
       distinct.map((layer) =>
-        this.#produce(layerKey(layer.diffId), (directory) =>
+        this.#produce(`${layerKey(layer.diffId)}${this.#suffix}`, (directory) =>
           this.#workers
             .run({
               kind: "unpack",

@@ -28,6 +28,8 @@ interface LayerRecord {
 /** An archive that unpacks to a layer, and the repositories (`registry.example/team/app`) that have it. */
 export interface LayerBlob extends Pick<Descriptor, "mediaType" | "digest" | "size"> {
   readonly repositories: readonly string[];
+  /** A registry has given it to nobody in particular, and it was what its digests say: there is no harm in giving it to anybody. */
+  readonly isPublic?: boolean;
 }
 
 export interface ProduceOptions {
@@ -43,6 +45,16 @@ export interface ProduceOptions {
 /** A layer's name in the store, by the digest of its decompressed archive. */
 export function layerKey(diffId: string): string {
   return diffId.replace(":", "-");
+}
+
+/**
+ * The name of a layer that somebody without credentials was given, where the store has one of the same content of which that is not
+ * known: whoever names its digests in a manifest of their own has shown nothing.
+ *
+ * @param digest Of the archive it came in.
+ */
+export function publicLayerKey(diffId: string, digest: string): string {
+  return `${layerKey(diffId)}-${digest.slice(digest.indexOf(":") + 1)}`;
 }
 
 const USED_STEP_MS = 60_000;
@@ -255,11 +267,14 @@ export class LayerStore {
   /** Notes that a layer that is there comes in this archive too, or from another repository: for pushing it later. */
   async noteBlob(key: string, blob: LayerBlob): Promise<void> {
     const known = await this.blobs(key);
-    const same = known.find(({ digest }) => digest === blob.digest)?.repositories ?? [];
+    const before = known.find(({ digest }) => digest === blob.digest);
+    const same = before?.repositories ?? [];
     const repositories = [...new Set([...blob.repositories, ...same])].slice(0, MAX_REPOSITORIES);
     const others = known.filter(({ digest }) => digest !== blob.digest);
-    if (others.length < known.length && blob.repositories.every((name) => same.includes(name))) return;
-    const blobs: LayerBlob[] = [{ ...blob, repositories }, ...others].slice(0, MAX_BLOBS);
+    if (before !== undefined && blob.repositories.every((name) => same.includes(name))) return;
+    // What is noted here nobody has looked at.
+    const isPublic = before?.isPublic === true && { isPublic: true };
+    const blobs: LayerBlob[] = [{ ...blob, repositories, ...isPublic }, ...others].slice(0, MAX_BLOBS);
     await writeDurably(join(this.directory, key, "blobs.json"), JSON.stringify(blobs), {
       temporaryDir: this.#temporaryDir,
       wait: false,

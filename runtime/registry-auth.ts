@@ -48,6 +48,8 @@ export class RegistryAuthorizer {
   readonly #transport: RegistryTransport;
   readonly #challenges = new Map<string, Challenge>();
   readonly #tokens = new Map<string, Promise<Authorization>>();
+  /** Registries that have been shown credentials. */
+  readonly #shown = new Set<string>();
 
   constructor(settings: RegistrySettings, transport: RegistryTransport) {
     this.#settings = settings;
@@ -64,6 +66,7 @@ export class RegistryAuthorizer {
     if (challenge === undefined) return undefined;
     const credentials =
       request.credentials ?? (await findCredentials(this.#settings, request.registry, request.repository));
+    if (credentials !== undefined) this.#shown.add(request.registry);
     if (credentials !== undefined && "registryToken" in credentials) return `Bearer ${credentials.registryToken}`;
     if (challenge.scheme === "basic") {
       return credentials !== undefined && "username" in credentials ? basic(credentials) : undefined;
@@ -75,6 +78,11 @@ export class RegistryAuthorizer {
     this.#tokens.set(key, token);
     token.catch(() => this.#tokens.delete(key));
     return (await token).header;
+  }
+
+  /** Whether a registry, `docker.io`, has been shown whom it is asked by. */
+  hasShown(registry: string): boolean {
+    return this.#shown.has(registry);
   }
 
   /**

@@ -53,6 +53,17 @@ export interface ClientOptions {
   readonly onRetry?: (error: RegistryError, waitMs: number) => void;
 }
 
+/** As whom registries are asked. */
+export interface ClientIdentity {
+  /** By registry, as in a reference; the others are asked as before. */
+  readonly credentials?: ReadonlyMap<string, Credentials>;
+  /**
+   * Asks all as nobody, and no mirror, which may have credentials of its own: what is had this way anybody may have. Says why, for
+   * who is denied access.
+   */
+  readonly nobody?: string;
+}
+
 /** Docker's own registry has another host than its name. */
 const dockerHubHost = "registry-1.docker.io";
 const MAX_ERROR_BYTES = 65_536;
@@ -64,18 +75,45 @@ export class RegistryClient implements Disposable {
   readonly #options: ClientOptions;
   readonly #transport: RegistryTransport;
   readonly #authorizer: RegistryAuthorizer;
+  readonly #identity: ClientIdentity;
+  readonly #isBorrowed: boolean;
 
-  constructor(settings: RegistrySettings, options: ClientOptions = {}) {
+  /** @param as Of another client, whose connections are used: whose they are, and as whom this one asks. */
+  constructor(
+    settings: RegistrySettings,
+    options: ClientOptions = {},
+    as?: { readonly identity: ClientIdentity; readonly transport: RegistryTransport },
+  ) {
     this.#settings = settings;
     this.#options = options;
     this.retryBaseMs = options.retryBaseMs ?? 500;
-    this.#transport = new RegistryTransport(settings);
-    this.#authorizer = new RegistryAuthorizer(settings, this.#transport);
+    this.#identity = as?.identity ?? {};
+    this.#isBorrowed = as !== undefined;
+    this.#transport = as?.transport ?? new RegistryTransport(settings);
+    const known = this.#identity.nobody === undefined ? settings : {};
+    this.#authorizer = new RegistryAuthorizer(known, this.#transport);
+  }
+
+  /** One that asks as somebody else over the same connections, with tokens of its own. It ends with this one. */
+  as(identity: ClientIdentity): RegistryClient {
+    const { credentials, ...options } = this.#options;
+    const given = identity.nobody === undefined && credentials !== undefined ? { credentials } : {};
+    return new RegistryClient(this.#settings, { ...options, ...given }, { identity, transport: this.#transport });
+  }
+
+  /** Whether what it has had of a registry so far was given to nobody in particular, by the registry itself. */
+  hasAskedAsNobody({ registry }: Pick<ImageReference, "registry">): boolean {
+    const mirrors = this.#mirrors(registry);
+    return mirrors.length === 0 && !this.#authorizer.hasShown(registry);
+  }
+
+  #mirrors(registry: string): readonly string[] {
+    return this.#identity.nobody === undefined ? (this.#settings.hosts?.[registry]?.mirrors ?? []) : [];
   }
 
   /** Where an image may be pulled from, in the order to try: its mirrors, then its registry. */
   endpoints({ registry, repository }: Pick<ImageReference, "registry" | "repository">): Endpoint[] {
-    const mirrors = this.#settings.hosts?.[registry]?.mirrors ?? [];
+    const mirrors = this.#mirrors(registry);
     return [
       ...mirrors.map((mirror): Endpoint => {
         const slash = mirror.indexOf("/");
@@ -117,7 +155,8 @@ export class RegistryClient implements Disposable {
     const { signal, timeoutMs = this.#options.stallMs } = request;
     const base = await this.#transport.baseUrl(host, signal);
     const url = request.path instanceof URL ? request.path : new URL(`/v2/${repository}/${request.path}`, base);
-    const credentials = endpoint.isMirror ? undefined : this.#options.credentials;
+    const given = this.#identity.credentials?.get(registry) ?? this.#options.credentials;
+    const credentials = endpoint.isMirror || this.#identity.nobody !== undefined ? undefined : given;
     const access: AccessRequest = {
       registry,
       host,
@@ -153,7 +192,8 @@ export class RegistryClient implements Disposable {
           }
         }
       }
-      throw await answerError(response, { endpoint, request, known: authorization !== undefined });
+      const { nobody } = this.#identity;
+      throw await answerError(response, { endpoint, request, known: authorization !== undefined, nobody });
     }
   }
 
@@ -172,7 +212,7 @@ export class RegistryClient implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.#transport[Symbol.dispose]();
+    if (!this.#isBorrowed) this.#transport[Symbol.dispose]();
   }
 }
 
@@ -187,9 +227,14 @@ const errorsSchema = z.object({
 /** What an answer that was not expected means. Its body is read, as far as it is short. */
 async function answerError(
   response: IncomingMessage,
-  context: { readonly endpoint: Endpoint; readonly request: RegistryRequest; readonly known: boolean },
+  context: {
+    readonly endpoint: Endpoint;
+    readonly request: RegistryRequest;
+    readonly known: boolean;
+    readonly nobody: string | undefined;
+  },
 ): Promise<ImageError | RegistryError> {
-  const { endpoint, request, known } = context;
+  const { endpoint, request, known, nobody } = context;
   const { registry, repository } = endpoint;
   const status = response.statusCode ?? 0;
   const said = await readErrors(response, endpoint.host, request.signal);
@@ -197,9 +242,11 @@ async function answerError(
   switch (status) {
     case 401:
     case 403: {
-      const mend = known
-        ? "the credentials there are do not give access"
-        : "if it is private, give credentials: docker login, or the registries' settings";
+      const mend =
+        nobody ??
+        (known
+          ? "the credentials there are do not give access"
+          : 'if it is private, give credentials: "registries" of the pipeline, docker login, or the registries\' settings');
       return new ImageError(`registry "${registry}" denies access to "${repository}" (${words}); ${mend}`);
     }
     case 404:

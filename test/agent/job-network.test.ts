@@ -108,7 +108,13 @@ steps:
 });
 
 describe("a stranger's commit", () => {
-  const untrusted = { ceiling: {}, timeoutMs: 60_000, privateNetworks: false, keepsFailed: false };
+  const untrusted = {
+    ceiling: {},
+    timeoutMs: 60_000,
+    privateNetworks: false,
+    privateImages: false,
+    keepsFailed: false,
+  };
 
   test("reaches the Internet, and no private network, whatever its pipeline allows", async () => {
     const { logs } = await run(

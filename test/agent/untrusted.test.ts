@@ -12,6 +12,7 @@ describe("limitUntrusted", () => {
     ceiling: { cpu: 1, memoryBytes: 2 ** 30, logBytes: 2 ** 20 },
     timeoutMs: 60_000,
     privateNetworks: false,
+    privateImages: false,
     keepsFailed: false,
   };
 
