@@ -53,6 +53,11 @@ function findNode(mend) {
         " (it brings one along) or install it from https://nodejs.org",
     );
   }
+  return startable(node, mend);
+}
+
+/** The same Node if it starts, else one line and exit 125. @param mend As above. */
+function startable(node, mend) {
   var reason = whyBroken(node);
   if (reason !== undefined && mend !== undefined) {
     mend(reason);
@@ -88,4 +93,11 @@ function become(program, args) {
   });
 }
 
-module.exports = { become: become, fail: fail, findNode: findNode, isNewEnough: isNewEnough, root: root };
+module.exports = {
+  become: become,
+  fail: fail,
+  findNode: findNode,
+  isNewEnough: isNewEnough,
+  root: root,
+  startable: startable,
+};
