@@ -55,7 +55,10 @@ function runNpm(node, args, cwd) {
   var result = childProcess.spawnSync(viaNode ? node : npm || "npm", viaNode ? [npm].concat(args) : args, {
     cwd: cwd,
     stdio: ["ignore", 2, 2],
-    env: Object.assign({}, process.env, { PATH: path.dirname(node) + path.delimiter + process.env.PATH }),
+    env: Object.assign({}, process.env, {
+      PATH: path.dirname(node) + path.delimiter + process.env.PATH,
+      NODE_NO_WARNINGS: "1",
+    }),
   });
   if (result.error) return "Cannot run npm: " + result.error.message + "; install npm and try again";
   return result.status === 0 ? undefined : "Cannot install the packages: npm failed, see above";
