@@ -1,6 +1,7 @@
 /** Tells of an image's build in the log of its step. */
 import type { BuildCommand, BuildReporter, BuildStep } from "../build/index.ts";
 import { type Diagnostic, formatDiagnostic } from "../pipelines/index.ts";
+import type { BuildUsage } from "./build-usage.ts";
 import { Masker, SecretIndex } from "./masker.ts";
 import { secretForms } from "./secret-forms.ts";
 import type { StepLog } from "./step-log.ts";
@@ -14,6 +15,7 @@ const MAX_MASKED_BYTES = 16 * 1024;
  */
 export class BuildLog implements BuildReporter {
   readonly #log: StepLog;
+  readonly #usage: BuildUsage;
   readonly #commands = new Set<BuildCommand>();
   /** Titles that are not written yet: what is found in the cache is said to be so in the same turn of the event loop. */
   readonly #pending = new Map<BuildStep, NodeJS.Immediate>();
@@ -23,8 +25,10 @@ export class BuildLog implements BuildReporter {
   /** Whose output comes at the moment. */
   #current: BuildStep | undefined;
 
-  constructor(log: StepLog) {
+  /** @param usage Where what commands use is counted. */
+  constructor(log: StepLog, usage: BuildUsage) {
     this.#log = log;
+    this.#usage = usage;
     log.onDrain = () => {
       for (const command of this.#commands) command.resumeOutput();
     };
@@ -61,6 +65,10 @@ export class BuildLog implements BuildReporter {
   end(): void {
     for (const step of this.#pending.keys()) this.#show(step);
     for (const step of this.#maskers.keys()) this.#flush(step);
+  }
+
+  used(_step: BuildStep, usage: Parameters<BuildUsage["add"]>[0]): void {
+    this.#usage.add(usage);
   }
 
   ended(step: BuildStep, { cached }: { readonly cached: boolean }): void {

@@ -28,6 +28,7 @@ import { abortReason } from "./abort.ts";
 import { BuildLog } from "./build-log.ts";
 import { type BuildStepSpec, type ResolvedBuild, resolveBuild } from "./build-spec.ts";
 import { atDigest, type BuiltImages } from "./built-images.ts";
+import { BuildUsage } from "./build-usage.ts";
 import { asError } from "./cause.ts";
 import { formatDuration } from "./duration.ts";
 import type { JobContext } from "./job.ts";
@@ -76,6 +77,7 @@ export class BuildRun implements RunnableStep {
   readonly #step: BuildStepSpec;
   readonly #context: BuildContext;
   readonly #network: StepNetwork;
+  readonly #usage = new BuildUsage();
   /** Aborted for a limit of the step. */
   readonly #limit = new AbortController();
 
@@ -120,7 +122,14 @@ export class BuildRun implements RunnableStep {
         (error: unknown) => this.#describe(asError(error)),
       );
       const finishedAtMs = Date.now();
-      return { ...result, startedAtMs, finishedAtMs, ...(await takeRefused(this.#network, this.#context)) };
+      const usage = this.#usage.total;
+      return {
+        ...result,
+        startedAtMs,
+        finishedAtMs,
+        ...(usage && { usage }),
+        ...(await takeRefused(this.#network, this.#context)),
+      };
     } finally {
       clearTimeout(timer);
       ended.resolve("the step has ended");
@@ -177,7 +186,7 @@ export class BuildRun implements RunnableStep {
     }
     const network = await this.#network.container();
     await this.#network.begin();
-    const reporter = new BuildLog(this.log);
+    const reporter = new BuildLog(this.log, this.#usage);
     using _end = { [Symbol.dispose]: () => reporter.end() };
     return await buildImages({
       host,

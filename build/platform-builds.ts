@@ -89,6 +89,7 @@ function withPlatform(reporter: BuildReporter, platform: Platform): BuildReporte
     started: (step) => reporter.started?.(named(step)),
     command: (command) => reporter.command?.(command),
     output: (step, chunk) => reporter.output?.(named(step), chunk),
+    used: (step, usage) => reporter.used?.(named(step), usage),
     ended: (step, end) => reporter.ended?.(named(step), end),
     fetched: (url) => reporter.fetched?.(url),
     warned: (diagnostic) => reporter.warned?.(diagnostic),

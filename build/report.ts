@@ -1,5 +1,6 @@
 /** What is told of a build while it runs, and how it fails. */
 import type { Diagnostic } from "../pipelines/index.ts";
+import type { ContainerUsage } from "../runtime/index.ts";
 
 /** One thing that is done for an instruction. */
 export interface BuildStep {
@@ -23,6 +24,8 @@ export interface BuildReporter {
     step: BuildStep,
     chunk: { readonly stream: "stdout" | "stderr"; readonly bytes: Uint8Array },
   ): boolean | undefined | void;
+  /** A command has ended, well or not, and has used this. */
+  used?(step: BuildStep, usage: ContainerUsage): void;
   ended?(step: BuildStep, end: { readonly cached: boolean; readonly durationMs: number }): void;
   /** ADD has fetched something, which may be something else tomorrow. */
   fetched?(url: string): void;

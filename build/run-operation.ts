@@ -146,6 +146,7 @@ class Command {
       });
       reporter.command?.(running);
       const result = await running.result;
+      reporter.used?.(step, result.usage);
       signal.throwIfAborted();
       if (result.reason !== "exited" || result.exitCode !== 0) throw commandFailed(result);
     } catch (error) {

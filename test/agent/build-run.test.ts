@@ -43,6 +43,28 @@ describe("a step that builds", () => {
     expect(result.steps[1]).toMatchObject({ exitCode: 0, imageDigest: /built (\S+)/.exec(result.logs[1] ?? "")?.[1] });
   });
 
+  test("says what its commands have used together, and nothing where none has run", async () => {
+    const work = "i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done";
+    const result = await fixture.run(
+      `
+      - build: { tags: used }
+      - build: { tags: used }
+      - build: { tags: used, dockerfile: Failing }
+`,
+      {
+        Dockerfile: `FROM BASE AS a\nRUN ${work}; head -c 3000000 /dev/zero > /a\nFROM BASE\nRUN ${work}\nCOPY --from=a /a /\n`,
+        Failing: `FROM BASE\nRUN ${work}; false\n`,
+      },
+    );
+    expect(result.status).toBe("failure");
+    const [first, cached, failed] = result.steps.map(({ usage }) => usage);
+    expect(cached).toBeUndefined();
+    expect(failed?.cpuTimeMs).toBeGreaterThan(0);
+    expect(first?.cpuTimeMs).toBeGreaterThan(0);
+    expect(first?.memoryPeakBytes).toBeGreaterThan(0);
+    expect(first?.ioWriteBytes).toBeGreaterThanOrEqual(3_000_000);
+  });
+
   test("pushes to the registry with its tags, and says by which digest", async () => {
     const result = await fixture.run(
       `
