@@ -257,7 +257,7 @@ function launchContext(
   const { uidRange: range, network, nested } = config;
   return {
     architecture,
-    attachPath: host.attachDir,
+    attachPath: host.keepsLaunchersApart ? undefined : host.attachDir,
     lastCapability: host.lastCapability,
     keepsGroups: host.keepsGroups,
     hierarchies: host.shownHierarchies,

@@ -102,6 +102,8 @@ export class Host implements AsyncDisposable {
   readonly containerCaches: ContainerCaches;
   /** Whether this kernel mounts overlays by descriptor and clones detached mounts (Linux 6.15). */
   readonly mountsDetachedOverlays: boolean;
+  /** Whether launchers, and so containers, begin with few mounts instead of the host's; which by path need theirs. */
+  readonly keepsLaunchersApart: boolean;
   /** The layer on top of every image's: mount points and /etc files. */
   readonly skeletonDir: string;
   /** Absent only where its absence was allowed explicitly. */
@@ -143,6 +145,8 @@ export class Host implements AsyncDisposable {
   ) {
     const { lock, limits } = found;
     this.mountsDetachedOverlays = found.mountsDetachedOverlays;
+    // Where mounts of others are locked, none is shown without those below it.
+    this.keepsLaunchersApart = found.mountsDetachedOverlays && !isRootless();
     this.#networkOptions = options.networks ?? {};
     this.stateDir = stateDir;
     this.imageStoreDir = imageStorePath(options.imageStoreDir ?? `${stateDir}/images`);

@@ -85,8 +85,11 @@ export interface LaunchPlan {
   readonly startFd?: number;
   /** There is no payload: init waits for the end of `startFd`, and further processes run meanwhile. */
   readonly isIdle?: true;
-  /** An empty directory of the host on which the root file system is attached, in init's own mount namespace. */
-  readonly attachPath: string;
+  /**
+   * An empty directory of the host on which the root file system is attached, in init's own mount namespace. Absent: the
+   * launcher is in one, in a namespace of few mounts. It cannot be for layers.
+   */
+  readonly attachPath?: string | undefined;
   /** v2: the open cgroup directory. On v1 the launcher has joined already. */
   readonly cgroupFd?: number;
   /** The network namespace that the configuration names. */
@@ -230,10 +233,10 @@ function stageZero(plan: LaunchPlan): Operation[] {
   return [
     ...(plan.userFd === undefined ? oomScore(plan.config.process) : []),
     { name: "make a pipe", call: "pipe2", args: [{ addressOf: "idMapPipe" }, O_CLOEXEC] },
-    ...("layerFds" in plan.rootfs ? mountLayers(plan.rootfs, plan.attachPath) : []),
+    ...("layerFds" in plan.rootfs ? mountLayers(plan.rootfs, plan.attachPath ?? ".") : []),
     // The child's working directory follows it into its copy of the mount namespace, so attaching the root file system
     // on "." needs no path that the child, which owns nothing on the host, would have to be allowed to walk.
-    ...("fd" in plan.rootfs
+    ...("fd" in plan.rootfs && plan.attachPath !== undefined
       ? [{ name: `enter "${plan.attachPath}"`, call: "chdir", args: [{ text: plan.attachPath }] }]
       : []),
     ...(plan.networkFd === undefined

@@ -11,6 +11,7 @@ import {
   AT_EMPTY_PATH,
   AT_FDCWD,
   AT_REMOVEDIR,
+  CLONE_NEWNS,
   CLONE_PARENT,
   EBUSY,
   EEXIST,
@@ -20,6 +21,10 @@ import {
   EPERM,
   F_SETFD,
   FD_CLOEXEC,
+  MNT_DETACH,
+  MS_BIND,
+  MS_PRIVATE,
+  MS_REC,
   O_CLOEXEC,
   O_DIRECTORY,
   O_PATH,
@@ -62,13 +67,15 @@ export interface LaunchersPlan {
   readonly directories: readonly string[];
   /** Whether launchers join: on v1. Else clone3 puts the container into its cgroup. */
   readonly joins: boolean;
+  /** An empty directory of the host. If there: launchers have a mount namespace of few mounts, and are in an empty directory of it. */
+  readonly apartOn?: string | undefined;
   /** Descriptors of the parent: where requests come from, and where it reports. */
   readonly requests: number;
   readonly reports: number;
 }
 
 /** Lists the operations of the parent and its clones. Failures go to `reports`. */
-export function planLaunchers({ directories, joins, requests, reports }: LaunchersPlan): Operation[] {
+export function planLaunchers({ directories, joins, apartOn, requests, reports }: LaunchersPlan): Operation[] {
   return [
     { memory: "request", size: requestLayout.bytes },
     ...received("request", requestLayout.bytes, oneDescriptor),
@@ -99,6 +106,7 @@ export function planLaunchers({ directories, joins, requests, reports }: Launche
         store: `directory ${i}`,
       }),
     ),
+    ...(apartOn === undefined ? [] : leaveMounts(apartOn)),
     { label: "next" },
     {
       name: "wait for a request",
@@ -152,6 +160,40 @@ export function planLaunchers({ directories, joins, requests, reports }: Launche
     ...launch(),
     { label: "not needed" },
     { name: "end", call: "exit_group", args: [0] },
+  ];
+}
+
+/**
+ * A container begins with a copy of its launcher's mounts, which takes longer the more the host has, and is as long in
+ * going. What it needs are mounts of its own and, to be allowed to make its own of these kinds, a proc and a sysfs that show all.
+ *
+ * @see mount_too_revealing in Linux' fs/namespace.c
+ */
+function leaveMounts(directory: string): Operation[] {
+  const seen = ["proc", "sys"];
+  return [
+    { name: "new mount namespace", call: "unshare", args: [CLONE_NEWNS] },
+    { name: "keep its mounts to itself", call: "mount", args: [0, { text: "/" }, 0, MS_REC | MS_PRIVATE, 0] },
+    {
+      name: `mount a root on "${directory}"`,
+      call: "mount",
+      args: [{ text: "tmpfs" }, { text: directory }, { text: "tmpfs" }, 0, { text: "size=1m,mode=755" }],
+    },
+    { name: "enter the new root", call: "chdir", args: [{ text: directory }] },
+    ...[...seen, "attach"].map(
+      (name): Operation => ({ name: `make "${name}"`, call: "mkdirat", args: [AT_FDCWD, { text: name }, 0o755] }),
+    ),
+    ...seen.map(
+      (name): Operation => ({
+        name: `show "/${name}"`,
+        call: "mount",
+        args: [{ text: `/${name}` }, { text: name }, 0, MS_BIND, 0],
+      }),
+    ),
+    // The old root is stacked on the new one, and goes. @see pivot_root(2)
+    { name: "pivot into the new root", call: "pivot_root", args: [{ text: "." }, { text: "." }] },
+    { name: "detach the host's root", call: "umount2", args: [{ text: "." }, MNT_DETACH] },
+    { name: "wait where containers attach theirs", call: "chdir", args: [{ text: "/attach" }] },
   ];
 }
 

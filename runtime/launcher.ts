@@ -197,7 +197,13 @@ export class Launchers {
     try {
       const { targets, pairs } = placeDescriptors([theirs, write]);
       const joins = cgroups?.version === 1;
-      const operations = planLaunchers({ directories, joins, requests: targets[0], reports: targets[1] });
+      const operations = planLaunchers({
+        directories,
+        joins,
+        apartOn: this.#host.keepsLaunchersApart ? this.#host.attachDir : undefined,
+        requests: targets[0],
+        reports: targets[1],
+      });
       const program = compileProgram(operations, { architecture, statusFd: targets[1] });
       const pid = startProgram(program.file, "slipway-launcher", pairs);
       let rest = Buffer.alloc(0);

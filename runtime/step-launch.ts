@@ -43,7 +43,7 @@ export interface MountMakers {
 
 export interface LaunchContext {
   readonly architecture: Architecture;
-  readonly attachPath: string;
+  readonly attachPath: string | undefined;
   readonly lastCapability: number;
   /** @see LaunchPlan */
   readonly keepsGroups: boolean;

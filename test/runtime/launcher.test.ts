@@ -47,6 +47,15 @@ describe("Launchers", () => {
     expect(new Set(cgroups()).size).toBe(4);
   });
 
+  test("begin with few mounts, not with the host's", async () => {
+    if (!host.host.keepsLaunchersApart) return;
+    await until(() => host.host.launchers.ready === 4);
+    for (const pid of ours()) {
+      const mounts = readFileSync(`/proc/${pid}/mountinfo`, "utf8").trimEnd().split("\n");
+      expect(mounts.map((line) => line.split(" ")[4])).toEqual(["/", "/proc", "/sys"]);
+    }
+  });
+
   test("go on when the process that makes them, and they, are killed", async () => {
     await until(() => host.host.launchers.ready === 4);
     const [first = 0] = ours();
