@@ -16,6 +16,7 @@ import { isOfDefaultBranch } from "./default-branch.ts";
 import { buildVariables } from "./environment.ts";
 import { attemptPins } from "./image-pins.ts";
 import { executeJob } from "./job.ts";
+import type { GivenSecrets } from "./job-secrets.ts";
 import { Lease } from "./lease.ts";
 import { maskText, SecretIndex } from "./masker.ts";
 import type { JobResult, StepResult } from "./report.ts";
@@ -115,6 +116,7 @@ async function execute(
       id: containerName(claimed.attemptId),
       workspace: { dir: workspaceDir, ready },
       variables: buildVariables(claimed.job, build, repository),
+      secrets: givenSecrets(claimed),
       maskedValues,
       logDir,
       untrusted,
@@ -173,6 +175,15 @@ async function reportCheckoutFailure(
   const first: StepResult = { status, reason, startedAtMs, finishedAtMs: Date.now() };
   for (const index of job.steps.keys()) reporter.stepFinished(index, index === 0 ? first : { status: "skipped" });
   return { status, reason };
+}
+
+/** What the server has found out about the secrets of a job. */
+function givenSecrets({ secrets = {}, secretProblems = [], repository }: ClaimedJob): GivenSecrets {
+  return {
+    values: new Map(Object.entries(secrets).map(([name, value]) => [name, Buffer.from(value, "base64")])),
+    problems: secretProblems,
+    help: (name) => `set it: slipway secret set ${JSON.stringify(repository.name)} ${name}`,
+  };
 }
 
 /** The server has told them already; an agent does not rely on it. */

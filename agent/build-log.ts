@@ -6,9 +6,6 @@ import { Masker, SecretIndex } from "./masker.ts";
 import { secretForms } from "./secret-forms.ts";
 import type { StepLog } from "./step-log.ts";
 
-/** Longer ones, key stores and the like, are not looked for. */
-const MAX_MASKED_BYTES = 16 * 1024;
-
 /**
  * Writes the Dockerfile's steps and the output of their commands as they come. Where commands run side by side, the step's title
  * stands again above what is its output.
@@ -19,7 +16,7 @@ export class BuildLog implements BuildReporter {
   readonly #commands = new Set<BuildCommand>();
   /** Titles that are not written yet: what is found in the cache is said to be so in the same turn of the event loop. */
   readonly #pending = new Map<BuildStep, NodeJS.Immediate>();
-  readonly #secrets: string[] = [];
+  readonly #secrets: Uint8Array[] = [];
   /** Of what has output, by stream. */
   readonly #maskers = new Map<BuildStep, Readonly<Record<"stdout" | "stderr", Masker>>>();
   /** Whose output comes at the moment. */
@@ -58,7 +55,7 @@ export class BuildLog implements BuildReporter {
 
   /** Masks a secret in the output of commands that begin from now on: who gets it is one of them. */
   hide(secret: Uint8Array): void {
-    if (secret.length <= MAX_MASKED_BYTES) this.#secrets.push(Buffer.from(secret).toString());
+    this.#secrets.push(secret);
   }
 
   /** Writes what masking has held back: nothing is said of the build from now on. */

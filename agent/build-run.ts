@@ -11,7 +11,7 @@ import {
   StoreImages,
   writeOutput,
 } from "../build/index.ts";
-import { type BuildSecret, formatBytes, formatDiagnostic } from "../pipelines/index.ts";
+import { type BuildSecret, formatBytes, formatDiagnostic, LIMITS } from "../pipelines/index.ts";
 import {
   type Descriptor,
   exportArchive,
@@ -49,8 +49,6 @@ export interface BuildContext extends JobContext {
   readonly workers: FileWorkers;
 }
 
-/** Of a secret; more is no secret but data. */
-const maxSecretBytes = 512 * 1024;
 const maxDockerfileBytes = 4 * 2 ** 20;
 
 /** What a build is done with. */
@@ -273,14 +271,20 @@ export class BuildRun implements RunnableStep {
     const values = new Map<string, () => Promise<Uint8Array>>();
     for (const [id, secret] of Object.entries(secrets)) {
       values.set(id, () => {
-        const value =
-          "env" in secret ? Buffer.from(this.#step.env[secret.env] ?? "") : workspace.read(secret.file, maxSecretBytes);
+        const value = this.#secretValue(secret, workspace);
         if (value === undefined) return Promise.reject(unreadableSecret(id, secret));
         log.hide(value);
         return Promise.resolve(value);
       });
     }
     return values;
+  }
+
+  #secretValue(secret: BuildSecret, workspace: OpenWorkspace): Uint8Array | undefined {
+    if ("secret" in secret) return this.#context.secrets.value(secret.secret);
+    return "env" in secret
+      ? Buffer.from(this.#step.env[secret.env] ?? "")
+      : workspace.read(secret.file, LIMITS.secretBytes);
   }
 
   #openWorkspace(): OpenWorkspace {
@@ -325,7 +329,7 @@ export class BuildRun implements RunnableStep {
 }
 
 function unreadableSecret(id: string, secret: BuildSecret): BuildError {
-  const most = formatBytes(maxSecretBytes);
+  const most = formatBytes(LIMITS.secretBytes);
   const why = `there is no file ${JSON.stringify("file" in secret ? secret.file : "")} in the workspace, or it has more than ${most}`;
   return new BuildError(`the secret ${JSON.stringify(id)} cannot be read: ${why}`);
 }

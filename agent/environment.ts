@@ -63,19 +63,20 @@ function givenVariables(
 /**
  * Merges the whole environment of a step.
  *
- * Later wins: defaults (HOME is that of the image's user), the image's, the pipeline's, the `SLIPWAY_` variables; these last no
- * pipeline can forge.
+ * Later wins: defaults (HOME is that of the image's user), the image's, the pipeline's, its secrets, the `SLIPWAY_` variables;
+ * these last no pipeline can forge.
  */
 export function stepEnvironment(
   step: Pick<StepSpec, "name" | "env">,
   image: Pick<Image, "config" | "user">,
   variables: Readonly<Record<string, string>>,
+  secrets: Readonly<Record<string, string>> = {},
 ): Record<string, string> {
   const { config, user } = image;
   return {
     ...defaults,
     ...(user !== undefined && { HOME: user.home }),
     ...config.env,
-    ...givenVariables(step, variables),
+    ...givenVariables({ ...step, env: { ...step.env, ...secrets } }, variables),
   };
 }

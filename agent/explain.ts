@@ -7,6 +7,7 @@ import { NotBuiltError } from "./built-images.ts";
 import { lowerResources } from "./ceiling.ts";
 import { JobCaches } from "./job-caches.ts";
 import { JobImages } from "./job-images.ts";
+import { JobSecrets } from "./job-secrets.ts";
 import { openRegistry } from "./job-registry.ts";
 import { announceBuilds, type JobOptions } from "./job.ts";
 import { StepLog } from "./step-log.ts";
@@ -43,7 +44,10 @@ export async function explainJob(
 ): Promise<ExplainedStep[]> {
   using uidRange = options.host.claimUidRange();
   const built = announceBuilds(job, options);
-  using registries = openRegistry(options);
+  const given = new JobSecrets(job, options.secrets);
+  const isComplete = given.problem === undefined;
+  using registries = openRegistry(isComplete ? job : { ...job, registries: [] }, { ...options, secrets: given });
+  const secrets = JobSecrets.hidden(job);
   const { registry, publicOnly } = registries;
   await using images = new JobImages({ ...options, registry, publicOnly, built }, options.signal);
   const explained: ExplainedStep[] = [];
@@ -56,6 +60,7 @@ export async function explainJob(
     const step = { ...planned, resources: lowerResources(planned.resources, options.ceiling) };
     const run = new StepRun(step, {
       ...options,
+      secrets,
       registry,
       publicOnly,
       uidRange,

@@ -14,6 +14,7 @@ export type { JobReporter, JobResult, StepResult } from "./report.ts";
 export { defaultUntrustedPolicy, type UntrustedPolicy } from "./untrusted.ts";
 export { StepLog, type LogTap, type StepLogOptions } from "./step-log.ts";
 export { SecretIndex } from "./masker.ts";
+export type { GivenSecrets } from "./job-secrets.ts";
 export { secretForms } from "./secret-forms.ts";
 export { formatDuration } from "./duration.ts";
 export { sharedPins } from "./image-pins.ts";

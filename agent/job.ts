@@ -12,6 +12,7 @@ import { lowerResources, type StepCeiling } from "./ceiling.ts";
 import { formatDuration } from "./duration.ts";
 import { type CachePolicy, JobCaches } from "./job-caches.ts";
 import { JobImages, type NamedImage } from "./job-images.ts";
+import { type GivenSecrets, JobSecrets } from "./job-secrets.ts";
 import { openRegistry } from "./job-registry.ts";
 import { SharedNetwork, StepNetwork, wantsNetwork } from "./job-network.ts";
 import type { KeptNetwork, KeptStep } from "./kept-step.ts";
@@ -41,7 +42,9 @@ export interface JobOptions {
   readonly registry?: RegistryClient;
   /** What the jobs of the build have agreed on. @default nothing: this job asks for itself */
   readonly pins?: ImagePins;
-  /** Values to mask in logs and reasons. */
+  /** The values of secrets that the pipeline names. @default none: a job that names some is not run */
+  readonly secrets?: GivenSecrets;
+  /** Further values to mask in logs and reasons; secrets are. */
   readonly maskedValues?: readonly string[];
   /** What images that steps build are, beside being images. @default no names, and one cache for all */
   readonly builds?: BuildPolicy;
@@ -77,7 +80,8 @@ const stepsAhead = 2;
 type JobEnd = Pick<JobResult, "status" | "reason">;
 
 /** What all steps of a job share. */
-export interface JobContext extends JobOptions {
+export interface JobContext extends Omit<JobOptions, "secrets"> {
+  readonly secrets: JobSecrets;
   readonly registry: RegistryClient;
   /** Is told what images are made of. */
   readonly made: MadeParts;
@@ -117,7 +121,9 @@ async function runJob(asked: JobSpec, options: JobOptions & { readonly made: Mad
   const job = untrusted === undefined ? asked : limitUntrusted(asked, untrusted);
   const refusal = untrusted === undefined ? undefined : refuseUntrusted(asked);
   if (refusal !== undefined) return refuseJob(job, options, refusal);
-  const secrets = compileSecrets(options.maskedValues ?? []);
+  const given = new JobSecrets(job, options.secrets);
+  if (given.problem !== undefined) return refuseJob(job, options, given.problem);
+  const secrets = compileSecrets([...(options.maskedValues ?? []), ...given.maskedValues]);
   const cleanups: Promise<void>[] = [];
   const problem = (error: unknown) => options.reporter.problem?.(asError(error));
   const timeout = new AbortController();
@@ -147,10 +153,11 @@ async function runJob(asked: JobSpec, options: JobOptions & { readonly made: Mad
     signal,
     onProblem: problem,
   });
-  using own = openRegistry(options);
+  using own = openRegistry(job, { ...options, secrets: given });
   const { registry, publicOnly } = own;
   const context = {
     ...options,
+    secrets: given,
     registry,
     publicOnly,
     signal,
@@ -368,7 +375,7 @@ async function refuseJob(job: JobSpec, { workspace, reporter }: JobOptions, reas
   return { status: "failure", reason, steps, services: skipServices(job, reporter) };
 }
 
-function compileSecrets(values: readonly string[]): SecretIndex | undefined {
+function compileSecrets(values: readonly (string | Uint8Array)[]): SecretIndex | undefined {
   const forms = secretForms(values);
   return forms.length === 0 ? undefined : new SecretIndex(forms);
 }
@@ -395,7 +402,7 @@ function openNetwork(
 function openLog(
   { resources }: Pick<StepSpec, "resources">,
   index: number,
-  options: JobOptions & { readonly secrets: SecretIndex | undefined; readonly tap?: LogTap },
+  options: Omit<JobOptions, "secrets"> & { readonly secrets: SecretIndex | undefined; readonly tap?: LogTap },
 ): StepLog {
   const { reporter, logDir, secrets, tap } = options;
   return new StepLog({

@@ -1,24 +1,44 @@
 /** The spellings of a secret that a log may show: as it is, line by line, JSON-, URL- and base64-encoded. */
 
-/** Shorter values would turn ordinary words of a log into asterisks. */
-export const secretMinimumCharacters = 6;
+import { LIMITS, secretText } from "../pipelines/index.ts";
+
+const { secretMinCharacters } = LIMITS;
+
+/** Longer values are looked for piece by piece: a search costs what its longest pattern has. A multiple of three, for base64. */
+const pieceLength = 3072;
+/** Of one value, in all spellings; so many more as they are. */
+const spelledLines = 200;
+const plainLines = 1000;
 
 /**
  * Lists every byte string to mask for these values, without repeats.
  *
  * Values and derived forms of fewer than six characters are left out. Base64 is listed in its three alignments, so that a
- * secret in the middle of an encoded text (`user:password` of a basic authorization) is found as well.
+ * secret in the middle of an encoded text (`user:password` of a basic authorization) is found as well. Bytes that are no text are
+ * looked for as they are and in base64.
  */
-export function secretForms(values: readonly string[]): Uint8Array[] {
+export function secretForms(values: readonly (string | Uint8Array)[]): Uint8Array[] {
   const forms = new Map<string, Uint8Array>();
+  const add = (form: Uint8Array) => {
+    if (form.length >= secretMinCharacters) forms.set(Buffer.from(form).toString("latin1"), form);
+  };
   for (const value of values) {
-    for (const text of [value, ...lines(value)]) {
-      const trimmed = text.replace(/[\r\n]+$/, "");
-      if (trimmed.length < secretMinimumCharacters) continue;
-      for (const form of spellings(trimmed)) {
-        if (form.length < secretMinimumCharacters) continue;
-        const bytes = Buffer.from(form, "utf8");
-        forms.set(bytes.toString("latin1"), bytes);
+    const text = typeof value === "string" ? value : secretText(value);
+    if (text === undefined) {
+      for (let at = 0; at < value.length; at += pieceLength) {
+        const piece = Buffer.from((value as Uint8Array).subarray(at, at + pieceLength));
+        add(piece);
+        for (const form of base64Forms(piece)) if (form.length >= secretMinCharacters) add(Buffer.from(form));
+      }
+      continue;
+    }
+    for (const [index, part] of [text, ...lines(text)].slice(0, plainLines + 1).entries()) {
+      const trimmed = part.replace(/[\r\n]+$/, "");
+      if (trimmed.length < secretMinCharacters) continue;
+      for (let at = 0; at < trimmed.length; at += pieceLength) {
+        const piece = trimmed.slice(at, at + pieceLength);
+        const spelled = index <= spelledLines ? spellings(piece) : [piece];
+        for (const form of spelled) if (form.length >= secretMinCharacters) add(Buffer.from(form));
       }
     }
   }
@@ -32,7 +52,7 @@ function lines(value: string): string[] {
 }
 
 function spellings(text: string): string[] {
-  const percent = encodeURIComponent(text);
+  const percent = encodeURIComponent(text.toWellFormed());
   return [
     text,
     JSON.stringify(text).slice(1, -1),

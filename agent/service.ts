@@ -178,6 +178,7 @@ export class ServiceRun {
       workspace: { ...workspace, isOthers: true },
       resources,
       network,
+      mounts: this.#context.secrets.mounts(this.#spec.secrets),
       ...(image.user !== undefined && { user: image.user }),
       ...(serviceGraceMs !== undefined && { graceMs: serviceGraceMs }),
       ...(image.config.stopSignal !== undefined && { stopSignal: image.config.stopSignal }),
@@ -191,6 +192,7 @@ export class ServiceRun {
   /** @throws {ImageError} If there is nothing to run. */
   #program(image: Image, script: string | undefined): Pick<ContainerConfig, "args" | "env"> {
     const { name, args } = this.#spec;
+    const { variables, secrets } = this.#context;
     const { entrypoint = [], cmd = [] } = image.config;
     const own = [...entrypoint, ...(args ?? cmd)];
     if (script === undefined && own.length === 0) {
@@ -198,7 +200,7 @@ export class ServiceRun {
     }
     return {
       args: script === undefined ? own : ["/bin/sh", "-e", "-c", "--", script, name],
-      env: stepEnvironment(this.#spec, image, this.#context.variables),
+      env: stepEnvironment(this.#spec, image, variables, secrets.variables(this.#spec.secrets)),
     };
   }
 

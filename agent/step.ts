@@ -295,6 +295,7 @@ export class StepRun implements RunnableStep {
       signal,
       output,
       onExit,
+      mounts: this.#context.secrets.mounts(this.#step.secrets),
       ...(this.#step.nested && { nested: this.#nestedConfig(image) }),
       ...(this.#isToBeKept && { writableDir: this.#makeWritableDir(name) }),
     };
@@ -331,7 +332,8 @@ export class StepRun implements RunnableStep {
   }
 
   #environment(image: Image): Record<string, string> {
-    return stepEnvironment(this.#step, image, this.#context.variables);
+    const { secrets, variables } = this.#context;
+    return stepEnvironment(this.#step, image, variables, secrets.variables(this.#step.secrets));
   }
 }
 

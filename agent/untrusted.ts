@@ -30,8 +30,9 @@ export const defaultUntrustedPolicy: UntrustedPolicy = {
   keepsFailed: false,
 };
 
-/** The same job within the policy's limits. */
-export function limitUntrusted(job: JobSpec, { ceiling, timeoutMs }: UntrustedPolicy): JobSpec {
+/** The same job within the policy's limits, and without credentials of registries. */
+export function limitUntrusted(asked: JobSpec, { ceiling, timeoutMs }: UntrustedPolicy): JobSpec {
+  const { registries: _none, ...job } = asked;
   return {
     ...job,
     timeoutMs: Math.min(job.timeoutMs, timeoutMs),

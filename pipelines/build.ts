@@ -2,6 +2,7 @@
 import { dictionary, list } from "./collection.ts";
 import { checkReference } from "./image-name.ts";
 import { DEFAULTS, LIMITS } from "./limits.ts";
+import { secretName } from "./secret.ts";
 import type { BuildSecret, ImageBuildSpec } from "./pipeline.ts";
 import type { Problems } from "./problems.ts";
 import { exceed, type FieldValues, flag, type Located, mapping, mismatch, refuse, type Shape } from "./shape.ts";
@@ -184,11 +185,12 @@ const labels = dictionary({
 const secretTable = {
   noun: "a secret",
   fields: {
+    secret: { shape: secretName, summary: "The name under which it was set (slipway secret set)." },
     env: { shape: label, summary: "The variable of the step that holds it." },
     file: { shape: path, summary: "The file in the workspace that holds it, which an earlier step may have written." },
   },
-  alternatives: { keys: ["env", "file"], missing: 'write "env: VARIABLE" or "file: path"' },
-  synonyms: { environment: "env", variable: "env", src: "file", source: "file", path: "file" },
+  alternatives: { keys: ["secret", "env", "file"], missing: 'write "secret: NAME", "env: VARIABLE" or "file: path"' },
+  synonyms: { from_secret: "secret", environment: "env", variable: "env", src: "file", source: "file", path: "file" },
 } as const;
 
 const secret = mapping(secretTable);
@@ -208,7 +210,7 @@ const secrets = dictionary({
   },
   owner: (name) => `secret ${quote(name)}`,
   max: LIMITS.buildSecrets,
-  suggestion: 'write "secrets:", below it an id, and below that "env: VARIABLE" or "file: path"',
+  suggestion: 'write "secrets:", below it an id, and below that "secret: NAME", "env: VARIABLE" or "file: path"',
 });
 
 const buildTable = {
@@ -228,7 +230,8 @@ const buildTable = {
     args: { shape: args, summary: "Values of the Dockerfile's ARGs. ${NAME} stands for a variable of the step." },
     secrets: {
       shape: secrets,
-      summary: "Id → what RUN --mount=type=secret,id=… gets: a variable of the step, or a file in the workspace.",
+      summary:
+        "Id → what RUN --mount=type=secret,id=… gets: a secret that was set, a variable of the step, or a file in the workspace.",
     },
     tags: {
       shape: list({
@@ -299,8 +302,8 @@ const buildTable = {
     cache_to: "layers are kept on the agent: cache is true or false",
     "cache-from": "layers are kept on the agent: cache is true or false",
     "cache-to": "layers are kept on the agent: cache is true or false",
-    username: "credentials of registries are the agent's",
-    password: "credentials of registries are the agent's",
+    username: 'write it below "registries" at the top level',
+    password: 'write it below "registries" at the top level',
     network: "write it on the step, beside build",
     pull: "write it on the step, beside build",
     env: "write it on the step, beside build",
@@ -385,9 +388,10 @@ export function describeBuild(
 }
 
 function describeSecret(
-  { env: name, file }: NonNullable<NonNullable<BuildFields["secrets"]>["value"][number]["value"]>,
+  { secret: set, env: name, file }: NonNullable<NonNullable<BuildFields["secrets"]>["value"][number]["value"]>,
   env: Readonly<Record<string, string>>,
 ): BuildSecret | { readonly problem: string; readonly suggestion: string } | undefined {
+  if (set !== undefined) return { secret: set.value };
   if (file !== undefined) {
     if (!leadsOut(file.value)) return { file: clean(file.value) };
     return { problem: "leads out of the repository", suggestion: "name a file in the workspace" };

@@ -22,14 +22,16 @@ export const environment = dictionary({
   max: LIMITS.envVariables,
 });
 
-function checkVariable(name: string, span: Span, place: Place): boolean {
+/** Whether a step may have a variable of this name; says so if not. @param otherwise What else could be written. */
+export function checkVariable(name: string, span: Span, place: Place, otherwise?: string): boolean {
+  const or = otherwise === undefined ? "" : `, ${otherwise}`;
   if (!variableName.test(name) || name.length > variableNameLength) {
     const mended = name.replaceAll(/[^A-Za-z0-9_]/g, "_").replace(/^(?=\d)/, "_");
     const long = name.length > variableNameLength;
     place.problems.error(
       span,
       `the name ${quote(name)} cannot be used: ${long ? `it has more than ${variableNameLength} characters` : "a variable has letters, digits and _, no digit first"}`,
-      long ? "shorten it" : `write ${quote(mended)}`,
+      `${long ? "shorten it" : `write ${quote(mended)}`}${or}`,
     );
     return false;
   }
@@ -37,7 +39,7 @@ function checkVariable(name: string, span: Span, place: Place): boolean {
   place.problems.error(
     span,
     `the name ${quote(name)} cannot be used: Slipway sets variables that begin with ${reservedVariables} itself`,
-    name.length > reservedVariables.length ? `write ${quote(name.slice(reservedVariables.length))}` : undefined,
+    name.length > reservedVariables.length ? `write ${quote(name.slice(reservedVariables.length))}${or}` : otherwise,
   );
   return false;
 }

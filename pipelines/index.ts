@@ -7,7 +7,8 @@
 export type * from "./pipeline.ts";
 export { DEFAULTS, LIMITS } from "./limits.ts";
 export { type ParsedPipeline, parsePipeline } from "./parse.ts";
-export { jobParts } from "./parts.ts";
+export { checkSecretValue, secretText } from "./secret-value.ts";
+export { jobParts, secretUses, type SecretUse } from "./parts.ts";
 export { formatDiagnostic, visible } from "./diagnostic.ts";
 export { Problems } from "./problems.ts";
 export { Source, type Span } from "./source.ts";

@@ -8,6 +8,7 @@ import { DEFAULTS, LIMITS } from "./limits.ts";
 import { formatDuration } from "./quantity.ts";
 import { network } from "./network.ts";
 import { resources } from "./resources.ts";
+import { registries, secrets } from "./secret.ts";
 import { services } from "./service.ts";
 import { type FieldValues, flag, type JsonSchema, mapping, mismatch, type Shape } from "./shape.ts";
 import { quote } from "./suggestion.ts";
@@ -52,6 +53,11 @@ const stepTable = {
       summary: "Builds an image of a Dockerfile instead of running a script: the context alone, or a mapping.",
     },
     ...sharedFields,
+    secrets: {
+      shape: secrets,
+      summary:
+        "Secrets that the step gets, by name: a list, each as the variable of its name, or variable → name; { secret: NAME, file: true } is the file /run/secrets/KEY.",
+    },
     timeout: {
       shape: duration,
       summary: `After this the step is stopped and fails. Default: the job's timeout if one is written, else ${formatDuration(DEFAULTS.stepTimeoutMs)}.`,
@@ -101,7 +107,7 @@ const stepTable = {
     when: "conditions are not supported yet",
     needs: "steps run in file order; needs belongs to a job",
     depends_on: "steps run in file order; needs belongs to a job",
-    secrets: "secrets are not supported yet, but those of a build: write them below build",
+    from_secret: 'write "secrets: { VARIABLE: name }" on the step',
     push: "write it below build",
     tags: "write it below build",
     args: "write it below build",
@@ -206,7 +212,8 @@ const jobTable = {
     when: "conditions are not supported yet",
     matrix: "a matrix is not supported yet: write a job for each leg, sharing steps by a YAML anchor",
     strategy: "a matrix is not supported yet: write a job for each leg, sharing steps by a YAML anchor",
-    secrets: "secrets are not supported yet",
+    secrets: "write them on the steps that need them: each is told what it gets",
+    registries: "write it at the top level",
     artifacts: "artifacts are not supported yet",
     cache: "write it on a nested step; caches of files are not supported yet",
     outputs: "outputs are not supported yet",
@@ -252,6 +259,11 @@ const pipelineTable = {
       required: 'write "jobs:", below it a name, and below that "steps:"',
     },
     ...sharedFields,
+    registries: {
+      shape: registries,
+      summary:
+        "Host → username and password (a secret) with which images of steps and services are pulled, and those that steps build pulled and pushed.",
+    },
     timeout: { shape: duration, summary: "The timeout of every job that writes none." },
   },
   synonyms: {
@@ -264,6 +276,10 @@ const pipelineTable = {
     trigger: "on",
     triggers: "on",
     events: "on",
+    registry: "registries",
+    credentials: "registries",
+    image_pull_secrets: "registries",
+    docker_auth_config: "registries",
   },
   hints: {
     steps: "steps belong to a job: jobs: { build: { steps: […] } }",
@@ -274,7 +290,7 @@ const pipelineTable = {
     version: "the language has no versions: remove it",
     defaults: "write image, env, timeout and resources at the top level",
     include: "includes are not supported yet",
-    secrets: "secrets are not supported yet",
+    secrets: "write them on the steps that need them: each is told what it gets",
     concurrency: "concurrency groups are not supported yet",
     permissions: "remove it: steps are given no credentials",
     pool: "write it on the jobs",

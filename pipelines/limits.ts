@@ -58,6 +58,14 @@ export const LIMITS = {
   readyPorts: 20,
   /** Of one step's allow list. */
   allowedDestinations: 100,
+  /** Of one step or service. */
+  stepSecrets: 50,
+  /** Of one secret: more is no secret but data. */
+  secretBytes: 512 * KiB,
+  /** Shorter values would turn ordinary words of a log into asterisks. */
+  secretMinCharacters: 6,
+  /** With credentials. */
+  registries: 20,
   /** Of one build. */
   buildArguments: 200,
   buildLabels: 100,

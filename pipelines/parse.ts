@@ -8,6 +8,7 @@ import { Problems } from "./problems.ts";
 import { formatBytes, formatDuration } from "./quantity.ts";
 import type { DictionaryEntry } from "./collection.ts";
 import { mergeEnvironments } from "./environment.ts";
+import { describeRegistries, describeSecrets } from "./secret.ts";
 import { resolveResources } from "./resources.ts";
 import { buildReady, checkServices } from "./service.ts";
 import { type Located, readNode } from "./shape.ts";
@@ -96,6 +97,10 @@ class PipelineBuilder {
       if (this.#tooLarge) break;
     }
     const services = this.#buildServices(job, inherited);
+    const images = [...specs, ...services].map(({ image }) => image);
+    // FROM may name any.
+    const builds = specs.some(({ build }) => build !== undefined) ? [undefined] : [];
+    const registries = describeRegistries(this.#pipeline.registries?.value, [...images, ...builds]);
     const needs = [...new Set((job.needs?.value ?? []).map((need) => need.value))];
     return [
       {
@@ -105,6 +110,7 @@ class PipelineBuilder {
         pool: job.pool?.value ?? DEFAULTS.pool,
         steps: specs,
         ...(services.length > 0 && { services }),
+        ...(registries.length > 0 && { registries }),
       },
     ];
   }
@@ -120,7 +126,8 @@ class PipelineBuilder {
       this.#checkImage(service.image ?? job.image ?? this.#pipeline.image, env);
       const args = service.args?.value.map(({ value }) => value);
       const ready = buildReady(service);
-      const scripts = [service.run?.value, ready?.run, ...(args ?? [])].join("");
+      const secrets = describeSecrets(service.secrets, { own: service.env?.value ?? [], problems: this.#problems });
+      const scripts = [service.run?.value, ready?.run, ...(args ?? []), JSON.stringify(secrets)].join("");
       this.#spend(scripts, env, { span: service.env?.span ?? valueSpan, what: "service" });
       specs.push({
         name,
@@ -129,6 +136,7 @@ class PipelineBuilder {
         ...(service.run !== undefined && { run: service.run.value }),
         ...(args !== undefined && { args }),
         env,
+        ...(secrets.length > 0 && { secrets }),
         resources: resolveResources([service.resources, job.resources, this.#pipeline.resources]),
         ...(ready !== undefined && { ready }),
         allowFailure: service.allow_failure?.value ?? false,
@@ -153,8 +161,13 @@ class PipelineBuilder {
     const image = step.image ?? job.image ?? this.#pipeline.image;
     if (step.build === undefined) this.#checkImage(image, env);
     const build = step.build && describeBuild(step.build, { env, problems: this.#problems });
+    const secrets = describeSecrets(step.secrets, { own: step.env?.value ?? [], problems: this.#problems });
     const content = build === undefined ? (step.run?.value ?? "") : JSON.stringify(build);
-    this.#spend(content, env, { span: step.env?.span ?? span, what: "step", network: network?.value });
+    this.#spend(content + JSON.stringify(secrets), env, {
+      span: step.env?.span ?? span,
+      what: "step",
+      network: network?.value,
+    });
     const pull = step.pull?.value ?? job.pull?.value ?? this.#pipeline.pull?.value;
     const keep = step.keep_on_failure ?? job.keep_on_failure ?? this.#pipeline.keep_on_failure;
     return {
@@ -163,6 +176,7 @@ class PipelineBuilder {
       image: image?.value ?? DEFAULTS.image,
       ...(pull !== undefined && { pull }),
       env,
+      ...(secrets.length > 0 && { secrets }),
       timeoutMs: step.timeout?.value ?? jobTimeout?.value ?? DEFAULTS.stepTimeoutMs,
       resources: resolveResources([step.resources, job.resources, this.#pipeline.resources]),
       network: network?.value ?? DEFAULTS.network,
@@ -192,11 +206,15 @@ class PipelineBuilder {
   }
 
   /** No script runs in it, and what its commands run in says the Dockerfile. */
-  #checkBuild({ build, image, nested, keep_on_failure: keep }: StepFields): void {
+  #checkBuild({ build, image, nested, secrets, keep_on_failure: keep }: StepFields): void {
     if (build === undefined) return;
     const [say, drop] = ["a step that builds", "remove it: the Dockerfile's FROM says what its commands run in"];
     if (image !== undefined) this.#problems.error(image.span, `${say} has no "image" of its own`, drop);
     if (nested?.value === true) this.#problems.error(nested.span, `${say} needs no "nested"`, "remove it");
+    if (secrets !== undefined) {
+      const help = 'write them below build: "secrets: { ID: { secret: NAME } }", for RUN --mount=type=secret';
+      this.#problems.error(secrets.span, `${say} gives its commands no variables`, help);
+    }
     if (keep !== undefined && keep.value > 0) {
       this.#problems.error(keep.span, `${say} leaves nothing to keep`, "remove it");
     }

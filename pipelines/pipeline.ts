@@ -52,8 +52,18 @@ export interface AllowedDestination {
 /** When a registry is asked what a tag stands for. */
 export type PullPolicy = "always" | "missing" | "never";
 
-/** What a secret of a build is: the value of a variable of the step, or a file, relative to the workspace. */
-export type BuildSecret = { readonly env: string } | { readonly file: string };
+/** A secret that a step names, by the name under which it was set: a variable, or a file of this name in /run/secrets. */
+export type StepSecret = { readonly secret: string } & ({ readonly env: string } | { readonly file: string });
+
+/** With what the job asks a registry, `docker.io`. */
+export interface RegistryLogin {
+  readonly registry: string;
+  readonly username: string | { readonly secret: string };
+  readonly password: { readonly secret: string };
+}
+
+/** What a secret of a build is: a secret that was set, the value of a variable of the step, or a file, relative to the workspace. */
+export type BuildSecret = { readonly secret: string } | { readonly env: string } | { readonly file: string };
 
 /**
  * An image that a step builds. Paths are relative to the workspace and do not lead out of it as they are written. In `target`,
@@ -91,6 +101,8 @@ export interface StepSpec {
   readonly pull?: PullPolicy;
   /** The whole environment the pipeline gives: pipeline, job and step merged. */
   readonly env: Readonly<Record<string, string>>;
+  /** Absent where there are none. */
+  readonly secrets?: readonly StepSecret[];
   readonly timeoutMs: number;
   readonly resources: Resources;
   readonly network: StepNetwork;
@@ -125,6 +137,8 @@ export interface ServiceSpec {
   readonly args?: readonly string[];
   /** The whole environment the pipeline gives: pipeline, job and service merged. */
   readonly env: Readonly<Record<string, string>>;
+  /** Absent where there are none. */
+  readonly secrets?: readonly StepSecret[];
   readonly resources: Resources;
   /** Absent: the steps begin as soon as it runs. */
   readonly ready?: ReadySpec;
@@ -140,6 +154,8 @@ export interface JobSpec {
   readonly steps: readonly StepSpec[];
   /** In file order; absent where there are none. */
   readonly services?: readonly ServiceSpec[];
+  /** Of those registries that its images may be in; absent where there are none. */
+  readonly registries?: readonly RegistryLogin[];
 }
 
 export interface Pipeline {

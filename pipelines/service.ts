@@ -8,6 +8,7 @@ import type { ReadySpec } from "./pipeline.ts";
 import type { Problems } from "./problems.ts";
 import { formatDuration } from "./quantity.ts";
 import { resources } from "./resources.ts";
+import { secrets } from "./secret.ts";
 import { type FieldValues, flag, mapping, type Shape } from "./shape.ts";
 import { quote } from "./suggestion.ts";
 import { duration, portNumber, script, variable } from "./value.ts";
@@ -80,6 +81,7 @@ const serviceTable = {
       summary: "Arguments of the image's own program, in place of those that the image gives it.",
     },
     env: { shape: environment, summary: "Environment variables, merged with those of pipeline and job." },
+    secrets: { shape: secrets, summary: "As of a step." },
     resources: { shape: resources, summary: "Limits of the service, key by key." },
     ready: {
       shape: mapping(readyTable),
@@ -116,7 +118,7 @@ const serviceTable = {
     depends_on: "services start side by side, and the steps when all are ready",
     detach: "every service runs beside the steps: remove it",
     timeout: "a service runs as long as its job; write timeout below ready",
-    credentials: "credentials of registries are the agent's",
+    credentials: 'write them below "registries" at the top level',
   },
 } as const;
 

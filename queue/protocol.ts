@@ -36,6 +36,10 @@ export interface ClaimedJob {
   readonly job: JobSpec;
   readonly build: BuildInfo;
   readonly repository: RepositoryInfo;
+  /** The secrets that the job names and may have, base64; never part of any log, list or queue. */
+  readonly secrets?: Readonly<Record<string, string>>;
+  /** Why it may not have others that it names: the job is not run. Sentences for a person, without values. */
+  readonly secretProblems?: readonly string[];
   /** Values to mask in logs; never part of any log, list or queue. */
   readonly maskedValues: readonly string[];
   /** What the build's jobs have agreed on so far: names of images in full (`docker.io/library/node:24`) to digests. */

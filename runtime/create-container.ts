@@ -274,6 +274,7 @@ function launchContext(
       boundDevices: ({ linux }) => boundDevices(linux?.devices),
       hostSys: cloneHostSys,
       overlay: () => showWorkspace(host, config),
+      files: ({ destination }) => mountFiles(config, destination),
     },
   };
 }
@@ -408,6 +409,14 @@ function showWorkspace(host: Host, { workspace, uidRange: range, user }: Prepare
     return cloneForContainer(shown, range, { attributes, recursive: false, idMapFd: ownerMap(host, range, user) });
   }
   return cloneMount(shown, { attributes });
+}
+
+function mountFiles({ mounts = [], uidRange: range, user }: PreparedConfig, target: string): number {
+  const found = mounts.find((mount) => mount.type === "files" && mount.target === target);
+  if (found?.type !== "files") throw new Error(`There are no files for "${target}"`);
+  const { uid, gid } = user ?? { uid: 0, gid: 0 };
+  const owner = { uid: hostIdOf(range, uid, "user"), gid: hostIdOf(range, gid, "group") };
+  return found.files.mount(hostIdOf(range, 0, "user"), owner);
 }
 
 function cloneHostSys(): number {

@@ -20,6 +20,7 @@ export { ExecError } from "./container-config.ts";
 export { Container } from "./container.ts";
 export { explainContainer, openContainer, prepareContainer, runContainer } from "./create-container.ts";
 export { formatOciConfig, type StepMount, type StepUser } from "./step-config.ts";
+export { StepFiles } from "./step-files.ts";
 export { explainProgram } from "./program.ts";
 export { execInContainer, type ExecOptions, type TerminalDimensions } from "./exec.ts";
 export type { ExecProcess, ExecResult } from "./exec-process.ts";

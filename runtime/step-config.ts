@@ -7,6 +7,7 @@
 import { type CapabilityName, capabilityNames } from "./linux.ts";
 import type { IdMapping, OciConfig, OciDevice, OciMount, OciProcess, OciResources } from "./oci-config.ts";
 import { profileSeccomp } from "./seccomp-profile-oci.ts";
+import { type StepFiles, stepFilesSource } from "./step-files.ts";
 import type { SeccompProfile } from "./seccomp-profile.ts";
 
 /** What the configuration depends on beside the step itself; the same for all steps of a host. */
@@ -51,7 +52,9 @@ export type StepMount =
       readonly sizeBytes?: number;
       /** @default 0o1777 */
       readonly mode?: number;
-    };
+    }
+  /** A read-only directory in memory; its files are the step's user's alone. */
+  | { readonly type: "files"; readonly target: string; readonly files: StepFiles };
 
 /** What a step needs for containers of its own, beside what every step has. */
 export interface NestedStep {
@@ -277,6 +280,10 @@ function imageMounts({ binds, workspace, nested }: StepOptions, { mapsIds }: Hos
 
 function furtherMount(mount: StepMount, { mapsIds }: HostFacts): OciMount {
   const { target } = mount;
+  if (mount.type === "files") {
+    const options = [...strict, "ro", "mode=755", `size=${mount.files.sizeBytes}`];
+    return { destination: target, type: "tmpfs", source: stepFilesSource, options };
+  }
   if (mount.type === "tmpfs") {
     const mode = `mode=${(mount.mode ?? 0o1777).toString(8)}`;
     const size = mount.sizeBytes === undefined ? [] : [`size=${mount.sizeBytes}`];

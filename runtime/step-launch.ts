@@ -17,6 +17,7 @@ import type { OverlayByPath } from "./rootfs.ts";
 import { profileOf } from "./seccomp-profile-oci.ts";
 import { ociSeccomp } from "./seccomp-oci.ts";
 import { type SeccompFilter, seccompProfile } from "./seccomp.ts";
+import { stepFilesSource } from "./step-files.ts";
 import type { Architecture } from "./syscall-table.ts";
 
 /** A descriptor that the program gets; `open` makes it, for the launch to own. */
@@ -39,6 +40,8 @@ export interface MountMakers {
   hostSys(): number;
   /** The overlay that shows a workspace without changing it. */
   overlay(mount: OciMount): number;
+  /** The directory of files in memory that the configuration has a place for. */
+  files(mount: OciMount): number;
 }
 
 export interface LaunchContext {
@@ -142,6 +145,7 @@ function resolveMount(
     });
     return [...handedOver(() => make.dev(mount, config)), ...nodes];
   }
+  if (type === "tmpfs" && mount.source === stepFilesSource) return handedOver(() => make.files(mount));
   if (type === "overlay") return handedOver(() => make.overlay(mount));
   if (type === "cgroup") return newCgroupMounts(destination, hierarchies, options);
   if (type === "sysfs") {

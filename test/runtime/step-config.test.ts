@@ -102,6 +102,7 @@ describe("planStep", () => {
       dev: () => -1,
       boundDevices: () => [],
       hostSys: () => -1,
+      files: () => -1,
       overlay: () => -1,
     },
   };
