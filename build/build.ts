@@ -3,6 +3,7 @@
  */
 import { type Diagnostic, didYouMean, Problems, quote, type Source, type Span } from "../pipelines/index.ts";
 import { ImageError } from "../runtime/files.ts";
+import { RegistryError } from "../runtime/index.ts";
 import type { BaseImages, BaseLayer } from "./base-image.ts";
 import type { BuildCache } from "./build-cache.ts";
 import type { Platform } from "./configuration.ts";
@@ -222,10 +223,21 @@ export class Build {
         state: StageState.onImage(configuration, this.stateOptions),
       };
     } catch (error) {
+      if (error instanceof RegistryError) throw this.#notReached(error, name, span);
       if (!(error instanceof ImageError)) throw error;
       const names = dockerfile.stages.flatMap(({ from }) => from.stageName ?? []);
       throw this.fail(span, error.message, { suggestion: didYouMean(name, names), cause: error });
     }
+  }
+
+  /** No fault of the Dockerfile, but one of its lines is why the registry was asked. */
+  #notReached({ message, transient, status, cause }: RegistryError, name: string, span: Span): RegistryError {
+    const { file, line } = this.#diagnose("error", span, message);
+    return new RegistryError(`${file}:${line}: cannot get the image ${quote(name)}: ${message}`, {
+      transient,
+      status,
+      cause,
+    });
   }
 
   #noteUnusedArgs(): void {

@@ -43,12 +43,19 @@ interface Place {
   readonly name: string;
 }
 
+interface Attributes {
+  readonly owner: Owner;
+  readonly mode: number;
+  readonly xattrs?: ReadonlyMap<string, Buffer>;
+  readonly time: Pick<fileAt.FileStat, "mtimeSeconds" | "mtimeNanoseconds"> | undefined;
+}
+
 /** A directory of the copy that is being filled. */
 interface OpenDirectory {
   readonly path: string;
   readonly fd: number;
   /** What it gets when everything is in it; undefined if it stays as it was. */
-  readonly source: { readonly stat: fileAt.FileStat; readonly xattrs: ReadonlyMap<string, Buffer> } | undefined;
+  readonly attributes: Attributes | undefined;
 }
 
 /** Where one instruction copies to. */
@@ -76,7 +83,7 @@ export class CopyTarget {
     const [first] = selection.entries;
     if (first === undefined) return;
     // What is written as a directory is one that is made on the way, even if a directory is copied to it.
-    if (this.#isDirectory) fileAt.closeFile(this.openDirectory());
+    if (this.#isDirectory) fileAt.closeFile(this.#makeDirectories(this.#path));
     const { path, name } = this.#place(first.stat.type === "directory" ? undefined : selection.name);
     const parent = this.#makeDirectories(path);
     /** The first copy of a file with several names, relative to `parent`. */
@@ -201,28 +208,31 @@ export class CopyTarget {
         throw nameError(error, name);
       }
     }
-    // What was there keeps what it has if it is the destination itself, or only stands above what is copied.
-    const changes = existing === undefined || (path !== "" && !isParent);
     const fd = fileAt.openDirectoryAt(parent, name);
-    if (!changes) return { path, fd, source: undefined };
+    const time = this.#timeOf(stat);
+    // The destination is a directory of its own into which that of the source is emptied: whoever checked it out for himself
+    // alone (0700) does not shut the image's users out.
+    if (path === "" && existing === undefined) {
+      return {
+        path,
+        fd,
+        attributes: { owner: this.#options.owner ?? root, mode: this.#options.mode?.fixed ?? 0o755, time },
+      };
+    }
+    // What was there keeps what it has if it is the destination itself, or only stands above what is copied.
+    if (existing !== undefined && (path === "" || isParent)) return { path, fd, attributes: undefined };
     const from = openUnchanged(source.parent, source.name, stat);
     try {
-      return { path, fd, source: { stat, xattrs: fileAt.readXattrs(from, fileAt.isImageXattr) } };
+      const xattrs = fileAt.readXattrs(from, fileAt.isImageXattr);
+      return { path, fd, attributes: { owner: this.#ownerOf(stat), mode: this.#modeOf(stat), xattrs, time } };
     } finally {
       fileAt.closeFile(from);
     }
   }
 
-  #close({ fd, source }: OpenDirectory): void {
+  #close({ fd, attributes }: OpenDirectory): void {
     try {
-      if (source === undefined) return;
-      const { stat, xattrs } = source;
-      this.#finish({ parent: fd, name: "" }, fd, {
-        owner: this.#ownerOf(stat),
-        mode: this.#modeOf(stat),
-        xattrs,
-        time: this.#timeOf(stat),
-      });
+      if (attributes !== undefined) this.#finish({ parent: fd, name: "" }, fd, attributes);
     } finally {
       fileAt.closeFile(fd);
     }
@@ -311,16 +321,7 @@ export class CopyTarget {
   }
 
   /** chown(2) and write(2) remove set-user-id bits and capabilities, so these come after; times are last. */
-  #finish(
-    place: Place,
-    file: number,
-    attributes: {
-      readonly owner: Owner;
-      readonly mode: number;
-      readonly xattrs?: ReadonlyMap<string, Buffer>;
-      readonly time: Pick<fileAt.FileStat, "mtimeSeconds" | "mtimeNanoseconds"> | undefined;
-    },
-  ): void {
+  #finish(place: Place, file: number, attributes: Attributes): void {
     fileAt.chownAt(file, "", attributes.owner);
     const { isPlain = false } = this.#options;
     if (!isPlain) for (const [name, value] of attributes.xattrs ?? []) fileAt.setXattr(file, name, value);

@@ -7,6 +7,8 @@ export class ModeError extends Error {
 
 /** What to do to a file's permission bits. */
 export interface ModeChange {
+  /** What every file gets where it is written in octal. */
+  readonly fixed?: number;
   /** The bits of a file or directory that had `mode`. */
   apply(mode: number, isDirectory: boolean): number;
 }
@@ -29,7 +31,7 @@ export function parseMode(text: string): ModeChange {
   if (/^[0-7]{1,5}$/.test(text)) {
     const fixed = Number.parseInt(text, 8);
     if (fixed > 0o7777) throw new ModeError(`${JSON.stringify(text)} is more than 7777`);
-    return { apply: () => fixed };
+    return { fixed, apply: () => fixed };
   }
   if (/^\d/.test(text) || text === "" || text.length > 200) {
     throw new ModeError(`${JSON.stringify(text.slice(0, 40))} is no octal number from 0 to 7777`);

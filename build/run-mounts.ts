@@ -124,6 +124,9 @@ function planCache(mount: RunMount, on: MountContext): PlannedMount {
   const { uid = 0, gid = 0, mode = 0o755, sharing } = mount;
   // What is in it is no reason to run a command again, but another directory is.
   const id = mount.id ?? target;
+  // As in BuildKit, who wants other owners or other files to begin with has another one: the first one's were no use to him.
+  const begins = [mount.uid, mount.gid, mount.mode, mount.from, mount.source];
+  const name = begins.every((each) => each === undefined) ? id : JSON.stringify([id, ...begins]);
   const seed = async (directory: string, { draft, from }: { readonly draft: LayerDraft; readonly from: string }) => {
     const { layers } = await place.source(from);
     const tree = { kind: "layers" as const, layers, name: JSON.stringify(from) };
@@ -141,12 +144,12 @@ function planCache(mount: RunMount, on: MountContext): PlannedMount {
     );
   };
   return {
-    key: ["cache", target, id, mount.from ?? "", mount.source ?? ""],
+    key: ["cache", target, name],
     async open({ draft, stack }) {
       const { from } = mount;
       const isSeeded = from !== undefined && from !== "scratch";
       const cache = stack.use(
-        await cacheMounts.take(id, {
+        await cacheMounts.take(name, {
           sharing,
           uid,
           gid,

@@ -93,7 +93,7 @@ const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 
 /** Given to every RUN where the build has them, without an ARG, and no reason to run anything again. */
 export const proxyArgs: readonly string[] = ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"].flatMap(
-  (name) => [name, name.toUpperCase()],
+  (name) => [name.toUpperCase(), name],
 );
 
 /** All environments together; execve(2) takes 2 MiB, and 128 KiB for each. */
@@ -282,9 +282,11 @@ export class StageState {
     return { operation, createdBy: `RUN ${shown.join(" ")}` };
   }
 
+  /** In both spellings, whichever was given: curl reads one, wget the other. */
   #proxyEnv(): [string, string][] {
     return proxyArgs.flatMap((name) => {
-      const value = this.#options.buildArgs.get(name);
+      const { buildArgs } = this.#options;
+      const value = buildArgs.get(name) ?? buildArgs.get(name.toLowerCase()) ?? buildArgs.get(name.toUpperCase());
       return value === undefined ? [] : [[name, value] as [string, string]];
     });
   }

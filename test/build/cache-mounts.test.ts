@@ -127,6 +127,20 @@ describe.skipIf(!isRoot)("RUN --mount=type=cache", () => {
     expect(mergeLayers(await fixture.layers(again))["got"]).toContain(" changed\n");
   });
 
+  test("another owner or mode is another directory, made as it is wanted", async () => {
+    const line = (options: string, file: string) =>
+      `RUN --mount=type=cache,id=owned${options},target=/c stat -c '%u:%g %a' /c > /${file} && ls /c >> /${file} && touch /c/${file}\n`;
+    const built = await fixture.build(
+      `FROM base\n${line("", "a")}${line(",uid=1000,gid=1001,mode=0711", "b")}${line("", "d")}${line(",uid=1000,gid=1001,mode=0711", "e")}`,
+    );
+    expect(mergeLayers(await fixture.layers(built))).toMatchObject({
+      a: "f 0:0 644 0:0 755\n",
+      b: "f 0:0 644 1000:1001 711\n",
+      d: "f 0:0 644 0:0 755\na\n",
+      e: "f 0:0 644 1000:1001 711\nb\n",
+    });
+  });
+
   test("leaves nothing behind", async () => {
     await fixture.settled();
     expect(fixture.leftovers()).toEqual([]);

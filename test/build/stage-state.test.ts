@@ -59,7 +59,15 @@ describe("StageState", () => {
     expect(operations).toMatchObject([
       {
         args: ["/bin/sh", "-c", "x"],
-        env: { PATH: "/bin", A: "a", B: "given", G: "global", E: "a", HTTP_PROXY: "http://proxy" },
+        env: {
+          PATH: "/bin",
+          A: "a",
+          B: "given",
+          G: "global",
+          E: "a",
+          HTTP_PROXY: "http://proxy",
+          http_proxy: "http://proxy",
+        },
       },
     ]);
     expect(operations[0]).not.toHaveProperty("env.UNDECLARED");
