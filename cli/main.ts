@@ -225,7 +225,9 @@ function report(error: unknown, name: string, context: Context): number {
     for (let cause: unknown = error; cause instanceof Error; cause = cause.cause)
       context.warn(cause.stack ?? cause.message);
   }
-  return exitCodes.ourError;
+  return error instanceof Error
+    ? ((error as { exitCode?: number }).exitCode ?? exitCodes.ourError)
+    : exitCodes.ourError;
 }
 
 function createContext(obstacle: RootlessObstacle | undefined): Context {

@@ -7,6 +7,7 @@ export interface OciGlobal {
   readonly root: string;
   readonly systemdCgroup: boolean;
   readonly warn: (message: string) => void;
+  readonly environment: Context["environment"];
 }
 
 export type OciCommand = (argv: readonly string[], context: Context, global: OciGlobal) => Promise<number>;

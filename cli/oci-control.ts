@@ -176,11 +176,17 @@ async function events(argv: readonly string[], context: Context, { root }: OciGl
     print(containerStatistics(root, id));
     return exitCodes.success;
   }
+  const hasStopped = () => containerState(root, id).status === "stopped";
   for (let known = oomKills(root, id); ; await delay(intervalMs)) {
-    if (containerState(root, id).status === "stopped") return exitCodes.success;
+    if (hasStopped()) return exitCodes.success;
     const kills = oomKills(root, id);
     for (; known < kills; known++) print({ type: "oom", id });
-    print(containerStatistics(root, id));
+    try {
+      print(containerStatistics(root, id));
+    } catch (error) {
+      // It may have ended since we looked.
+      if (!hasStopped()) throw error;
+    }
   }
 }
 

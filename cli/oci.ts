@@ -5,6 +5,7 @@
  */
 import { appendFileSync, readFileSync } from "node:fs";
 import { resolve } from "node:path";
+import type * as OciModule from "../runtime/oci.ts";
 import type { OciConfig, OciProcess } from "../runtime/oci.ts";
 import { helpText, parseArguments, parseCount, table, UsageError, type Options, type Usage } from "./arguments.ts";
 import { didYouMean } from "./did-you-mean.ts";
@@ -26,6 +27,7 @@ const globalOptions = {
 
 const bundleOptions = {
   bundle: { short: "b", value: "DIR", help: "The bundle [default: the current directory]" },
+  config: { short: "f", value: "FILE", help: "The configuration, from the bundle on [default: config.json]" },
   "pid-file": { value: "FILE", help: "Write the process's id there" },
   "console-socket": { value: "SOCKET", help: "Send the terminal's master end there" },
   "preserve-fds": { value: "COUNT", help: "Pass so many descriptors from 3 on to the program [default: 0]" },
@@ -95,6 +97,7 @@ const usages = {
       cap: { short: "c", value: "CAPABILITY", multiple: true, help: "A further capability of it" },
       "no-new-privs": { help: "Set no_new_privs" },
       tty: { short: "t", help: "Give it a terminal" },
+      "ignore-paused": { help: "Wait for a container that is paused instead of refusing" },
       detach: { short: "d", help: "Do not wait" },
       "pid-file": bundleOptions["pid-file"],
       "console-socket": bundleOptions["console-socket"],
@@ -112,6 +115,12 @@ const usages = {
     },
     examples: [["slipway oci list", "List them"]],
   },
+  spec: {
+    name: "oci spec",
+    summary: "Write a config.json to begin with",
+    options: { bundle: { short: "b", value: "DIR", help: "The bundle [default: the current directory]" } },
+    examples: [["slipway oci spec --bundle /srv/hello", "Write /srv/hello/config.json"]],
+  },
   features: {
     name: "oci features",
     summary: "Print what this runtime supports as JSON",
@@ -123,15 +132,15 @@ const usages = {
 const commands: Readonly<Record<keyof typeof usages, OciCommand>> = {
   create: async (argv, context, global) => {
     const { values, operands } = parseArguments(usages.create, argv);
-    const { createContainer } = await import("../runtime/oci.ts");
-    createContainer(createOptions(values, operands[0] ?? "", context, global));
+    const oci = await import("../runtime/oci.ts");
+    oci.createContainer(createOptions(values, operands[0] ?? "", { context, global, oci }));
     return exitCodes.success;
   },
   run,
-  start: async (argv, _, { root, warn }) => {
+  start: async (argv, _, global) => {
     const { operands } = parseArguments(usages.start, argv);
     const { startContainer } = await import("../runtime/oci.ts");
-    startContainer(root, operands[0] ?? "", warn);
+    startContainer(global.root, operands[0] ?? "", global);
     return exitCodes.success;
   },
   state: async (argv, context, { root }) => {
@@ -146,15 +155,21 @@ const commands: Readonly<Record<keyof typeof usages, OciCommand>> = {
     killContainer(root, operands[0] ?? "", signalNumber(operands[1] ?? "TERM"), { all: values.all });
     return exitCodes.success;
   },
-  delete: async (argv, _, { root, warn }) => {
+  delete: async (argv, _, global) => {
     const { values, operands } = parseArguments(usages.delete, argv);
     const { deleteContainer } = await import("../runtime/oci.ts");
-    deleteContainer(root, operands[0] ?? "", { force: values.force, warn });
+    deleteContainer(global.root, operands[0] ?? "", { ...global, force: values.force });
     return exitCodes.success;
   },
   exec,
   ...controlCommands,
   list,
+  spec: async (argv, context) => {
+    const { values } = parseArguments(usages.spec, argv);
+    const { writeExampleConfig } = await import("../runtime/oci.ts");
+    writeExampleConfig(resolve(context.directory, values.bundle ?? "."));
+    return exitCodes.success;
+  },
   features: async (argv, context) => {
     parseArguments(usages.features, argv);
     const { ociFeatures } = await import("../runtime/oci.ts");
@@ -166,9 +181,9 @@ const commands: Readonly<Record<keyof typeof usages, OciCommand>> = {
 function createOptions(
   values: ReturnType<typeof parseArguments<typeof bundleOptions>>["values"],
   id: string,
-  context: Context,
-  { root, systemdCgroup, warn }: OciGlobal,
+  { context, global, oci }: { readonly context: Context; readonly global: OciGlobal; readonly oci: typeof OciModule },
 ) {
+  const { root, systemdCgroup, warn, environment } = global;
   const { "pid-file": pidFile, "console-socket": consoleSocket } = values;
   // What systemd hands down (sd_listen_fds(3)) goes on to the program.
   const listening = Number(context.environment["LISTEN_FDS"] ?? 0) || 0;
@@ -176,14 +191,16 @@ function createOptions(
     root,
     id,
     bundle: resolve(context.directory, values.bundle ?? "."),
+    ...(values.config === undefined ? {} : { configFile: values.config }),
     ...(pidFile === undefined ? {} : { pidFile: resolve(context.directory, pidFile) }),
     ...(consoleSocket === undefined ? {} : { consoleSocket: resolve(context.directory, consoleSocket) }),
-    preserveFds: listening + count("--preserve-fds", values["preserve-fds"]),
+    preserveFds: oci.callersDescriptors(listening + count("--preserve-fds", values["preserve-fds"])),
     listenFds: listening,
     usesPivot: !values["no-pivot"],
     newKeyring: !values["no-new-keyring"],
     systemdCgroup,
     warn,
+    environment,
   };
 }
 
@@ -193,15 +210,15 @@ function count(option: string, text: string | undefined): number {
 
 async function run(argv: readonly string[], context: Context, global: OciGlobal): Promise<number> {
   const { values, operands } = parseArguments(usages.run, argv);
-  const options = createOptions(values, operands[0] ?? "", context, global);
   const oci = await import("../runtime/oci.ts");
-  const config = oci.readBundleConfig(options.bundle);
-  const terminal = terminalSocket(oci.socketPair, config.process?.terminal, options.consoleSocket, values.detach);
+  const options = createOptions(values, operands[0] ?? "", { context, global, oci });
+  const config = oci.readBundleConfig(options.bundle, options.configFile);
+  const terminal = terminalSocket(oci, config.process?.terminal, options.consoleSocket, values.detach);
   const record = oci.createContainer({ ...options, ...(terminal === undefined ? {} : { consoleFd: terminal.theirs }) });
-  const remove = () => oci.deleteContainer(global.root, record.id, { force: true, warn: global.warn });
+  const remove = () => oci.deleteContainer(global.root, record.id, { ...global, force: true });
   const start = () => {
     try {
-      oci.startContainer(global.root, record.id, global.warn);
+      oci.startContainer(global.root, record.id, global);
     } catch (error) {
       remove();
       throw error;
@@ -217,15 +234,14 @@ async function run(argv: readonly string[], context: Context, global: OciGlobal)
 }
 
 function terminalSocket(
-  socketPair: () => readonly [number, number],
+  oci: typeof OciModule,
   wanted: boolean | undefined,
   consoleSocket: string | undefined,
   detach: boolean,
 ) {
   if (!wanted || consoleSocket !== undefined) return undefined;
   if (detach) throw new UsageError("A detached process with a terminal needs --console-socket");
-  const [ours, theirs] = socketPair();
-  return { ours, theirs };
+  return new oci.TerminalSocket();
 }
 
 async function exec(argv: readonly string[], context: Context, { root, warn }: OciGlobal): Promise<number> {
@@ -233,7 +249,11 @@ async function exec(argv: readonly string[], context: Context, { root, warn }: O
   const { own, command } = splitCommand(argv, usages.exec.options);
   const { values, operands } = parseArguments(usages.exec, own);
   const oci = await import("../runtime/oci.ts");
+  const preserveFds = oci.callersDescriptors(count("--preserve-fds", values["preserve-fds"]));
   const { "pid-file": pidFile, "console-socket": consoleSocket } = values;
+  for (const name of values.cap) {
+    if (!oci.isCapability(name)) throw new UsageError(`--cap: there is no capability ${JSON.stringify(name)}`);
+  }
   const given = values.process === undefined ? undefined : readFileSync(values.process, "utf8");
   if (given === undefined && command.length === 0)
     throw new UsageError("slipway oci exec needs a command or --process");
@@ -263,26 +283,30 @@ async function exec(argv: readonly string[], context: Context, { root, warn }: O
     };
   };
   const wantsTerminal = given === undefined ? values.tty : values.tty || /"terminal"\s*:\s*true/.test(given);
-  const terminal = terminalSocket(oci.socketPair, wantsTerminal, consoleSocket, values.detach);
+  const terminal = terminalSocket(oci, wantsTerminal, consoleSocket, values.detach);
   const pid = oci.execInContainer({
     root,
     id: operands[0] ?? "",
     process,
     ...(pidFile === undefined ? {} : { pidFile: resolve(context.directory, pidFile) }),
     ...(consoleSocket === undefined ? {} : { consoleSocket: resolve(context.directory, consoleSocket) }),
-    ...(terminal === undefined ? {} : { consoleFd: terminal.theirs }),
-    preserveFds: count("--preserve-fds", values["preserve-fds"]),
+    ...(terminal === undefined ? {} : { consoleFd: terminal.theirs, onTerminal: () => terminal.take() }),
+    preserveFds,
+    acceptsPaused: values["ignore-paused"],
     warn,
   });
   return values.detach ? exitCodes.success : oci.foreground(pid, terminal);
 }
 
+/** Ambient only where the configuration has made one inheritable: without that the kernel refuses it. */
 function withCapabilities(
   sets: OciProcess["capabilities"],
   more: readonly string[],
 ): NonNullable<OciProcess["capabilities"]> {
+  const inheritable = more.filter((name) => sets?.inheritable?.includes(name));
   return {
     ...sets,
+    ambient: [...(sets?.ambient ?? []), ...inheritable],
     bounding: [...(sets?.bounding ?? []), ...more],
     permitted: [...(sets?.permitted ?? []), ...more],
     effective: [...(sets?.effective ?? []), ...more],
@@ -384,6 +408,7 @@ async function runOci(argv: readonly string[], context: Context): Promise<number
   const log = logger(values);
   const global: OciGlobal = {
     root: resolve(context.directory, values.root ?? "/run/slipway/oci"),
+    environment: context.environment,
     systemdCgroup: values["systemd-cgroup"] || values["cgroup-manager"] === "systemd",
     warn: (message) => {
       log("warning", message);
@@ -391,10 +416,22 @@ async function runOci(argv: readonly string[], context: Context): Promise<number
     },
   };
   try {
+    if (values.log !== undefined) checkLog(values.log);
     return await commands[command](words, context, global);
   } catch (error) {
     log("error", error instanceof Error ? error.message : String(error));
+    // As runc's: what a program that was started answers is told from "it was not started" by callers of exec alone.
+    if (error instanceof Error) Object.assign(error, { exitCode: command === "exec" ? 255 : 1 });
     throw error;
+  }
+}
+
+/** A caller who reads errors from a file must not wait for one that cannot be written. */
+function checkLog(file: string): void {
+  try {
+    appendFileSync(file, "");
+  } catch (error) {
+    throw new Error(`Cannot write the log "${file}": ${(error as NodeJS.ErrnoException).code}`, { cause: error });
   }
 }
 

@@ -33,7 +33,7 @@ export interface Verb {
   readonly usage: Usage;
   /** Answers --help itself: words after it may belong to somebody else. */
   readonly ownHelp?: true;
-  /** Does the work and says how it went: 0 success, 1 the build failed. Thrown errors become 2 (`UsageError`) or 125. */
+  /** Does the work and says how it went: 0 success, 1 the build failed. Thrown errors become 2 (`UsageError`), their `exitCode` or 125. */
   run(argv: readonly string[], context: Context): Promise<number>;
 }
 

@@ -86,6 +86,11 @@ class Limits {
   }
 }
 
+/** A cgroup that may have no process has the one that is there: systemd and runc say 1, too. */
+function pidsMax(limit: bigint): bigint | "max" {
+  return limit < 0n ? "max" : limit === 0n ? 1n : limit;
+}
+
 const where = (name: string) => `linux.resources.${name}`;
 
 class LimitsV1 extends Limits {
@@ -94,7 +99,7 @@ class LimitsV1 extends Limits {
     if (memory !== undefined) this.#memory(memory);
     if (cpu !== undefined) this.#cpu(cpu);
     if (pids?.limit !== undefined) {
-      this.write("pids", "pids.max", pids.limit < 0n ? "max" : pids.limit, where("pids.limit"));
+      this.write("pids", "pids.max", pidsMax(pids.limit), where("pids.limit"));
     }
     if (blockIO !== undefined) this.#blockIo(blockIO);
     for (const { pageSize, limit } of hugepageLimits ?? []) {
@@ -184,7 +189,7 @@ class LimitsV2 extends Limits {
     if (memory !== undefined) this.#memory(memory);
     if (cpu !== undefined) this.#cpu(cpu);
     if (pids?.limit !== undefined) {
-      this.write("pids", "pids.max", pids.limit < 0n ? "max" : pids.limit, where("pids.limit"));
+      this.write("pids", "pids.max", pidsMax(pids.limit), where("pids.limit"));
     }
     if (blockIO !== undefined) this.#io(blockIO);
     for (const { pageSize, limit } of hugepageLimits ?? []) {

@@ -65,7 +65,7 @@ export async function execInContainer(container: Container, options: ExecOptions
     for (const fd of ours.kept) syscall("fchown", fd, ...owner);
     const status = descriptors.pipe();
     const go = descriptors.pipe();
-    const placed = new PlacedDescriptors(0, standard);
+    const placed = new PlacedDescriptors([], standard);
     const cgroups = cgroupFiles(container.pid).map((path) => placed.add(own(open(path, O_WRONLY))));
     const places = [status.write, go.read, initFd, ...ours.console].map((fd) => placed.add(fd));
     const [statusFd = 0, goFd = 0, pidFd = 0, consoleFd] = places.map((place) => placed.base + place);

@@ -168,7 +168,7 @@ export function planProcess({
     seccomp,
     label: undefined,
     keepsGroups,
-    preserveFds: 0,
+    preserveFds: [],
     pipes: [],
   };
 }

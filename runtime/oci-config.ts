@@ -313,7 +313,15 @@ function checkNamespaces({ linux: section, hostname, domainname }: OciConfig): v
   if (section?.timeOffsets?.size && !types.includes("time")) {
     throw new OciConfigError("linux.timeOffsets need a time namespace");
   }
-  for (const key of section?.sysctl?.keys() ?? []) checkSysctl(key, new Set(types));
+  for (const key of section?.sysctl?.keys() ?? []) {
+    checkSysctl(key, new Set(types));
+    // Two places for one name: nobody could say which of them counts.
+    const name = key.replaceAll("/", ".");
+    if (name === "kernel.hostname") throw new OciConfigError(`linux.sysctl "${key}" is not supported: set hostname`);
+    if (name === "kernel.domainname" && domainname) {
+      throw new OciConfigError(`linux.sysctl "${key}" and domainname exclude each other`);
+    }
+  }
 }
 
 /** Whether a namespace is to be made, not joined. */

@@ -20,14 +20,14 @@ import {
   F_SETFL,
   MFD_CLOEXEC,
   MNT_DETACH,
+  O_CREAT,
   O_DIRECTORY,
+  O_EXCL,
   O_NONBLOCK,
   O_PATH,
   O_RDONLY,
   O_RDWR,
   O_WRONLY,
-  OPEN_TREE_CLOEXEC,
-  OPEN_TREE_CLONE,
   RESOLVE_IN_ROOT,
   RLIMIT,
   S_IFIFO,
@@ -45,18 +45,11 @@ import {
   type OciCgroup,
   removeCgroup,
 } from "./oci-cgroup.ts";
-import {
-  isNew,
-  type NamespaceType,
-  type OciConfig,
-  type OciDevice,
-  type OciProcess,
-  parseOciConfig,
-} from "./oci-config.ts";
+import { isNew, type NamespaceType, type OciConfig, type OciProcess, parseOciConfig } from "./oci-config.ts";
 import { deviceRules, loadDeviceFilter } from "./oci-device-filter.ts";
-import { beneathRoot } from "./oci-file-system.ts";
-import { thaw } from "./oci-freezer.ts";
-import { runHook } from "./oci-hooks.ts";
+import { planDevices } from "./oci-devices.ts";
+import { isFrozen, takeBack, thaw } from "./oci-freezer.ts";
+import { type Environment, runHook } from "./oci-hooks.ts";
 import { cloneRoot, hasSelinux, resolveMounts } from "./oci-mounts.ts";
 import { OciConfigError } from "./oci-parser.ts";
 import { namespaceFlags, ociMessage, type OciPlan, planOciContainer } from "./oci-plan.ts";
@@ -86,30 +79,38 @@ import {
 /** Says what does not stop anything. */
 export type Warn = (message: string) => void;
 
-export interface CreateOptions {
+/** What operations that run hooks need of their caller. */
+export interface Callers {
+  readonly warn: Warn;
+  /** For hooks without one of their own. */
+  readonly environment: Environment;
+}
+
+export interface CreateOptions extends Callers {
   readonly root: string;
   readonly id: string;
   readonly bundle: string;
+  /** The configuration's file, from the bundle on. @default "config.json" */
+  readonly configFile?: string;
   readonly pidFile?: string;
   /** Receives the master end of the terminal. */
   readonly consoleSocket?: string;
   /** A connected socket instead; the caller's to close. */
   readonly consoleFd?: number;
-  /** How many descriptors from 3 on the program gets. */
-  readonly preserveFds: number;
+  /** Descriptors that the program gets, too. @see callersDescriptors */
+  readonly preserveFds: readonly number[];
   /** How many of those are listening sockets that systemd handed down; the program is told. @see sd_listen_fds(3) */
   readonly listenFds?: number;
   readonly usesPivot: boolean;
   readonly newKeyring: boolean;
   readonly systemdCgroup: boolean;
-  readonly warn: Warn;
 }
 
 /** Creates a container: everything up to its program, which waits for `startContainer`. @throws {Error} And leaves nothing. */
 export function createContainer(options: CreateOptions): OciRecord {
   const store = new OciStore(options.root, options.id);
   const bundle = resolve(options.bundle);
-  const text = readConfigFile(bundle);
+  const text = readConfigFile(bundle, options.configFile);
   const config = parseOciConfig(text);
   if (config.root === undefined) throw new OciConfigError("root is missing");
   checkConsole(config.process, options);
@@ -136,9 +137,9 @@ export function createContainer(options: CreateOptions): OciRecord {
     store.writeConfig(text);
     update({});
     const mounts = findCgroupMounts();
-    update({
-      cgroup: makeCgroup(cgroupPath(options.id, config.linux?.cgroupsPath, options.systemdCgroup), mounts),
-    });
+    const path = cgroupPath(options.id, config.linux?.cgroupsPath, options.systemdCgroup);
+    update({ cgroup: makeCgroup(path, mounts) });
+    checkCgroupIsFree(path, record.cgroup);
     launch({ options, store, config, record, descriptors, update, onHooks: () => (ranHooks = true) });
     if (options.pidFile !== undefined) writePidFile(options.pidFile, record.pid);
     return record;
@@ -146,27 +147,35 @@ export function createContainer(options: CreateOptions): OciRecord {
     descriptors.closeAll();
     if (record.pid !== 0) end(record.pid);
     destroy(store, record);
-    if (ranHooks) runPoststop(config, record, options.warn);
+    if (ranHooks) runPoststop(config, record, options);
     throw error;
   } finally {
     descriptors.closeAll();
   }
 }
 
+/** In a cgroup of somebody else limits would be his too, and one that is frozen would let nothing be set up. */
+function checkCgroupIsFree(path: string, cgroup: OciCgroup): void {
+  const count = cgroupProcesses(cgroup).length;
+  const problem =
+    count > 0 ? `is not empty: "${path}" has ${count} processes` : isFrozen(cgroup) ? `is frozen: thaw "${path}"` : "";
+  if (problem !== "") throw new Error(`Cannot create the container: the container's cgroup ${problem}`);
+}
+
 /** More than any real configuration has; parsing takes a multiple of it in memory. */
 const largestConfigBytes = 16 << 20;
 
 /** Reads the configuration of a bundle. @throws {Error} Also if it is no file, or larger than 16 MiB. */
-export function readBundleConfig(bundle: string): OciConfig {
-  return parseOciConfig(readConfigFile(bundle));
+export function readBundleConfig(bundle: string, configFile?: string): OciConfig {
+  return parseOciConfig(readConfigFile(bundle, configFile));
 }
 
-function readConfigFile(bundle: string): string {
-  const where = `Cannot read the bundle "${bundle}": config.json`;
+function readConfigFile(bundle: string, configFile = "config.json"): string {
+  const where = `Cannot read the bundle "${bundle}": ${configFile}`;
   let fd: number;
   try {
     // A FIFO would let us wait for ever.
-    fd = openSync(`${bundle}/config.json`, constants.O_RDONLY | constants.O_NONBLOCK);
+    fd = openSync(resolve(bundle, configFile), constants.O_RDONLY | constants.O_NONBLOCK);
   } catch (error) {
     throw new Error(`${where}: ${(error as NodeJS.ErrnoException).code}`, { cause: error });
   }
@@ -214,10 +223,10 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
   const fifos = makeFifos(store, own);
   const memory = (name: string) => own(syscall("memfd_create", cString(name), MFD_CLOEXEC));
   const hookState = memory("slipway-hook-state");
-  const hookOutput = memory("slipway-hook-output");
+  const hookOutput = own(open(store.hookOutput, O_RDWR | O_CREAT | O_EXCL, 0o600));
   const consoleFd =
     options.consoleFd ?? (options.consoleSocket === undefined ? undefined : own(connectUnix(options.consoleSocket)));
-  const rules = deviceRules(config.linux?.resources?.devices, config.linux?.devices ?? []);
+  const rules = deviceRules(config.linux?.resources?.devices);
   const unified = cgroup.directories.every(({ version }) => version === 2);
   const process = config.process === undefined ? undefined : planProcess(config.process, config, { rootPath, options });
   const mounts = resolveMounts({ config, bundle, rootPath, cgroup, cgroupMounts: findCgroupMounts() });
@@ -230,13 +239,14 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
     rootFd: own(cloneRootOf(rootPath, config)),
     rootPath,
     mounts: mounts.map(({ mount }) => mount),
-    ...devicesOf(config, own),
+    ...planDevices(config, { directory: `${store.directory}/devices`, own }),
     cgroupFds: cgroup.directories.map(({ path }) => own(open(`${path}/cgroup.procs`, O_WRONLY))),
     deviceFilter:
       unified && rules !== undefined ? cgroup.directories.flatMap(({ path }) => loadDeviceFilter(rules, path)) : [],
     joined: (config.linux?.namespaces ?? [])
       .filter((namespace) => !isNew(namespace))
       .map(({ type, path }) => ({ type, fd: own(openNamespace(type, path ?? "")) })),
+    hookEnv: Object.entries(options.environment).map(([name, value]) => `${name}=${value ?? ""}`),
     hookState,
     hookOutput,
     ...(consoleFd === undefined ? {} : { consoleFd }),
@@ -276,7 +286,12 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
   link.expect(ociMessage.mounted);
   onHooks();
   for (const kind of ["prestart", "createRuntime"] as const) {
-    for (const hook of config.hooks?.[kind] ?? []) runHook(kind, hook, stateNow(pid, "created"));
+    for (const [i, hook] of (config.hooks?.[kind] ?? []).entries()) {
+      const state = stateNow(pid, "created");
+      naming("Cannot create the container", () =>
+        runHook(`${kind} hook #${i}`, hook, { state, callers: options.environment }),
+      );
+    }
   }
   const inner = innermostPid(pid);
   writeMemory(hookState, JSON.stringify(stateNow(inner, "created")));
@@ -301,7 +316,10 @@ function cloneRootOf(rootPath: string, config: OciConfig): number {
 }
 
 /** The program's side of the descriptors: numbers above all that are in use here, so that none is overwritten too early. */
-function placePlan(local: OciPlan, preserveFds: number): { plan: OciPlan; pairs: (readonly [number, number])[] } {
+function placePlan(
+  local: OciPlan,
+  preserveFds: readonly number[],
+): { plan: OciPlan; pairs: (readonly [number, number])[] } {
   const placed = new PlacedDescriptors(preserveFds);
   const at = (fd: number) => placed.add(fd);
   const added = {
@@ -356,11 +374,14 @@ export class ProgramLink {
   readonly #status: number;
   readonly #go: number;
   readonly #hookOutput: number | undefined;
+  readonly #action: string;
 
   constructor(
     operations: readonly Operation[],
     fds: { readonly statusFd: number; readonly status: number; readonly go: number; readonly hookOutput?: number },
+    action = "create the container",
   ) {
+    this.#action = action;
     this.file = compileProgram(operations, { architecture, statusFd: fds.statusFd }).file;
     this.#names = operationNames(operations);
     this.#status = fds.status;
@@ -403,7 +424,7 @@ export class ProgramLink {
   #failure({ value, address }: Message): Error {
     const name = this.#names[recordIndex(address)] ?? "an operation";
     const said = this.#hookOutput === undefined ? "" : readFileSync(`/proc/self/fd/${this.#hookOutput}`, "utf8").trim();
-    return failure(name, value, /hook/.test(name) ? said.slice(-1000) : "");
+    return failure(this.#action, { name, errno: value, said: /hook/.test(name) ? said.slice(-1000) : "" });
   }
 }
 
@@ -420,9 +441,13 @@ function readMessage(fd: number): Message | undefined {
   return { kind: bytes.readUInt32LE(0), value: bytes.readUInt32LE(4), address: bytes.readBigUInt64LE(8) };
 }
 
-function failure(name: string, errno: number, said: string): Error {
+function failure(
+  action: string,
+  { name, errno, said }: { readonly name: string; readonly errno: number; readonly said: string },
+): Error {
   const code = errnoName(errno);
-  if (name.endsWith("failed")) return new Error(`The ${name}${said === "" ? "" : `: ${said}`}`);
+  if (name.endsWith("failed"))
+    return new Error(`Cannot ${action}: error running ${name}${said === "" ? "" : `: ${said}`}`);
   const reasons: Record<string, string> = {
     ENOENT: "there is no such program in the container",
     EACCES: "it is not executable",
@@ -436,7 +461,7 @@ function failure(name: string, errno: number, said: string): Error {
   if (name.startsWith("execute ")) {
     return Object.assign(new Error(`Cannot ${name}: ${reasons[code] ?? code}${words[code] ?? ""}`), { code });
   }
-  return Object.assign(new Error(`Cannot create the container: ${name}: ${code}`), { code, errno });
+  return Object.assign(new Error(`Cannot ${action}: ${name}: ${code}`), { code, errno });
 }
 
 /** `start` writes to one, the container's process answers through the other: its end is the execution of the program. */
@@ -476,57 +501,13 @@ function openNamespace(type: NamespaceType, path: string): number {
   throw new OciConfigError(`linux.namespaces: "${path}" is no ${type} namespace`);
 }
 
-const standardDevices: readonly OciDevice[] = [
-  ["null", 1, 3],
-  ["zero", 1, 5],
-  ["full", 1, 7],
-  ["random", 1, 8],
-  ["urandom", 1, 9],
-  ["tty", 5, 0],
-].map(([name, major, minor]) => ({
-  type: "c",
-  path: `/dev/${name}`,
-  major: Number(major),
-  minor: Number(minor),
-  fileMode: 0o666,
-}));
-
-/** Nodes are made, but in a user namespace, where that is forbidden, the host's are bound. */
-function devicesOf(
-  config: OciConfig,
-  own: (fd: number) => number,
-): Pick<OciPlan, "devices" | "makesDev" | "boundDevices"> {
-  const isCallers = config.mounts?.some(
-    ({ destination, options }) =>
-      beneathRoot(destination) === "dev" && options?.some((option) => option === "bind" || option === "rbind"),
-  );
-  if (isCallers) return { devices: [], makesDev: false, boundDevices: [] };
-  const configured = config.linux?.devices ?? [];
-  for (const device of configured) {
-    if (device.type !== "p" && (device.major === undefined || device.minor === undefined)) {
-      throw new OciConfigError(`linux.devices "${device.path}" needs major and minor`);
-    }
-  }
-  const paths = new Set(configured.map(({ path }) => beneathRoot(path)));
-  const devices = [...standardDevices.filter(({ path }) => !paths.has(beneathRoot(path))), ...configured];
-  if (!config.linux?.namespaces?.some(({ type }) => type === "user")) {
-    return { devices, makesDev: true, boundDevices: [] };
-  }
-  const boundDevices = devices.map(({ path }) => {
-    const fd = trySyscall("open_tree", AT_FDCWD, cString(path), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
-    if (fd < 0) throw new SyscallError("open_tree", -fd, `bind device "${path}" of the host`);
-    return { kind: "tree" as const, fd: own(fd), destination: path, isDirectory: false, readonlyAtLast: false };
-  });
-  return { devices: [], makesDev: true, boundDevices };
-}
-
 /** What is decided here about the process: its filter, label, environment. @throws {OciConfigError} */
 export function planProcess(
   process: OciProcess,
   config: OciConfig,
   context: {
     readonly rootPath: string;
-    readonly options: { readonly preserveFds: number; readonly listenFds?: number; readonly warn: Warn };
+    readonly options: { readonly preserveFds: readonly number[]; readonly listenFds?: number; readonly warn: Warn };
   },
 ): ProcessPlan {
   const lastCapability = Number(readFileSync("/proc/sys/kernel/cap_last_cap", "utf8"));
@@ -540,10 +521,7 @@ export function planProcess(
   for (const warning of capabilities.warnings) context.options.warn(warning);
   const seccomp = config.linux?.seccomp === undefined ? undefined : compileSeccomp(config.linux.seccomp);
   const { env: given = [] } = process;
-  const env = [...given];
-  if (!env.some((entry) => entry.startsWith("HOME="))) {
-    env.push(`HOME=${homeOf(process.user?.uid ?? 0, context.rootPath) ?? "/"}`);
-  }
+  const env = environmentOf(given, () => homeOf(process.user?.uid ?? 0, context.rootPath) ?? "/");
   const { listenFds } = context.options;
   if (listenFds) env.push(`LISTEN_FDS=${listenFds}`, "LISTEN_PID=1");
   return {
@@ -556,6 +534,13 @@ export function planProcess(
     preserveFds: context.options.preserveFds,
     pipes: process.terminal || !process.user?.uid ? [] : [0, 1, 2].filter(isPipe),
   };
+}
+
+/** Each name once, with the last value: getenv(3) would find the first. `home` is for who has none, or an empty one. */
+function environmentOf(entries: readonly string[], home: () => string): string[] {
+  const byName = new Map(entries.map((entry) => [entry.split("=", 1)[0], entry]));
+  if ((byName.get("HOME") ?? "HOME=") === "HOME=") byName.set("HOME", `HOME=${home()}`);
+  return [...byName.values()];
 }
 
 function compileSeccomp(seccomp: OciSeccomp): SeccompFilter {
@@ -668,7 +653,7 @@ function end(pid: number): void {
 }
 
 /** Starts the program of a created container. @throws {Error} If it is not created, or the program cannot be executed. */
-export function startContainer(root: string, id: string, warn: Warn): OciRecord {
+export function startContainer(root: string, id: string, callers: Callers): OciRecord {
   const store = new OciStore(root, id);
   const record = store.read();
   const status = store.status(record);
@@ -689,24 +674,30 @@ export function startContainer(root: string, id: string, warn: Warn): OciRecord 
   if (message !== undefined) {
     const { first, names } = record.operations;
     const name = names[recordIndex(message.address) - first] ?? "start the program";
-    if (/hook/.test(name)) stopAndDestroy(store, record, config, warn);
-    throw failure(name, message.value, "");
+    const said = /hook/.test(name) ? readText(store.hookOutput).trim().slice(-1000) : "";
+    if (/hook/.test(name)) stopAndDestroy(store, record, config, callers);
+    throw failure("start the container", { name, errno: message.value, said });
   }
   try {
     const { annotations, hooks } = config;
-    for (const hook of hooks?.poststart ?? []) runHook("poststart", hook, stateOf(record, "running", annotations));
+    for (const [i, hook] of (hooks?.poststart ?? []).entries()) {
+      const state = stateOf(record, "running", annotations);
+      naming("Cannot start the container", () =>
+        runHook(`poststart hook #${i}`, hook, { state, callers: callers.environment }),
+      );
+    }
   } catch (error) {
-    stopAndDestroy(store, record, config, warn);
+    stopAndDestroy(store, record, config, callers);
     throw error;
   }
   return record;
 }
 
-function stopAndDestroy(store: OciStore, record: OciRecord, config: OciConfig, warn: Warn): void {
+function stopAndDestroy(store: OciStore, record: OciRecord, config: OciConfig, callers: Callers): void {
   kill(record.pid, SIGKILL);
   awaitStop(store, record);
   destroy(store, record);
-  runPoststop(config, record, warn);
+  runPoststop(config, record, callers);
 }
 
 /** The state of a container, as the specification has it. @throws {Error} If there is none. */
@@ -761,11 +752,7 @@ function ownProcesses({ cgroup }: OciRecord): number[] {
 }
 
 /** Removes a stopped container and all that was made for it. @throws {Error} If it is not stopped, unless `force`. */
-export function deleteContainer(
-  root: string,
-  id: string,
-  options: { readonly force: boolean; readonly warn: Warn },
-): void {
+export function deleteContainer(root: string, id: string, options: Callers & { readonly force: boolean }): void {
   const store = new OciStore(root, id);
   let record: OciRecord;
   try {
@@ -780,6 +767,7 @@ export function deleteContainer(
     if (!options.force) throw new Error(`Cannot delete container "${id}": it is ${status}, not stopped; kill it first`);
     if (record.pid !== 0) kill(record.pid, SIGKILL);
     thaw(record.cgroup);
+    if (store.status(record) !== "stopped") takeBack(record.cgroup, record.pid);
     awaitStop(store, record);
   }
   let config: OciConfig | undefined;
@@ -789,7 +777,7 @@ export function deleteContainer(
     options.warn(`Container "${id}" has lost its configuration: ${(error as Error).message}`);
   }
   destroy(store, record);
-  if (config !== undefined) runPoststop(config, record, options.warn);
+  if (config !== undefined) runPoststop(config, record, options);
 }
 
 const stopLimitMs = 10_000;
@@ -807,6 +795,15 @@ function awaitStop(store: OciStore, record: OciRecord): void {
 
 function pause(milliseconds: number): void {
   Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, milliseconds);
+}
+
+/** Puts what could not be done before the reason. */
+function naming(action: string, work: () => void): void {
+  try {
+    work();
+  } catch (error) {
+    throw new Error(`${action}: ${(error as Error).message}`, { cause: error });
+  }
 }
 
 /** Undoes what `create` did. */
@@ -835,10 +832,13 @@ function unmountOnHost(rootPath: string): void {
   trySyscall("umount2", cString(rootPath), MNT_DETACH);
 }
 
-function runPoststop(config: OciConfig, record: OciRecord, warn: Warn): void {
-  for (const hook of config.hooks?.poststop ?? []) {
+function runPoststop(config: OciConfig, record: OciRecord, { warn, environment }: Callers): void {
+  for (const [i, hook] of (config.hooks?.poststop ?? []).entries()) {
     try {
-      runHook("poststop", hook, stateOf(record, "stopped", config.annotations));
+      const state = stateOf(record, "stopped", config.annotations);
+      naming("Cannot clean up all of the container", () =>
+        runHook(`poststop hook #${i}`, hook, { state, callers: environment }),
+      );
     } catch (error) {
       warn((error as Error).message);
     }

@@ -4,7 +4,7 @@
  * @see https://docs.kernel.org/admin-guide/cgroup-v2.html, "Device controller"
  */
 import { O_CLOEXEC, O_DIRECTORY, O_RDONLY, AT_FDCWD } from "./linux.ts";
-import type { OciDevice, OciDeviceRule } from "./oci-config.ts";
+import type { OciDeviceRule } from "./oci-config.ts";
 import { OciConfigError } from "./oci-parser.ts";
 import type { Operation } from "./program.ts";
 
@@ -47,11 +47,13 @@ const always: readonly DeviceRule[] = [
   character(136),
 ];
 
-/** Undefined if the configuration has no rules: then every device may be used. @throws {OciConfigError} */
-export function deviceRules(
-  rules: readonly OciDeviceRule[] | undefined,
-  devices: readonly OciDevice[],
-): readonly DeviceRule[] | undefined {
+/**
+ * Undefined if the configuration has no rules: then every device may be used. A node that `linux.devices` asks for may be
+ * forbidden all the same: the rules say so, as with runc.
+ *
+ * @throws {OciConfigError}
+ */
+export function deviceRules(rules: readonly OciDeviceRule[] | undefined): readonly DeviceRule[] | undefined {
   if (rules === undefined || rules.length === 0) return undefined;
   const number = (value: bigint | undefined) => (value === undefined || value < 0n ? undefined : Number(value));
   const parsed = rules.map((rule, i): DeviceRule => {
@@ -61,20 +63,7 @@ export function deviceRules(
     }
     return { allow: rule.allow, type: rule.type || "a", major: number(rule.major), minor: number(rule.minor), access };
   });
-  const own = devices.flatMap((device): DeviceRule[] =>
-    device.type === "p"
-      ? []
-      : [
-          {
-            allow: true,
-            type: device.type === "b" ? "b" : "c",
-            major: device.major ?? 0,
-            minor: device.minor ?? 0,
-            access: "rwm",
-          },
-        ],
-  );
-  return [...parsed, ...always, ...own];
+  return [...parsed, ...always];
 }
 
 /** The v1 file and the line for one rule. */

@@ -28,17 +28,25 @@ export interface ExecOptions {
   readonly pidFile?: string;
   readonly consoleSocket?: string;
   readonly consoleFd?: number;
-  readonly preserveFds: number;
+  /** The terminal has been sent, the program has not been started. */
+  readonly onTerminal?: () => void;
+  readonly preserveFds: readonly number[];
+  /** In a paused container the process waits until that is resumed; this call does, too. @default false */
+  readonly acceptsPaused?: boolean;
   readonly warn: Warn;
 }
+
+const action = "start a process in the container";
 
 /** Starts the process and returns its id; it is the caller's child. @throws {Error} If it cannot be started. */
 export function execInContainer(options: ExecOptions): number {
   const store = new OciStore(options.root, options.id);
   const record = store.read();
   const status = store.status(record);
-  if (status !== "running" && status !== "created") {
-    throw new Error(`Cannot execute in container "${options.id}": it is ${status}, not running`);
+  if (status !== "running" && status !== "created" && !(status === "paused" && options.acceptsPaused)) {
+    throw new Error(
+      `Cannot execute in container "${options.id}": it is ${status}, not running${status === "paused" ? "; resume it, or use --ignore-paused" : ""}`,
+    );
   }
   const config = store.readConfig();
   const process = options.process(config);
@@ -78,7 +86,7 @@ export function execInContainer(options: ExecOptions): number {
       },
       affinity: { ...mask("initial"), ...mask("final") },
     });
-    const link = new ProgramLink(operations, { statusFd, status: status.read, go: go.write });
+    const link = new ProgramLink(operations, { statusFd, status: status.read, go: go.write }, action);
     inheritStdio();
     const stage = startProgram(link.file, "slipway-exec", placed.pairs());
     descriptors.close(status.write, go.read);
@@ -87,6 +95,7 @@ export function execInContainer(options: ExecOptions): number {
     link.go();
     link.expect(ociMessage.ready);
     setLimits(pid, process);
+    options.onTerminal?.();
     link.go();
     link.expectExecution();
     if (options.pidFile !== undefined) writePidFile(options.pidFile, pid);

@@ -41,6 +41,7 @@ import {
   S_IFCHR,
   S_IFIFO,
   S_IFREG,
+  F_DUPFD_CLOEXEC,
 } from "./linux.ts";
 import type { OciDevice } from "./oci-config.ts";
 import { mountAttr, type MountOptions } from "./oci-mount-options.ts";
@@ -342,19 +343,20 @@ export class FileSystemPlan {
     this.#readonlyLater.push({ memory, destination });
     return [
       { memory, size: 4 },
-      { name: `keep "${destination}"`, call: "dup", args: [fd], store: memory },
+      { name: `keep "${destination}"`, call: "fcntl", args: [fd, F_DUPFD_CLOEXEC, 3], store: memory },
     ];
   }
 
   /** Makes those mounts read-only that were to be, now that all is in place. */
   makeReadonly(): Operation[] {
-    return this.#readonlyLater.map(({ memory, destination }) =>
+    return this.#readonlyLater.flatMap(({ memory, destination }) => [
       setAttributes(
         `make "${destination}" read-only`,
         { load: memory },
         mountAttr({ set: MOUNT_ATTR_RDONLY, clear: 0 }),
       ),
-    );
+      closeMemory(memory),
+    ]);
   }
 
   #remount({ destination, options }: ResolvedMount & { readonly kind: "remount" }): Operation[] {

@@ -2,14 +2,30 @@
 import { createReadStream, write } from "node:fs";
 import { constants } from "node:os";
 import { TIOCSWINSZ } from "./linux.ts";
-import { RawTerminal } from "./raw-terminal.ts";
+import { keepLineFeeds, RawTerminal } from "./raw-terminal.ts";
 import { kill, reap } from "./reaper.ts";
-import { close, receiveDescriptor, trySyscall } from "./syscall.ts";
+import { close, receiveDescriptor, socketPair, trySyscall } from "./syscall.ts";
 
-/** A socket pair's ends: the program sends its terminal to one, we take it from the other. */
-export interface TerminalSocket {
-  readonly ours: number;
+/** A socket pair: a container's process sends its terminal to one end, we take it from the other. */
+export class TerminalSocket {
+  /** For the process. */
   readonly theirs: number;
+  readonly #ours: number;
+  #master: number | undefined;
+
+  constructor() {
+    [this.#ours, this.theirs] = socketPair();
+  }
+
+  /** Takes the terminal's master end once it has been sent; before the program writes to it, for its output to be as it should. */
+  take(): number {
+    if (this.#master !== undefined) return this.#master;
+    this.#master = receiveDescriptor(this.#ours);
+    close(this.#ours);
+    close(this.theirs);
+    if (!process.stdout.isTTY) keepLineFeeds(this.#master);
+    return this.#master;
+  }
 }
 
 /**
@@ -22,6 +38,7 @@ export async function foreground(
   terminal: TerminalSocket | undefined,
   start: () => void = () => undefined,
 ): Promise<number> {
+  const master = terminal?.take();
   const names = (Object.keys(constants.signals) as NodeJS.Signals[]).filter((name) => !unforwarded.has(name));
   const forward = (_: NodeJS.Signals, number: number) => void kill(pid, number);
   for (const name of names) process.on(name, forward);
@@ -32,11 +49,7 @@ export async function foreground(
     throw error;
   }
   const ended = reap(pid);
-  const shown = terminal === undefined ? undefined : showTerminal(receiveDescriptor(terminal.ours));
-  if (terminal !== undefined) {
-    close(terminal.ours);
-    close(terminal.theirs);
-  }
+  const shown = master === undefined ? undefined : showTerminal(master);
   try {
     const { exitCode, signal } = await ended;
     await shown?.ended;

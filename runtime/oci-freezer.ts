@@ -44,6 +44,17 @@ export function thaw(cgroup: OciCgroup): void {
   if (freezer !== undefined && isFrozen(cgroup)) set(freezer, false);
 }
 
+/** On v1 whoever moved a process to a cgroup of his own that is frozen keeps it from dying; with us it runs on. */
+export function takeBack(cgroup: OciCgroup, pid: number): void {
+  const freezer = findFreezer(cgroup);
+  if (freezer?.version !== 1) return;
+  try {
+    writeFileSync(`${freezer.path}/cgroup.procs`, `${pid}`);
+  } catch {
+    // It has ended.
+  }
+}
+
 type Freezer = OciCgroup["directories"][number];
 
 /** Hybrid hosts freeze in v1, where the controller is. */

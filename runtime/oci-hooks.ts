@@ -3,14 +3,19 @@ import { spawnSync } from "node:child_process";
 import type { OciHook } from "./oci-config.ts";
 import type { OciState } from "./oci-state.ts";
 
-/** Runs one hook with the state on its standard input. @throws {Error} If it fails. */
-export function runHook(kind: string, hook: OciHook, state: OciState): void {
-  const env = Object.fromEntries(
-    (hook.env ?? []).map((entry) => {
-      const equals = entry.indexOf("=");
-      return equals < 0 ? [entry, ""] : [entry.slice(0, equals), entry.slice(equals + 1)];
-    }),
-  );
+/** A process's environment, as Node has it. */
+export type Environment = Readonly<Record<string, string | undefined>>;
+
+/**
+ * Runs one hook with the state on its standard input, in the bundle.
+ *
+ * @param name What it is to the reader of an error: `prestart hook #0`.
+ * @param callers For a hook without an environment of its own, as under runc and crun.
+ * @throws {Error} If it fails.
+ */
+export function runHook(name: string, hook: OciHook, context: { state: OciState; callers: Environment }): void {
+  const { state, callers } = context;
+  const env = hook.env === undefined ? { ...callers } : environment(hook.env);
   const [argv0, ...args] = hook.args?.length ? hook.args : [hook.path];
   const result = spawnSync(hook.path, args, {
     argv0,
@@ -40,5 +45,14 @@ export function runHook(kind: string, hook: OciHook, state: OciState): void {
     .join("")
     .trim()
     .slice(-1000);
-  throw new Error(`The ${kind} hook "${hook.path}" ${how}${said === "" ? "" : `: ${said}`}`);
+  throw new Error(`error running ${name}: "${hook.path}" ${how}${said === "" ? "" : `: ${said}`}`);
+}
+
+function environment(entries: readonly string[]): Record<string, string> {
+  return Object.fromEntries(
+    entries.map((entry) => {
+      const equals = entry.indexOf("=");
+      return equals < 0 ? [entry, ""] : [entry.slice(0, equals), entry.slice(equals + 1)];
+    }),
+  );
 }

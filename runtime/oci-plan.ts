@@ -89,6 +89,8 @@ export interface OciPlan {
   /** Operations that put a cgroup's device filter in force, if there is one to load. */
   readonly deviceFilter: readonly Operation[];
   readonly joined: readonly { readonly type: NamespaceType; readonly fd: number }[];
+  /** For createContainer hooks, which are programs of the host, without one of their own. */
+  readonly hookEnv: readonly string[];
   readonly hookState: number;
   readonly hookOutput: number;
   readonly consoleFd?: number;
@@ -113,6 +115,7 @@ export function planOciContainer(plan: OciPlan): Operation[] {
   });
   const { config, process } = plan;
   const { linux } = config;
+  const { env: containerEnv = [] } = process?.process ?? {};
   return [
     ...processMemory(),
     ...files.memory(),
@@ -144,6 +147,7 @@ export function planOciContainer(plan: OciPlan): Operation[] {
     ...runHooks("createContainer", config.hooks?.createContainer ?? [], {
       state: plan.hookState,
       output: plan.hookOutput,
+      env: plan.hookEnv,
     }),
     ...sysctls(config),
     ...(process === undefined ? [] : openLabel(process)),
@@ -170,6 +174,8 @@ export function planOciContainer(plan: OciPlan): Operation[] {
     ...runHooks("startContainer", config.hooks?.startContainer ?? [], {
       state: plan.hookState,
       output: plan.hookOutput,
+      // Programs of the container: the host's environment is none of their business.
+      env: containerEnv,
     }),
     ...(process === undefined ? [{ name: "start the program: there is none", fail: 22 }] : execute(process)),
     { label: "abandoned" },

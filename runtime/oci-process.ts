@@ -56,6 +56,11 @@ export interface Capabilities {
   readonly warnings: readonly string[];
 }
 
+/** Whether there is a capability of this name, granted or not. */
+export function isCapability(name: string): boolean {
+  return capabilityNames.some((known) => known === name);
+}
+
 /** Reads capability names. The specification wants warnings, not errors, for those that cannot be granted. */
 export function readCapabilities(
   sets: OciProcess["capabilities"],
@@ -108,7 +113,7 @@ export interface ProcessPlan {
   readonly label: { readonly file: string; readonly text: string } | undefined;
   /** setgroups(2) is denied in this user namespace. */
   readonly keepsGroups: boolean;
-  readonly preserveFds: number;
+  readonly preserveFds: readonly number[];
   /** The standard descriptors that become the user's, so that it can open them again: /dev/stdout. */
   readonly pipes: readonly number[];
 }
@@ -376,7 +381,7 @@ export function dropPrivileges(plan: ProcessPlan): Operation[] {
   }
   operations.push(
     {
-      name: `enter "${process.cwd}"`,
+      name: `chdir to cwd "${process.cwd}"`,
       call: "chdir",
       args: [{ text: process.cwd }],
       store: "cwdEntered",
@@ -404,7 +409,7 @@ export function dropPrivileges(plan: ProcessPlan): Operation[] {
     { name: `become user ${uid}`, call: "setresuid", args: [uid, uid, uid] },
     // A directory that only root may enter has been entered already, one that only the user may enter is now.
     { name: "has it been entered", unequal: [{ load: "cwdEntered" }, 1], goto: "entered" },
-    { name: `enter "${process.cwd}"`, call: "chdir", args: [{ text: process.cwd }] },
+    { name: `chdir to cwd "${process.cwd}"`, call: "chdir", args: [{ text: process.cwd }] },
     ...checkWorkingDirectory(process.cwd, "again"),
     { label: "entered" },
     { name: "no longer keep capabilities", call: "prctl", args: [PR_SET_KEEPCAPS, 0, 0, 0, 0] },
@@ -440,7 +445,7 @@ function checkWorkingDirectory(cwd: string, when: string): Operation[] {
       unequal: [{ load: "cwd" }, Buffer.from("(unr").readUInt32LE(0)],
       goto: inside,
     },
-    { name: `enter "${cwd}": it leads out of the container`, fail: EPERM },
+    { name: `chdir to cwd "${cwd}": it leads out of the container`, fail: EPERM },
     { label: inside },
   ];
 }
@@ -456,17 +461,26 @@ function setCapabilities({ effective, permitted, inheritable }: Capabilities): O
   return { name: "set capabilities", call: "capset", args: [{ bytes: header }, { bytes: sets }] };
 }
 
-/** Runs hooks one after the other, each with the state on its standard input; the first that fails ends all. */
+/**
+ * Runs hooks one after the other, each with the state on its standard input; the first that fails ends all.
+ *
+ * @param options `env` is for those without one.
+ */
 export function runHooks(
   kind: string,
   hooks: readonly OciHook[],
-  descriptors: { readonly state: number; readonly output: number },
+  options: {
+    readonly state: number;
+    readonly output: number;
+    readonly env?: readonly string[];
+  },
 ): Operation[] {
+  const { state, output } = options;
   return hooks.flatMap((hook, i): Operation[] => {
     const id = `${kind} hook ${i}`;
     const vectors = [
       ...stringVector(`${id} argv`, hook.args?.length ? hook.args : [hook.path]),
-      ...stringVector(`${id} envp`, hook.env ?? []),
+      ...stringVector(`${id} envp`, hook.env ?? options.env ?? []),
     ];
     const timer = Buffer.alloc(32); // struct itimerval; SIGALRM ends it
     timer.writeBigInt64LE(BigInt(hook.timeout ?? 0), 16);
@@ -474,7 +488,7 @@ export function runHooks(
       ...vectors,
       { memory: `${id} pid`, size: 4 },
       { memory: `${id} status`, size: 4 },
-      { name: "rewind the state", call: "lseek", args: [descriptors.state, 0, 0] },
+      { name: "rewind the state", call: "lseek", args: [state, 0, 0] },
       {
         name: `clone the ${kind} hook "${hook.path}"`,
         call: "clone",
@@ -482,9 +496,9 @@ export function runHooks(
         store: `${id} pid`,
         ifPositive: id,
       },
-      { name: "set its standard input", call: "dup3", args: [descriptors.state, 0, 0] },
-      { name: "set its standard output", call: "dup3", args: [descriptors.output, 1, 0] },
-      { name: "set its standard error", call: "dup3", args: [descriptors.output, 2, 0] },
+      { name: "set its standard input", call: "dup3", args: [state, 0, 0] },
+      { name: "set its standard output", call: "dup3", args: [output, 1, 0] },
+      { name: "set its standard error", call: "dup3", args: [output, 2, 0] },
       closeOnExec(3),
       ...(hook.timeout === undefined
         ? []
@@ -503,7 +517,7 @@ export function runHooks(
       { name: `${kind} hook "${hook.path}"`, unequal: [{ load: `${id} status` }, 0], goto: `${id} failed` },
       { name: "go on", unequal: [0, 1], goto: `${id} succeeded` },
       { label: `${id} failed` },
-      { name: `${kind} hook "${hook.path}" failed`, fail: EPERM },
+      { name: `${kind} hook #${i}: "${hook.path}" failed`, fail: EPERM },
       { label: `${id} succeeded` },
     ];
   });
@@ -549,7 +563,7 @@ export function execute(plan: ProcessPlan): Operation[] {
   return [
     ...stringVector("argv", args),
     ...stringVector("envp", env),
-    closeOnExec(3 + plan.preserveFds),
+    closeOnExec(Math.max(2, ...plan.preserveFds) + 1),
     ...(label === undefined
       ? []
       : [

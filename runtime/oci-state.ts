@@ -39,8 +39,17 @@ export interface OciRecord {
 
 /** An id names a directory. @throws {Error} */
 export function checkId(id: string): string {
-  if (!/^[A-Za-z0-9_+.-]{1,1024}$/.test(id) || id === "." || id === "..") {
-    throw new Error(`Container id ${JSON.stringify(id)} is not supported: it must be of letters, digits and _+-.`);
+  const wrong = /[^A-Za-z0-9_+.-]/u.exec(id)?.[0];
+  const reason =
+    wrong !== undefined
+      ? `invalid character ${JSON.stringify(wrong)}, letters, digits and _+-. are supported`
+      : id === "" || id.length > 1024
+        ? "it must have 1 to 1024 characters"
+        : id === "." || id === ".."
+          ? "it is invalid as the name of a directory"
+          : undefined;
+  if (reason !== undefined) {
+    throw new Error(`Cannot use container ID ${JSON.stringify(id.slice(0, 1024))}: ${reason}`);
   }
   return id;
 }
@@ -61,6 +70,11 @@ export class OciStore {
 
   get answerFifo(): string {
     return `${this.directory}/answer`;
+  }
+
+  /** What hooks in the container say; read if one fails. */
+  get hookOutput(): string {
+    return `${this.directory}/hook-output`;
   }
 
   /** Reserves the id. @throws {Error} If it is taken. */

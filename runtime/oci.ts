@@ -3,6 +3,7 @@
  *
  * Apart from index.ts because a command that starts anew for every operation should load nothing it does not need.
  */
+export { callersDescriptors } from "./descriptors.ts";
 export {
   createContainer,
   deleteContainer,
@@ -16,7 +17,7 @@ export { containerProcesses, pauseContainer, resumeContainer, updateContainer } 
 export { containerStatistics, type OciEvent, oomKills } from "./oci-events.ts";
 export { execInContainer } from "./oci-exec.ts";
 export { ociFeatures } from "./oci-features.ts";
-export { foreground, type TerminalSocket } from "./oci-foreground.ts";
+export { foreground, TerminalSocket } from "./oci-foreground.ts";
 export {
   type OciConfig,
   type OciProcess,
@@ -25,6 +26,7 @@ export {
   parseOciResources,
 } from "./oci-config.ts";
 export { OciConfigError } from "./oci-parser.ts";
+export { isCapability } from "./oci-process.ts";
+export { writeExampleConfig } from "./oci-spec.ts";
 export { listStores, ociVersion, type OciRecord, type OciState, type OciStore } from "./oci-state.ts";
 export { RawTerminal } from "./raw-terminal.ts";
-export { socketPair } from "./syscall.ts";

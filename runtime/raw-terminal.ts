@@ -11,9 +11,18 @@ const [VTIME, VMIN] = [5, 6];
 // IGNBRK BRKINT PARMRK ISTRIP INLCR IGNCR ICRNL IXON; OPOST; CSIZE PARENB, CS8; ECHO ECHONL ICANON ISIG IEXTEN
 const INPUT_OFF = 0o2753;
 const OPOST = 0o1;
+const ONLCR = 0o4;
 const CONTROL_OFF = 0o460;
 const CS8 = 0o60;
 const LOCAL_OFF = 0o100113;
+
+/** A terminal whose output no terminal shows: line feeds stay what they are instead of becoming two characters. */
+export function keepLineFeeds(fd: number): void {
+  const termios = Buffer.alloc(termiosBytes);
+  if (trySyscall("ioctl", fd, TCGETS, termios) < 0) return;
+  termios.writeUInt32LE((termios.readUInt32LE(flags.output) & ~ONLCR) >>> 0, flags.output);
+  trySyscall("ioctl", fd, TCSETSW, termios);
+}
 
 /**
  * A terminal in raw mode, as cfmakeraw(3) has it, from its making until it is disposed; a process that ends otherwise puts it

@@ -153,7 +153,7 @@ describe("execInContainer", () => {
     );
     await expect(
       execInContainer(container, { args: ["/bin/sh"], env, cwd: "/none", output: () => {} }),
-    ).rejects.toThrow('Cannot start a process in the container: enter "/none": ENOENT');
+    ).rejects.toThrow('Cannot start a process in the container: chdir to cwd "/none": ENOENT');
     await container[Symbol.asyncDispose]();
   });
 
@@ -408,7 +408,7 @@ describe("from inside a further process", () => {
         (error: Error) => error.message,
       );
     for (const cwd of ["/proc/self/fd/3", "/proc/self/fd/64", "/proc/self/fd/66", "/proc/1/cwd"]) {
-      expect(await enter(cwd)).toMatch(/enter "/);
+      expect(await enter(cwd)).toMatch(/chdir to cwd "/);
     }
     expect(await enter("/proc/self/cwd")).toEqual({ exitCode: 0 });
     await container[Symbol.asyncDispose]();

@@ -112,8 +112,8 @@ describe("oci events", () => {
     const { ended } = world.start("events", "--interval", "50ms", id);
     await new Promise((done) => setTimeout(done, 500));
     world.run("kill", id, "KILL");
-    const { code, stdout } = await ended;
-    expect(code).toBe(0);
+    const { code, stdout, stderr } = await ended;
+    expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
     expect(
       stdout
         .trim()

@@ -1,0 +1,72 @@
+/** What `slipway oci spec` writes for somebody to edit: a shell in a container of its own, in a terminal. */
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { findCgroupMounts } from "./oci-cgroup.ts";
+import { ociVersion } from "./oci-state.ts";
+
+const capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
+
+/** A configuration with the sections that most bundles change; as runc's, whose users expect its words to be there. */
+export function exampleConfig(): object {
+  const isUnified = findCgroupMounts().every(({ version }) => version === 2);
+  const namespaces = ["pid", "network", "ipc", "uts", "mount", ...(isUnified ? ["cgroup"] : [])];
+  return {
+    ociVersion,
+    process: {
+      terminal: true,
+      user: { uid: 0, gid: 0 },
+      args: ["sh"],
+      env: ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm"],
+      cwd: "/",
+      capabilities: { bounding: capabilities, effective: capabilities, permitted: capabilities },
+      rlimits: [{ type: "RLIMIT_NOFILE", hard: 1024, soft: 1024 }],
+      noNewPrivileges: true,
+    },
+    root: { path: "rootfs", readonly: true },
+    hostname: "slipway",
+    mounts: [
+      { destination: "/proc", type: "proc", source: "proc" },
+      fileSystem("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+      fileSystem("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+      { ...fileSystem("/dev/shm", "tmpfs", ...bare, "mode=1777", "size=65536k"), source: "shm" },
+      fileSystem("/dev/mqueue", "mqueue", ...bare),
+      fileSystem("/sys", "sysfs", ...bare, "ro"),
+      fileSystem("/sys/fs/cgroup", "cgroup", ...bare, "relatime", "ro"),
+    ],
+    linux: {
+      resources: { devices: [{ allow: false, access: "rwm" }] },
+      namespaces: namespaces.map((type) => ({ type })),
+      maskedPaths: [
+        "/proc/acpi",
+        "/proc/asound",
+        "/proc/interrupts",
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/latency_stats",
+        "/proc/scsi",
+        "/proc/timer_list",
+        "/sys/devices/virtual/powercap",
+        "/sys/firmware",
+      ],
+      readonlyPaths: ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+    },
+  };
+}
+
+const bare = ["nosuid", "noexec", "nodev"];
+
+function fileSystem(destination: string, type: string, ...options: readonly string[]) {
+  return { destination, type, source: type, options };
+}
+
+/** Writes the example as a bundle's config.json. @throws {Error} If there is one. */
+export function writeExampleConfig(bundle: string): void {
+  const path = join(bundle, "config.json");
+  try {
+    writeFileSync(path, `${JSON.stringify(exampleConfig(), undefined, "\t")}\n`, { flag: "wx" });
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    const reason = code === "EEXIST" ? "it exists; remove it first" : code;
+    throw new Error(`Cannot write "${path}": ${reason}`, { cause: error });
+  }
+}
