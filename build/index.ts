@@ -19,4 +19,5 @@ export type { CachedLayer } from "./build-cache.ts";
 export type { SecretSource } from "./operation.ts";
 export type { BaseImage, BaseImages } from "./base-image.ts";
 export type { CachePlace } from "./cache-transfer.ts";
+export { type KeptCacheMount, listCacheMounts, removeCacheMount } from "./cache-mounts.ts";
 export { StoreImages, type StoreImagesOptions } from "./store-images.ts";

@@ -150,6 +150,7 @@ function planCache(mount: RunMount, on: MountContext): PlannedMount {
       const isSeeded = from !== undefined && from !== "scratch";
       const cache = stack.use(
         await cacheMounts.take(name, {
+          label: id,
           sharing,
           uid,
           gid,

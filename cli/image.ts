@@ -4,6 +4,7 @@ import { parseArguments, type Usage, UsageError } from "./arguments.ts";
 import { verbs as buildVerbs } from "./image-build.ts";
 import { findImage, jsonOption, openStore, parseName, storeOptions } from "./image-store.ts";
 import { transferVerbs } from "./image-transfer.ts";
+import { ago, columns, parseAge } from "./table.ts";
 import { cell, plain } from "./terminal.ts";
 import { type Context, exitCodes, type Verb } from "./verb.ts";
 
@@ -197,34 +198,6 @@ async function report(collected: Collected, json: boolean, context: Context): Pr
   const { names, layers, freedBytes, keptBytes } = collected;
   for (const name of names) context.print(`removed ${plain(name)}\n`);
   context.print(`${formatBytes(freedBytes)} freed (${layers} layers), ${formatBytes(keptBytes)} left\n`);
-}
-
-const ageUnitsMs = { d: 86_400_000, h: 3_600_000, m: 60_000 } as const;
-
-function parseAge(option: string, text: string): number {
-  const [, digits, unit] = /^(\d{1,5})([dhm])$/.exec(text) ?? [];
-  if (digits !== undefined) return Number(digits) * ageUnitsMs[unit as keyof typeof ageUnitsMs];
-  throw new UsageError(
-    `${option} must be a number of days, hours or minutes like 30d, 12h or 90m, not ${JSON.stringify(text)}`,
-  );
-}
-
-function columns(rows: readonly (readonly string[])[]): string[] {
-  const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => (row[column] ?? "").length)));
-  return rows.map((row) =>
-    row
-      .map((text, column) => text.padEnd(widths[column] ?? 0))
-      .join("  ")
-      .trimEnd(),
-  );
-}
-
-function ago(timeMs: number): string {
-  const minutes = Math.floor((Date.now() - timeMs) / 60_000);
-  if (minutes < 2) return "now";
-  if (minutes < 120) return `${minutes} minutes ago`;
-  if (minutes < 48 * 60) return `${Math.floor(minutes / 60)} hours ago`;
-  return `${Math.floor(minutes / 1440)} days ago`;
 }
 
 export const verbs: Readonly<Record<string, Verb>> = {

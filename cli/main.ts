@@ -53,6 +53,12 @@ export const entries: Readonly<Record<string, Entry>> = {
     isGroup: true,
     containers: "needed",
   },
+  cache: {
+    summary: "List or remove what builds keep for later ones",
+    load: () => import("./cache.ts"),
+    isGroup: true,
+    containers: "needed",
+  },
   shell: { summary: "Open a terminal in a running or a kept failed step", load: () => import("./shell.ts") },
   oci: { summary: "Run OCI bundles: an OCI runtime for Podman and others", load: () => import("./oci.ts") },
   demo: {

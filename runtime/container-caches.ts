@@ -15,7 +15,7 @@ import { mkdir, readdir, readFile, rename, rm, rmdir, stat, utimes } from "node:
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { writeDurably } from "./durable-file.ts";
-import { lockShared, tryLock } from "./file-lock.ts";
+import { lockShared, tryLock, waitForLock } from "./file-lock.ts";
 import { close } from "./syscall.ts";
 
 const run = promisify(execFile);
@@ -140,7 +140,16 @@ export class ContainerCaches {
 
   async #change<T>(change: () => Promise<T>): Promise<T> {
     const before = this.#changing;
-    const changing = before.then(change, change);
+    const locked = async () => {
+      // A command removes caches of an agent that runs.
+      const lock = await waitForLock(join(this.#directory, "tmp"), "exclusive");
+      try {
+        return await change();
+      } finally {
+        close(lock);
+      }
+    };
+    const changing = before.then(locked, locked);
     this.#changing = changing.catch(() => {});
     return await changing;
   }

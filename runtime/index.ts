@@ -50,6 +50,7 @@ export { type LayerViewOptions, openLayerView } from "./layer-view.ts";
 export { adoptUpper } from "./upper-layer.ts";
 export { AccountError, type Accounts, resolveOwner, resolveUser, type ResolvedUser } from "./accounts.ts";
 export { isRootless } from "./file-owners.ts";
+export { ContainerCaches, type KeptCache } from "./container-caches.ts";
 export { ImageStore, imageStorePath } from "./image-store.ts";
 export { type Collected, collectImages, type CollectOptions } from "./image-collect.ts";
 export { exportArchive, exportDirectory, type ExportedFile, exportFiles, writeArchiveFile } from "./image-export.ts";

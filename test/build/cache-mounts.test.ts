@@ -2,7 +2,7 @@ import { existsSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync }
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { CacheMounts } from "../../build/cache-mounts.ts";
+import { CacheMounts, type KeptCacheMount, listCacheMounts, removeCacheMount } from "../../build/cache-mounts.ts";
 import { BuildFixture } from "./build-fixture.ts";
 import { mergeLayers } from "./image-files.ts";
 import { isRoot } from "../runtime/image-fixture.ts";
@@ -86,6 +86,29 @@ describe.skipIf(!isRoot)("CacheMounts", () => {
     const failing = mounts.take("f", { ...options, sharing: "locked", seed });
     await expect(failing).rejects.toThrow("no space");
     using again = await mounts.take("f", { ...options, sharing: "locked" });
+    expect(again.isNew).toBe(true);
+    expect(readdirSync(again.directory)).toEqual([]);
+  });
+
+  test("are removed when nobody uses them, and begin anew", async () => {
+    const mounts = new CacheMounts(directory, "removed");
+    const of = async () => (await listCacheMounts(directory)).filter(({ namespace }) => namespace === "removed");
+    const [one, other] = [
+      await mounts.take("r", { ...options, label: "shown", sharing: "shared" }),
+      await mounts.take("r", { ...options, sharing: "shared" }),
+    ];
+    writeFileSync(join(one.directory, "file"), Buffer.alloc(50_000));
+    const [kept] = (await of()) as [KeptCacheMount];
+    expect(kept.name).toBe("shown");
+    expect(kept.bytes).toBeGreaterThan(50_000);
+    one[Symbol.dispose]();
+    expect(await removeCacheMount(kept.path)).toBe(false);
+    expect(existsSync(join(other.directory, "file"))).toBe(true);
+    other[Symbol.dispose]();
+    expect(await removeCacheMount(kept.path)).toBe(true);
+    expect(await of()).toEqual([]);
+    expect(readdirSync(kept.path)).toEqual(["making"]);
+    using again = await mounts.take("r", { ...options, sharing: "locked" });
     expect(again.isNew).toBe(true);
     expect(readdirSync(again.directory)).toEqual([]);
   });
