@@ -12,7 +12,9 @@ const lacks: readonly { readonly programs: readonly string[]; readonly why: () =
   {
     programs: ["linux_cgroups_blkio", "linux_cgroups_relative_blkio"],
     why: () =>
-      without(`${cgroups}/blkio/blkio.leaf_weight`, "Linux has no blkio.leaf_weight since 5.0: refused by name"),
+      hasWeights("8:0")
+        ? undefined
+        : "Linux has no blkio.leaf_weight since 5.0 (refused by name), and here is no disk 8:0 under bfq for the rest",
   },
   {
     programs: ["linux_cgroups_hugetlb", "linux_cgroups_relative_hugetlb"],
@@ -39,6 +41,16 @@ const lacks: readonly { readonly programs: readonly string[]; readonly why: () =
 
 function without(path: string, why: string): string | undefined {
   return existsSync(path) ? undefined : why;
+}
+
+/** Whether the blkio controller of v1 gives shares of that disk. */
+function hasWeights(device: string): boolean {
+  if (!existsSync(`${cgroups}/blkio`)) return false;
+  try {
+    return readFileSync(`/sys/dev/block/${device}/queue/scheduler`, "utf8").includes("[bfq]");
+  } catch {
+    return false;
+  }
 }
 
 function hasAppArmorProfile(name: string): boolean {

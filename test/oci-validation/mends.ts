@@ -143,4 +143,46 @@ export const mends: readonly Mend[] = [
       },
     ],
   },
+  {
+    programs: ["linux_cgroups_blkio", "linux_cgroups_relative_blkio"],
+    why: "sets and reads blkio.weight and blkio.leaf_weight, which went with CFQ in Linux 5.0; BFQ has blkio.bfq.weight and no leaf weight",
+    changes: [
+      ...[
+        "g.SetLinuxResourcesBlockIOLeafWeight(leafWeight)",
+        "g.AddLinuxResourcesBlockIOLeafWeightDevice(major, minor, leafWeight)",
+      ].flatMap((from) =>
+        ["linux_cgroups_blkio", "linux_cgroups_relative_blkio"].map((name) => ({
+          file: `validation/${name}/${name}.go`,
+          from,
+          to: "_ = leafWeight",
+        })),
+      ),
+      {
+        file: "cgroups/cgroups_v1.go",
+        from: 'fileName := strings.Join([]string{"blkio", name}, ".")',
+        to: 'if strings.HasPrefix(name, "leaf") {\n\t\t\tcontinue\n\t\t}\n\t\tfileName := strings.Replace("blkio."+name, "blkio.weight", "blkio.bfq.weight", 1)',
+      },
+      {
+        // blkio.bfq.weight_device begins with the weight of all others.
+        file: "cgroups/cgroups_v1.go",
+        from: 'elem := strings.Split(part, " ")\n\t\t\t\tmajor,',
+        to: 'elem := strings.Split(part, " ")\n\t\t\t\tif elem[0] == "default" {\n\t\t\t\t\tcontinue\n\t\t\t\t}\n\t\t\t\tmajor,',
+      },
+      {
+        file: "validation/util/linux_resources_blkio.go",
+        from: "if lbd.LeafWeight == nil || config.Linux.Resources.BlockIO.LeafWeight == nil {",
+        to: "if false {",
+      },
+      {
+        file: "validation/util/linux_resources_blkio.go",
+        from: 't.Ok(*lbd.LeafWeight == *config.Linux.Resources.BlockIO.LeafWeight, "blkio leafWeight is set correctly")\n\tt.Diagnosticf("expect: %d, actual: %d", *config.Linux.Resources.BlockIO.LeafWeight, *lbd.LeafWeight)\n',
+        to: "",
+      },
+      {
+        file: "validation/util/linux_resources_blkio.go",
+        from: 't.Ok(*wd.LeafWeight == *device.LeafWeight, fmt.Sprintf("blkio leafWeight for %d:%d is set correctly", device.Major, device.Minor))\n\t\t\t\tt.Diagnosticf("expect: %d, actual: %d", *device.LeafWeight, *wd.LeafWeight)\n',
+        to: "",
+      },
+    ],
+  },
 ];

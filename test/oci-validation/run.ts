@@ -22,6 +22,7 @@ const { values, positionals } = parseArgs({
   options: {
     suite: { type: "string" },
     runtime: { type: "string", multiple: true, default: ["slipway", "runc", "crun"] },
+    limit: { type: "string", default: "120" },
     verbose: { type: "boolean", default: false },
   },
 });
@@ -56,7 +57,7 @@ async function main(): Promise<number> {
 async function run(suite: Suite, program: string, runtime: string): Promise<Outcome> {
   const one = async (where: string, label: string) => {
     const { command, removeContainers } = makeCommand(runtime);
-    const result = await validate(where, program, { runtime: command });
+    const result = await validate(where, program, { runtime: command, limitMs: Number(values.limit) * 1000 });
     removeContainers();
     const why = result.verdict === "fail" ? `: ${result.failures[0]}` : "";
     console.error(`${runtime} ${program}${label} ${result.verdict}${result.timedOut ? " (timed out)" : ""}${why}`);
