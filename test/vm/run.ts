@@ -1,42 +1,26 @@
 /**
- * `npm run test:vm`: the tests of containers in a Debian 12 virtual machine: systemd, cgroup v2 (unified), Linux 6.1.
+ * `npm run test:vm`: the tests of containers in a Debian 12 virtual machine: systemd, Linux 6.1.
+ *
+ *     npm run test:vm -- [OPTION...] [VITEST ARGUMENT...]
+ *     npm run test:vm -- [OPTION...] validate [OPTION OF validate:oci...] [PROGRAM...]
+ *
+ * `--cgroup v2` (unified; the default) or `v1`, `--arch amd64` (the default: this machine's) or `arm64`, `--lsm apparmor`
+ * (the default) or `selinux` (permissive). The second form runs runtime-tools' validation programs, built on this machine.
  *
  * Built with Debian's mmdebstrap and e2fsprogs, run by qemu-system-x86 (Debian packages of these names; as root) under
  * software emulation, which works inside a virtual machine too and takes ten to thirty times as long as the hardware: hours for
- * all of it. SLIPWAY_TEST_VM_ACCEL=kvm where that works.
+ * all of it. SLIPWAY_TEST_VM_ACCEL=kvm where that works. Another architecture needs its QEMU (qemu-system-arm); its
+ * Debian is unpacked and not configured, so it has no systemd.
  * Arguments go to vitest, files among them; the exit code is its own, or 125 if the machine went down or silent before.
  */
-import { type ChildProcess, execFileSync, spawn } from "node:child_process";
-import { createHash } from "node:crypto";
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join, relative } from "node:path";
-import { createInterface } from "node:readline";
-import { fileURLToPath } from "node:url";
+import { dirname, join } from "node:path";
+import { buildSuite } from "../oci-validation/suite.ts";
+import { buildRoot, hostArchitecture } from "./debian.ts";
+import { commandLine, copySuite, type Guest, installGuest } from "./guest.ts";
+import { boot, makeDisk } from "./machine.ts";
 
-const project = fileURLToPath(new URL("../..", import.meta.url));
-const packages = [
-  "busybox-static",
-  "ca-certificates",
-  "dbus",
-  "git",
-  "iproute2",
-  "kmod",
-  "libcap2-bin",
-  "libpam-systemd",
-  "linux-image-cloud-amd64",
-  "mount",
-  "netbase",
-  "nftables",
-  "passt",
-  "procps",
-  "python3",
-  "redis-server",
-  "systemd-sysv",
-  "udev",
-  "uidmap",
-  "zstd",
-];
 /** What depends on the kernel and on cgroups; images from registries do not, and their tests need a registry. */
 const defaultTests = [
   "test/runtime",
@@ -45,125 +29,87 @@ const defaultTests = [
   "--exclude=test/runtime/{image-pull,image-push,image-export,registry-hostile,nested-tools}.test.ts",
 ];
 const timeLimits = ["--testTimeout=600000", "--hookTimeout=600000"];
-/** A test may take ten minutes, and Debian's boot takes two or three. */
-const silenceMs = 15 * 60_000;
-/** No part of what runs: linters, formatter, compiler. */
-const notNeeded = /^(?:@biomejs|@oxlint|@oxlint-tsgolint|@typescript|oxlint|oxlint-tsgolint|typescript)$/;
-// The terminal may get escape sequences before it.
-const resultLine = /SLIPWAY-VM (\d+)/;
+const choices: Readonly<Record<string, readonly string[]>> = {
+  cgroup: ["v2", "v1"],
+  arch: ["amd64", "arm64"],
+  lsm: ["apparmor", "selinux"],
+};
+/** Where the guest finds the built suite; not /tmp, which systemd empties. */
+const suiteParent = "opt/validation";
 
 const directory = mkdtempSync(join(tmpdir(), "slipway-vm-"));
-let machine: ChildProcess | undefined;
-process.once("exit", () => {
-  machine?.kill("SIGKILL");
-  rmSync(directory, { recursive: true, force: true });
-});
+process.once("exit", () => rmSync(directory, { recursive: true, force: true }));
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.once(signal, () => process.exit(125));
-const root = buildRoot(directory);
-installProject(root, process.argv.slice(2));
-process.exitCode = await boot(root, makeDisk(directory, root));
+process.exitCode = await main(process.argv.slice(2));
 
-/** A minimal Debian; kept beside the temporary directory, for making it takes longer than anything but the tests. */
-function buildRoot(directory: string): string {
-  const root = join(directory, "root");
-  const contents = createHash("sha256").update(packages.join()).digest("hex").slice(0, 12);
-  const cached = join(tmpdir(), `slipway-vm-debian-${contents}.tar`);
-  if (!existsSync(cached)) {
-    console.log("building a Debian 12 root file system");
-    const args = ["--quiet", "--variant=minbase", `--include=${packages.join(",")}`, "bookworm", `${cached}.part`];
-    execFileSync("mmdebstrap", ["--format=tar", ...args], { stdio: "inherit" });
-    execFileSync("mv", [`${cached}.part`, cached]);
+async function main(argv: readonly string[]): Promise<number> {
+  const { chosen, rest } = readOptions(argv);
+  const validates = rest[0] === "validate";
+  const { suite, others } = takeSuite(rest.slice(1));
+  const guest: Guest = { ...chosen, commands: validates ? validation(others) : vitest(rest) };
+  if (guest.lsm === "selinux" && guest.architecture !== hostArchitecture())
+    throw new Error("--lsm selinux: its policy is compiled on this machine, so only for this machine's architecture");
+  const built = validates ? buildSuite(suite) : undefined;
+  const root = buildRoot(directory, guest.architecture);
+  installGuest(root, guest);
+  if (built !== undefined) copySuite(root, dirname(built.original), suiteParent);
+  const { architecture } = guest;
+  return boot(root, makeDisk(directory, root), { architecture, commandLine: commandLine(guest) });
+}
+
+/** Ours come before everything else, for vitest's and validate:oci's are not known here. */
+function readOptions(argv: readonly string[]): {
+  readonly chosen: Omit<Guest, "commands">;
+  readonly rest: readonly string[];
+} {
+  const chosen: Record<string, string> = { cgroup: "v2", arch: hostArchitecture(), lsm: "apparmor" };
+  let at = 0;
+  for (; ; at += 2) {
+    const name = argv[at]?.replace(/^--/, "") ?? "";
+    const allowed = argv[at]?.startsWith("--") && Object.hasOwn(choices, name) ? choices[name] : undefined;
+    if (allowed === undefined) break;
+    const value = argv[at + 1] ?? "";
+    if (!allowed.includes(value)) throw new Error(`--${name} ${JSON.stringify(value)}: it is ${allowed.join(" or ")}`);
+    chosen[name] = value;
   }
-  mkdirSync(root);
-  execFileSync("tar", ["--extract", "--file", cached, "--directory", root, "--numeric-owner", "--xattrs"]);
-  return root;
-}
-
-function installProject(root: string, vitestArguments: readonly string[]): void {
-  const target = join(root, "opt/slipway");
-  mkdirSync(target, { recursive: true });
-  const files = execFileSync("git", ["-C", project, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
-  for (const file of files.toString().split("\0").filter(Boolean)) {
-    if (existsSync(join(project, file))) cpSync(join(project, file), join(target, file), { recursive: true });
-  }
-  const modules = join(project, "node_modules");
-  const filter = (source: string) => !notNeeded.test(relative(modules, source));
-  cpSync(modules, join(target, "node_modules"), { recursive: true, verbatimSymlinks: true, filter });
-  const quoted = [...timeLimits, ...(vitestArguments.length > 0 ? vitestArguments : defaultTests)]
-    .map((argument) => `'${argument.replaceAll("'", "'\\''")}'`)
-    .join(" ");
-  const script = [
-    "#!/bin/sh",
-    "cd /opt/slipway",
-    "export PATH=/opt/slipway/node_modules/.bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin HOME=/root NO_COLOR=1 SLIPWAY_TEST_SYSTEMD=1",
-    "uname -r; stat -f -c 'cgroup file system: %T' /sys/fs/cgroup; node --version",
-    "node cli/main.ts doctor || true",
-    `vitest run --maxWorkers=1 --reporter=./test/vm/reporter.ts ${quoted}`,
-    'echo "SLIPWAY-VM $?"',
-    "sync; systemctl poweroff --force --force",
-  ];
-  writeFileSync(join(root, "opt/slipway-test"), `${script.join("\n")}\n`, { mode: 0o755 });
-  const unit = [
-    "[Unit]",
-    "After=multi-user.target",
-    "[Service]",
-    "Type=oneshot",
-    "ExecStart=/opt/slipway-test",
-    "Delegate=yes",
-    "StandardOutput=tty",
-    "StandardError=tty",
-    "TTYPath=/dev/ttyS0",
-    "TimeoutStartSec=infinity",
-    "[Install]",
-    "WantedBy=multi-user.target",
-  ];
-  writeFileSync(join(root, "etc/systemd/system/slipway-test.service"), `${unit.join("\n")}\n`);
-  writeFileSync(join(root, "etc/hosts"), "127.0.0.1\tlocalhost\n::1\tlocalhost\n");
-  execFileSync("chroot", [root, "systemctl", "enable", "--quiet", "slipway-test.service"]);
-  execFileSync("chroot", [root, "systemctl", "mask", "--quiet", "redis-server.service", "serial-getty@ttyS0.service"]);
-}
-
-function makeDisk(directory: string, root: string): string {
-  const disk = join(directory, "disk.img");
-  execFileSync("mke2fs", ["-q", "-t", "ext4", "-d", root, disk, "4G"]);
-  return disk;
-}
-
-/** Boots, shows the console, and returns the exit code that the tests had. */
-async function boot(root: string, disk: string): Promise<number> {
-  const file = (prefix: string) => {
-    const name = readdirSync(join(root, "boot")).find((name) => name.startsWith(prefix));
-    if (name === undefined) throw new Error(`The virtual machine has no /boot/${prefix}*`);
-    return join(root, "boot", name);
+  const { cgroup, arch, lsm } = chosen;
+  return {
+    chosen: {
+      architecture: arch as Guest["architecture"],
+      cgroup: cgroup as Guest["cgroup"],
+      lsm: lsm as Guest["lsm"],
+    },
+    rest: argv.slice(at),
   };
-  const began = performance.now();
-  const qemu = spawn(
-    "qemu-system-x86_64",
-    [
-      `-accel ${process.env["SLIPWAY_TEST_VM_ACCEL"] ?? "tcg,thread=multi"} -cpu max -smp 2 -m 4G -nographic -no-reboot -nic none`.split(
-        " ",
-      ),
-      ["-drive", `file=${disk},if=virtio,format=raw,cache=unsafe`],
-      ["-kernel", file("vmlinuz-"), "-initrd", file("initrd.img-")],
-      ["-append", "root=/dev/vda rw console=ttyS0 loglevel=3 panic=-1 systemd.unified_cgroup_hierarchy=1"],
-    ].flat(),
-    { stdio: ["ignore", "pipe", "inherit"] },
-  );
-  machine = qemu;
-  const silence = setTimeout(() => {
-    console.log(`The virtual machine has said nothing for ${silenceMs / 60_000} minutes: ended`);
-    qemu.kill("SIGKILL");
-  }, silenceMs);
-  let code = 125;
-  for await (const line of createInterface({ input: qemu.stdout })) {
-    silence.refresh();
-    const result = resultLine.exec(line.trim());
-    if (result !== null) code = Number(result[1]);
-    const seconds = Math.round((performance.now() - began) / 1000);
-    console.log(
-      `${String(Math.floor(seconds / 60)).padStart(3)}:${String(seconds % 60).padStart(2, "0")} ${line.trimEnd()}`,
-    );
-  }
-  clearTimeout(silence);
-  return code;
+}
+
+/** The suite's source is on this machine; the rest of the options is for the guest. */
+function takeSuite(argv: readonly string[]): {
+  readonly suite: string | undefined;
+  readonly others: readonly string[];
+} {
+  const at = argv.indexOf("--suite");
+  return at < 0 ? { suite: undefined, others: argv } : { suite: argv[at + 1], others: argv.toSpliced(at, 2) };
+}
+
+function vitest(argv: readonly string[]): string[] {
+  const args = quoted([...timeLimits, ...(argv.length > 0 ? argv : defaultTests)]);
+  return ["node cli/main.ts doctor || true", `vitest run --maxWorkers=1 --reporter=./test/vm/reporter.ts ${args}`];
+}
+
+/** What the programs look for on a host: the disk 8:0 with weights, classes of packets, two interfaces, pages, profiles. */
+function validation(argv: readonly string[]): string[] {
+  return [
+    "modprobe bfq && echo bfq > /sys/block/sda/queue/scheduler",
+    "modprobe cls_cgroup",
+    "modprobe dummy; ip link add dummy0 type dummy",
+    "echo 8 > /proc/sys/vm/nr_hugepages",
+    "[ ! -d /sys/kernel/security/apparmor ] || apparmor_parser --replace /etc/apparmor.d/acme_secure_profile",
+    `export TMPDIR=/${suiteParent}`,
+    `node test/oci-validation/run.ts --limit 3600 ${quoted(argv)}`,
+  ];
+}
+
+function quoted(words: readonly string[]): string {
+  return words.map((word) => `'${word.replaceAll("'", "'\\''")}'`).join(" ");
 }
