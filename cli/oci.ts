@@ -319,7 +319,9 @@ async function list(argv: readonly string[], context: Context, { root }: OciGlob
   const rows = listStores(root).flatMap((store) => {
     try {
       const record = store.read();
-      return [{ ...store.state(record), rootfs: record.rootPath, created: record.created, owner: "root" }];
+      const { ociVersion, id, pid, status, bundle, annotations } = store.state(record);
+      const { rootPath: rootfs, created } = record;
+      return [{ ociVersion, id, pid, status, bundle, rootfs, created, annotations, owner: "root" }];
     } catch {
       return []; // deleted meanwhile
     }

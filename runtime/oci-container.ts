@@ -218,7 +218,6 @@ interface Launch {
 function launch({ options, store, config, record, descriptors, update, onHooks }: Launch): void {
   const { own } = descriptors;
   const { cgroup, rootPath, bundle, id } = record;
-  const status = descriptors.pipe();
   const [goOurs, goTheirs] = socketPair().map(own) as [number, number];
   const fifos = makeFifos(store, own);
   const memory = (name: string) => own(syscall("memfd_create", cString(name), MFD_CLOEXEC));
@@ -234,7 +233,7 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
     id,
     config,
     architecture,
-    statusFd: status.write,
+    statusFd: fifos.status.write,
     goFd: goTheirs,
     rootFd: own(cloneRootOf(rootPath, config)),
     rootPath,
@@ -251,7 +250,6 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
     hookOutput,
     ...(consoleFd === undefined ? {} : { consoleFd }),
     startFd: fifos.start,
-    answerFd: fifos.answer,
     process,
     newKeyring: options.newKeyring,
     usesPivot: options.usesPivot,
@@ -260,10 +258,15 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
   const operations = planOciContainer(plan);
   const names = operationNames(operations);
   const first = names.lastIndexOf("wait for the start") - 1;
-  const link = new ProgramLink(operations, { statusFd: plan.statusFd, status: status.read, go: goOurs, hookOutput });
+  const link = new ProgramLink(operations, {
+    statusFd: plan.statusFd,
+    status: fifos.status.read,
+    go: goOurs,
+    hookOutput,
+  });
   inheritStdio();
   const stage = startProgram(link.file, "slipway-oci", pairs);
-  descriptors.close(status.write, goTheirs);
+  descriptors.close(fifos.status.write, goTheirs);
   const stateNow = (pid: number, state: OciState["status"]) => stateOf({ id, bundle, pid }, state, config.annotations);
 
   const pid = link.expect(ociMessage.initPid);
@@ -332,7 +335,6 @@ function placePlan(
     hookState: at(local.hookState),
     hookOutput: at(local.hookOutput),
     startFd: at(local.startFd),
-    answerFd: at(local.answerFd),
   };
   const consoleFd = local.consoleFd === undefined ? undefined : at(local.consoleFd);
   const fix = (fd: number) => placed.base + fd;
@@ -348,7 +350,6 @@ function placePlan(
       hookState: fix(added.hookState),
       hookOutput: fix(added.hookOutput),
       startFd: fix(added.startFd),
-      answerFd: fix(added.answerFd),
       ...(consoleFd === undefined ? {} : { consoleFd: fix(consoleFd) }),
     },
     pairs: placed.pairs(),
@@ -464,16 +465,23 @@ function failure(
   return Object.assign(new Error(`Cannot ${action}: ${name}: ${code}`), { code, errno });
 }
 
-/** `start` writes to one, the container's process answers through the other: its end is the execution of the program. */
-function makeFifos(store: OciStore, own: (fd: number) => number): { start: number; answer: number } {
+/**
+ * `start` writes to one, the container's process answers through the other: its end is the execution of the program. The
+ * other is ours until then: after the limits are set there may be no room for another descriptor.
+ */
+function makeFifos(
+  store: OciStore,
+  own: (fd: number) => number,
+): { start: number; status: { read: number; write: number } } {
   for (const path of [store.startFifo, store.answerFifo]) {
     syscall("mknodat", AT_FDCWD, cString(path), S_IFIFO | 0o600, 0);
   }
   // Opened for both: neither opening nor reading then depends on whether somebody else has it open.
   const start = own(open(store.startFifo, O_RDWR));
-  own(open(store.answerFifo, O_RDONLY | O_NONBLOCK));
-  const answer = own(open(store.answerFifo, O_WRONLY));
-  return { start, answer };
+  const read = own(open(store.answerFifo, O_RDONLY | O_NONBLOCK));
+  const write = own(open(store.answerFifo, O_WRONLY));
+  trySyscall("fcntl", read, F_SETFL, 0);
+  return { start, status: { read, write } };
 }
 
 /** Connects to a socket of any path: the address has room for 107 bytes only. */

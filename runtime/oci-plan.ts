@@ -37,6 +37,8 @@ import {
   SIOCSIFFLAGS,
   SOCK_CLOEXEC,
   SOCK_DGRAM,
+  F_SETFD,
+  FD_CLOEXEC,
 } from "./linux.ts";
 import { isNew, type NamespaceType, type OciConfig, type OciDevice, sysctlPath } from "./oci-config.ts";
 import { FileSystemPlan, type ResolvedMount, setAttributes } from "./oci-file-system.ts";
@@ -96,8 +98,6 @@ export interface OciPlan {
   readonly consoleFd?: number;
   /** A byte here starts the program. */
   readonly startFd: number;
-  /** Messages of the time after `created` go here. */
-  readonly answerFd: number;
   readonly process: ProcessPlan | undefined;
   readonly newKeyring: boolean;
   readonly usesPivot: boolean;
@@ -127,6 +127,7 @@ export function planOciContainer(plan: OciPlan): Operation[] {
     { name: `enter "${plan.rootPath}"`, call: "chdir", args: [{ text: plan.rootPath }] },
     ...cloneInit(plan, newNamespaces(config)),
     { name: "take init's name", call: "prctl", args: [PR_SET_NAME, { text: "slipway-oci" }, 0, 0, 0] },
+    { name: "close the messages on execution", call: "fcntl", args: [plan.statusFd, F_SETFD, FD_CLOEXEC] },
     ...awaitByte(plan.goFd, "wait for the runtime"),
     ...becomeRoot(config),
     ...session(plan),
@@ -168,8 +169,6 @@ export function planOciContainer(plan: OciPlan): Operation[] {
     ...awaitByte(plan.goFd, "wait for the limits"),
     ...(process === undefined ? [] : dropPrivileges(process)),
     ...report("the container is created", plan.statusFd, ociMessage.created),
-    { name: "place the answer descriptor", call: "dup3", args: [plan.answerFd, plan.statusFd, O_CLOEXEC] },
-    { name: "close the answer descriptor", call: "close", args: [plan.answerFd] },
     ...awaitByte(plan.startFd, "wait for the start"),
     ...runHooks("startContainer", config.hooks?.startContainer ?? [], {
       state: plan.hookState,

@@ -98,6 +98,11 @@ describe("oci create and run", () => {
     expect(stdout).toBe("A=2\nHOME=/\n");
   });
 
+  test("few descriptors are enough for a container that may have no more", () => {
+    const rlimits = [{ type: "RLIMIT_NOFILE", soft: 8, hard: 8 }];
+    expect(world.runBundle("ulimit -n", { process: { rlimits } })).toEqual({ code: 0, stdout: "8\n", stderr: "" });
+  });
+
   test("output of a terminal has plain line feeds where no terminal shows it", () => {
     expect(world.runBundle("tty; echo two", { process: { terminal: true } }).stdout).toBe("/dev/pts/0\ntwo\n");
     const id = running();
