@@ -76,8 +76,8 @@ export interface ImageBuildOptions {
   readonly keepsCacheMounts?: boolean | undefined;
   /** Limits of each command; `diskBytes` also of all layers that are made. */
   readonly resources: StepResources;
-  /** Commands that run at the same time. @default 4 */
-  readonly parallel?: number | undefined;
+  /** Commands that run at the same time: how many, or whose turn they wait for together with other builds. @default 4 */
+  readonly parallel?: number | Semaphore | undefined;
   /** Threads of the caller's. @default some for this build alone */
   readonly workers?: FileWorkers | undefined;
   readonly reporter?: BuildReporter | undefined;
@@ -136,7 +136,7 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
       isKept: options.keepsCacheMounts ?? true,
     }),
     downloads,
-    commands: new Semaphore(options.parallel ?? 4),
+    commands: semaphoreOf(options),
     reporter,
     signal,
   });
@@ -169,14 +169,32 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
     isKept,
     signal,
   });
+  await exportCaches(cache, { ...options, workers });
+  return finished;
+}
+
+/** Exports what builds have made or found, to where it is asked for. */
+export async function exportCaches(
+  cache: BuildCache,
+  options: Pick<ImageBuildOptions, "exportCache" | "client" | "store" | "lease" | "compression" | "buildArgs"> & {
+    readonly workers: FileWorkers;
+    readonly signal?: AbortSignal | undefined;
+  },
+): Promise<void> {
+  const { store, lease, workers, compression, signal = new AbortController().signal } = options;
+  const epochSeconds = parseEpoch(options.buildArgs?.get("SOURCE_DATE_EPOCH"));
   for (const place of options.exportCache ?? []) {
     const transfer = { store, lease, client: clientOf(options), signal, workers, compression, epochSeconds };
     await exportCache(cache, place, transfer);
   }
-  return finished;
 }
 
-function clientOf({ client }: ImageBuildOptions): RegistryClient {
+/** Whose turn it is to run a command. */
+export function semaphoreOf({ parallel = 4 }: Pick<ImageBuildOptions, "parallel">): Semaphore {
+  return typeof parallel === "number" ? new Semaphore(parallel) : parallel;
+}
+
+function clientOf({ client }: Pick<ImageBuildOptions, "client">): RegistryClient {
   if (client === undefined) throw new Error("A cache of elsewhere needs a client for registries");
   return client;
 }

@@ -1,4 +1,4 @@
-/** Builds an image for several platforms: one build each, and an index of them. */
+/** Builds an image for several platforms: one build each, side by side, and an index of them. */
 import {
   type Descriptor,
   ImageError,
@@ -8,10 +8,11 @@ import {
   type StoredImage,
   type StoredIndex,
 } from "../runtime/index.ts";
-import type { CachedLayer } from "./build-cache.ts";
+import { BuildCache, type CachedLayer } from "./build-cache.ts";
 import type { Platform } from "./configuration.ts";
 import type { FinishedImage } from "./finish-image.ts";
-import { buildImage, type ImageBuildOptions } from "./image-build.ts";
+import { FileWorkers } from "./file-workers.ts";
+import { buildImage, exportCaches, type ImageBuildOptions, semaphoreOf } from "./image-build.ts";
 import { formatPlatform, hostPlatform } from "./platform.ts";
 import type { BuildReporter } from "./report.ts";
 
@@ -33,7 +34,9 @@ export interface PlatformBuildOptions extends Omit<ImageBuildOptions, "platform"
 }
 
 /**
- * Builds an image for each platform, one after the other, and gives the whole of it its names.
+ * Builds an image for each platform, side by side, and gives the whole of it its names. What one of them does that another
+ * needs, too, is done once: a stage FROM --platform=$BUILDPLATFORM whose commands do not ask for the target. All together have as
+ * many commands at a time as one build has. The first that fails ends the others.
  *
  * @throws {BuildError} If the user's files or commands are at fault.
  */
@@ -47,22 +50,48 @@ export async function buildImages(options: PlatformBuildOptions): Promise<BuiltI
     if (stored === undefined) throw damaged(image.manifest);
     return { descriptor: image.manifest, images: [image], stored, names };
   }
-  const images: FinishedImage[] = [];
-  const isKept = options.isKept ?? names.length > 0;
-  const usedLayers = options.usedLayers ?? new Map<string, CachedLayer>();
-  for (const platform of [only, ...others]) {
-    const reporter = withPlatform(options.reporter ?? {}, platform);
-    // The last one exports what all have used.
-    const exportCache = platform === others.at(-1) ? options.exportCache : undefined;
-    const own = { names: [], isKept, platform, reporter, usedLayers, exportCache };
-    images.push(await buildImage({ ...rest, ...own, store, lease }));
-  }
+  await using own = options.workers === undefined ? new FileWorkers() : undefined;
+  const workers = options.workers ?? (own as FileWorkers);
+  const images = await buildEach([only, ...others], { ...options, workers });
   const manifests = images.map(({ manifest, configuration }) => ({ descriptor: manifest, platform: configuration }));
   const { annotations } = options;
   const descriptor = await putIndex(store, { manifests, annotations, names }, lease);
   const stored = await readStoredIndex(store, descriptor.digest, lease);
   if (stored === undefined) throw damaged(descriptor);
   return { descriptor, images, stored, names };
+}
+
+async function buildEach(
+  platforms: readonly Platform[],
+  options: PlatformBuildOptions & { readonly workers: FileWorkers },
+): Promise<readonly FinishedImage[]> {
+  const { store, lease, cacheNamespace: namespace, names = [], usedLayers = new Map<string, CachedLayer>() } = options;
+  const giveUp = new AbortController();
+  const signal = options.signal === undefined ? giveUp.signal : AbortSignal.any([options.signal, giveUp.signal]);
+  const shared = {
+    ...options,
+    names: [],
+    isKept: options.isKept ?? names.length > 0,
+    parallel: semaphoreOf(options),
+    exportCache: undefined,
+    signal,
+  };
+  // In the order of the platforms, whoever is ready first.
+  const used = platforms.map(() => new Map<string, CachedLayer>());
+  const builds = platforms.map(async (platform, index) => {
+    const reporter = withPlatform(options.reporter ?? {}, platform);
+    return await buildImage({ ...shared, platform, reporter, usedLayers: used[index] }).catch((error: unknown) => {
+      giveUp.abort(error);
+      throw giveUp.signal.reason;
+    });
+  });
+  // Nobody uses anything of the caller's when it is told.
+  await Promise.allSettled(builds);
+  for (const [key, layer] of used.flatMap((each) => [...each])) usedLayers.set(key, layer);
+  const images = await Promise.all(builds);
+  const cache = new BuildCache({ store, lease, namespace, used: usedLayers });
+  await exportCaches(cache, { ...options, signal });
+  return images;
 }
 
 function distinct(platforms: readonly Platform[]): readonly Platform[] {

@@ -3,7 +3,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, utimesSy
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { BuildError } from "../../build/index.ts";
+import { type BaseImages, BuildError } from "../../build/index.ts";
 import { formatDiagnostic } from "../../pipelines/index.ts";
 import { BuildFixture, type Built, busyboxLayer, listArchive } from "./build-fixture.ts";
 import { mergeLayers } from "./image-files.ts";
@@ -110,6 +110,30 @@ LABEL a=b
     expect(one.configuration.created).toBe("2017-07-14T02:40:00Z");
     const layer = (await fixture.layers(one)).at(-1) as Buffer;
     expect(Object.keys(listArchive(layer))).toEqual(["inline"]);
+  });
+
+  test("asks for the images of all stages that are needed at once, before any command runs", async () => {
+    const asked: string[] = [];
+    const all = Promise.withResolvers<void>();
+    const images: BaseImages = {
+      resolve: async (name, options) => {
+        if (asked.push(name) === 4) all.resolve();
+        await all.promise;
+        return await fixture.images.resolve("base", options);
+      },
+    };
+    const lines = [
+      "FROM one AS first",
+      "RUN true",
+      "FROM first AS second",
+      "COPY --from=two /bin /two",
+      "FROM unused AS unused",
+      "FROM three",
+      "RUN --mount=from=four,target=/four true",
+      "COPY --from=second /two /two",
+    ];
+    await fixture.build(`${lines.join("\n")}\n`, {}, { images });
+    expect(asked.toSorted()).toEqual(["four", "one", "three", "two"]);
   });
 
   test("builds stages that do not depend on each other side by side, and no others", async () => {

@@ -121,6 +121,33 @@ describe.skipIf(!isRoot)("writeOutput", () => {
     );
   });
 
+  test("builds platforms side by side, and once what they share", async () => {
+    const lines = [
+      "FROM --platform=$BUILDPLATFORM base AS shared",
+      "RUN echo $RANDOM$RANDOM$RANDOM > /random",
+      "FROM --platform=$BUILDPLATFORM base",
+      "ARG TARGETARCH",
+      // Whoever comes first would wait for ever, were they built one after the other.
+      "RUN --mount=type=cache,id=meeting,target=/c touch /c/$TARGETARCH; until [ -e /c/amd64 ] && [ -e /c/arm64 ]; do sleep 0.05; done",
+      "COPY --from=shared /random /",
+    ];
+    const built = await build(`${lines.join("\n")}\n`, {}, { platforms: [amd64, arm64] });
+    const last = built.images.map(({ directories }) =>
+      readFileSync(join(directories.at(-1) as string, "random"), "utf8"),
+    );
+    expect(last[0]).toMatch(/\d/);
+    expect(last[1]).toBe(last[0]);
+  });
+
+  test("ends the builds for other platforms when one fails", async () => {
+    const dockerfile =
+      "FROM --platform=$BUILDPLATFORM base\nARG TARGETARCH\nRUN if [ $TARGETARCH = arm64 ]; then exit 3; fi; sleep 600\n";
+    await expect(build(dockerfile, {}, { platforms: [amd64, arm64] })).rejects.toMatchObject({
+      message: "the command failed with exit code 3",
+      exitCode: 3,
+    });
+  });
+
   test("makes an index of several platforms: in the store, a layout, a registry", async () => {
     const names = [`${registry.host}/many:1`];
     const dockerfile = "FROM scratch\nARG TARGETARCH\nCOPY $TARGETARCH /arch\nLABEL arch=$TARGETARCH\n";
