@@ -4,6 +4,7 @@ import {
   buildVariables,
   executeJob,
   explainJob,
+  type GivenSecrets,
   type JobOptions,
   type JobResult,
   sharedPins,
@@ -27,6 +28,7 @@ export interface LocalBuildOptions {
   readonly jobsAtOnce: number;
   /** The most that each step gets. */
   readonly ceiling: StepCeiling;
+  readonly secrets: GivenSecrets;
   /** A person looks at the step that fails before its job goes on. */
   readonly shellOnFailure: boolean;
   /** Canceling. */
@@ -115,6 +117,7 @@ export class LocalBuild {
       pins: this.#pins,
       variables: buildVariables(job, { ...event, number: 0, event: event.kind }, repository),
       ceiling: this.#options.ceiling,
+      secrets: this.#options.secrets,
       builds: { cacheNamespace: "", namesImages: true },
       // Whatever is checked out: what a person tries is a person's own.
       cachePolicy: { namespace: `local ${root}`, mayKeep: () => Promise.resolve(true) },

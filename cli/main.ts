@@ -45,6 +45,7 @@ export const entries: Readonly<Record<string, Entry>> = {
     containers: "needed",
   },
   repo: { summary: "Add, list or remove repositories", load: () => import("./repo.ts"), isGroup: true },
+  secret: { summary: "Set, list or remove secrets of pipelines", load: () => import("./secret.ts"), isGroup: true },
   build: { summary: "List, show, follow, cancel or rerun builds", load: () => import("./build.ts"), isGroup: true },
   image: {
     summary: "Build, list, pull, push, import, export or remove images",

@@ -20,6 +20,7 @@ import { openHost } from "./local-host.ts";
 import { networkOptions, parseNetworks } from "./networks.ts";
 import { findPipelineFile } from "./pipeline-file.ts";
 import { findRegistrySettings, imageStoreDir, registriesOption } from "./registries.ts";
+import { findSecrets, secretOptions } from "./local-secrets.ts";
 import { StopSignals } from "./signals.ts";
 import { dataDirOption, exitCodes, findDataDir, type Context, type Verb } from "./verb.ts";
 
@@ -47,6 +48,7 @@ The first Ctrl-C cancels the jobs and cleans up, the second stops at once.`,
     explain: {
       help: "Run nothing: print what each step's container would be, as JSON with an OCI config.json for each",
     },
+    ...secretOptions,
     ...networkOptions,
     ...limitOptions,
     registries: registriesOption,
@@ -69,6 +71,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const allow = parseAllowed(values.allow);
   const networks = parseNetworks(values, context);
   const limits = parseLimits(values, context);
+  const secrets = findSecrets(values, context);
   const file = values.file ?? findPipelineFile(context.directory);
   const pipeline = readPipeline(file, context);
   if (pipeline === undefined) return exitCodes.buildFailed;
@@ -107,6 +110,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     jobs,
     jobsAtOnce,
     ceiling: limits.each,
+    secrets,
     shellOnFailure: values["shell-on-failure"],
     signal: cancel,
     context,

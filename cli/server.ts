@@ -1,5 +1,6 @@
 /** `slipway server`: webhooks, API, dashboard, scheduler. */
 import { mkdirSync, writeFileSync } from "node:fs";
+import { resolve } from "node:path";
 import { parseArguments, parseChoice, parseCount, UsageError, type Usage } from "./arguments.ts";
 import { createLogger, logLevels } from "./log.ts";
 import { forgetServerUrl, rememberServerUrl } from "./server-url.ts";
@@ -17,6 +18,20 @@ export const untrustedPoolOption = {
   value: "NAME",
   help: "The pool for jobs of strangers' pull requests, whatever pool their pipeline names\n[default: the one it names]",
 } as const;
+
+export const secretsKeyOption = {
+  value: "FILE",
+  help: "The keys that seal secrets in the database (SLIPWAY_SECRETS_KEY_FILE)\n[default: secrets-key in the data directory, made if missing]",
+} as const;
+
+/** The file of the option or environment variable, if either is given; absolute. */
+export function findSecretsKey(
+  values: { readonly "secrets-key": string | undefined },
+  { environment, directory }: Context,
+): string | undefined {
+  const given = values["secrets-key"] ?? (environment["SLIPWAY_SECRETS_KEY_FILE"] || undefined);
+  return given === undefined ? undefined : resolve(directory, given);
+}
 
 /** Where others reach the server. */
 export const publicUrlOption = {
@@ -48,6 +63,7 @@ The first SIGINT or SIGTERM lets open requests finish and stops; the second stop
     },
     "public-url": publicUrlOption,
     "untrusted-pool": untrustedPoolOption,
+    "secrets-key": secretsKeyOption,
     "agent-token-file": {
       value: "FILE",
       help: "Write the agent token here too, for an agent that must not see the data directory",
@@ -73,6 +89,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const webhookSecret = context.environment["SLIPWAY_WEBHOOK_SECRET"];
   const publicUrl = values["public-url"];
   const untrustedPool = parsePool(values["untrusted-pool"]);
+  const secretsKeyFile = findSecretsKey(values, context);
   const server = await Server.start({
     dataDir,
     host: values.host ?? "127.0.0.1",
@@ -82,6 +99,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     ...(webhookSecret && { webhookSecret }),
     ...(publicUrl !== undefined && { publicUrl: parsePublicUrl(publicUrl) }),
     ...(untrustedPool !== undefined && { untrustedPool }),
+    ...(secretsKeyFile !== undefined && { secretsKeyFile }),
   });
   const tokenFile = values["agent-token-file"];
   if (tokenFile !== undefined) writeFileSync(tokenFile, `${server.agentToken}\n`, { mode: 0o600 });

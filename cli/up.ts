@@ -7,11 +7,13 @@ import { keepArguments, keepOptions, parseKeep } from "./keep.ts";
 import { limitArguments, limitOptions, parseLimits } from "./limits.ts";
 import { networkArguments, networkOptions, parseNetworks } from "./networks.ts";
 import {
+  findSecretsKey,
   listenOptions,
   logLevelOption,
   parsePool,
   processLogger,
   publicUrlOption,
+  secretsKeyOption,
   untrustedPoolOption,
 } from "./server.ts";
 import { aborted, StopSignals } from "./signals.ts";
@@ -40,6 +42,7 @@ The first Ctrl-C (or SIGTERM) drains: running jobs finish. The second stops: the
     ...limitOptions,
     untrusted: untrustedOption,
     "untrusted-pool": untrustedPoolOption,
+    "secrets-key": secretsKeyOption,
     ...keepOptions,
     ...storageOptions,
     "data-dir": dataDirOption,
@@ -55,6 +58,7 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
   const { values } = parseArguments(usage, argv);
   const dataDir = findDataDir(values, context);
   const untrustedPool = parsePool(values["untrusted-pool"]);
+  const secretsKey = findSecretsKey(values, context);
   if (values.untrusted.length > 0) {
     const { defaultUntrustedPolicy } = await import("../agent/index.ts");
     parseUntrusted(values.untrusted, defaultUntrustedPolicy); // a mistake is told before anything is started
@@ -71,7 +75,10 @@ async function run(argv: readonly string[], context: Context): Promise<number> {
     port: parseCount("--port", values.port ?? "7433", { least: 0, most: 65_535 }),
     jobs: parseCount("--jobs", values.jobs ?? String(availableParallelism()), { least: 1, most: 1000 }),
     allow: parseAllowed(values.allow),
-    serverArguments: untrustedPool === undefined ? [] : ["--untrusted-pool", untrustedPool],
+    serverArguments: [
+      ...(untrustedPool === undefined ? [] : ["--untrusted-pool", untrustedPool]),
+      ...(secretsKey === undefined ? [] : ["--secrets-key", secretsKey]),
+    ],
     agentArguments: [
       ...limitArguments(values),
       ...keepArguments(values),

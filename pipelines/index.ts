@@ -16,7 +16,7 @@ export { didYouMean, enumerate, quote } from "./suggestion.ts";
 export { type BuildPlan, planBuild } from "./plan.ts";
 export { type Advance, advance } from "./graph.ts";
 export { expandVariables } from "./variables.ts";
-export { matchGlob } from "./glob.ts";
+export { checkGlob, matchGlob } from "./glob.ts";
 export { formatBytes, formatDuration, parseDuration, parseSize, type Quantity, writeSize } from "./quantity.ts";
 export { pipelineJsonSchema } from "./json-schema.ts";
 export type { JsonSchema } from "./shape.ts";

@@ -174,6 +174,8 @@ export interface PipelineEvent {
   readonly ref: string;
   /** The commit to build, 40 (or 64) hexadecimal digits. */
   readonly commit: string;
+  /** A person has named the commit: nobody has looked whether it is on the ref. */
+  readonly byCommit?: true;
   /** The branch pushed to, or a pull request's base branch. */
   readonly branch?: string;
   readonly tag?: string;

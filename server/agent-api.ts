@@ -19,6 +19,7 @@ import { agreeOnImage } from "./image-pins.ts";
 import { LogChunkError, maxChunkBodyBytes, parseLogChunk } from "./log-chunk.ts";
 import type { LogStore } from "./log-store.ts";
 import type { Scheduler } from "./scheduler.ts";
+import type { SecretKeys } from "./secret-keys.ts";
 import type { ShellRelay } from "./shell-relay.ts";
 import type { Store } from "./store.ts";
 
@@ -30,6 +31,8 @@ export interface AgentApiOptions {
   readonly access: Access;
   readonly relay: ShellRelay;
   readonly leaseMs: number;
+  /** Open the secrets of jobs. */
+  readonly keys: SecretKeys;
 }
 
 type AttemptRoute = { Params: { attemptId: string } };
@@ -38,7 +41,7 @@ type LogRoute = StepRoute & { Querystring: { offset?: string } };
 
 /** Serves the protocol of queue/protocol.ts: hello, claim, renew, steps, logs, images, finish. */
 export async function serveAgents(app: FastifyInstance, options: AgentApiOptions): Promise<void> {
-  const { store, logs, watch, scheduler, access, relay, leaseMs } = options;
+  const { store, logs, watch, scheduler, access, relay, leaseMs, keys } = options;
   app.addHook("onRequest", async (request) => access.requireAgent(request));
   app.addContentTypeParser(
     "application/octet-stream",
@@ -50,7 +53,7 @@ export async function serveAgents(app: FastifyInstance, options: AgentApiOptions
 
   app.post("/api/agent/claim", async (request) => {
     const { attemptId, agent } = parse(claimRequestSchema, request.body);
-    const claimed = claimAttempt(store, attemptId, { agent, leaseMs });
+    const claimed = claimAttempt(store, attemptId, { agent, leaseMs, keys });
     watch.wake(claimed.build.id);
     return claimed;
   });

@@ -140,12 +140,13 @@ function serveBuilds(app: FastifyInstance, options: ApiOptions): void {
 
   app.post<ById>("/api/builds/:id/rerun", async (request, reply) => {
     const build = buildOf(store, request.params.id);
-    const { commit, kind, ref, branch, tag, pullRequest } = build.event;
+    const { commit, byCommit, kind, ref, branch, tag, pullRequest } = build.event;
     const trigger: Trigger = {
       kind,
       ref,
       commit,
       rerunOf: build.id,
+      ...(byCommit && { byCommit }),
       ...(branch && { branch }),
       ...(tag && { tag }),
       ...(pullRequest && { pullRequest }),
@@ -170,7 +171,7 @@ function manualTrigger(given: string | undefined, commit: string | undefined): T
   return {
     kind: "manual",
     ref,
-    ...(commit && { commit }),
+    ...(commit && { commit, byCommit: true as const }),
     ...(ref.startsWith("refs/heads/") && { branch: ref.slice("refs/heads/".length) }),
     ...(ref.startsWith("refs/tags/") && { tag: ref.slice("refs/tags/".length) }),
   };

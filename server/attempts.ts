@@ -5,6 +5,8 @@ import { findBuild, findJob, setJob, touch } from "./builds.ts";
 import { parseCloneUrl } from "./clone-url.ts";
 import { imagePins } from "./image-pins.ts";
 import { findRepository } from "./repositories.ts";
+import type { SecretKeys } from "./secret-keys.ts";
+import { claimSecrets } from "./secrets.ts";
 import type { Store } from "./store.ts";
 import { isUntrusted } from "./trust.ts";
 import { hashToken, newId, newToken } from "./token.ts";
@@ -98,7 +100,7 @@ export function endAttempt(store: Store, attempt: AttemptRow, outcome: { status:
 export function claimAttempt(
   store: Store,
   id: string,
-  options: { readonly agent: string; readonly leaseMs: number },
+  options: { readonly agent: string; readonly leaseMs: number; readonly keys: SecretKeys },
 ): ClaimedJob {
   return store.transaction(() => {
     const attempt = findAttempt(store, id);
@@ -132,11 +134,13 @@ export function claimAttempt(
       ...where,
       ...(isUntrusted(event) && { untrusted: true }),
     };
+    const spec = JSON.parse(job.spec) as JobSpec;
     return {
       attemptId: id,
       token,
       leaseMs: options.leaseMs,
-      job: JSON.parse(job.spec) as JobSpec,
+      ...claimSecrets(store, options.keys, { job: spec, event, repository }),
+      job: spec,
       build: info,
       repository: { id: repository.id, name: repository.name, cloneUrl: repository.cloneUrl },
       maskedValues: parseCloneUrl(repository.cloneUrl).secrets,

@@ -138,6 +138,14 @@ export function setJob(
 }
 
 function pipelineEvent(trigger: Trigger, commit: string): PipelineEvent {
-  const { kind, ref, branch, tag, pullRequest } = trigger;
-  return { kind, ref, commit, ...(branch && { branch }), ...(tag && { tag }), ...(pullRequest && { pullRequest }) };
+  const { kind, ref, byCommit, branch, tag, pullRequest } = trigger;
+  return {
+    kind,
+    ref,
+    commit,
+    ...(byCommit && { byCommit }),
+    ...(branch && { branch }),
+    ...(tag && { tag }),
+    ...(pullRequest && { pullRequest }),
+  };
 }

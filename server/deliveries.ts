@@ -8,6 +8,8 @@ export interface Trigger {
   /** A full ref name. */
   readonly ref: string;
   readonly commit?: string;
+  /** A person has named the commit, see `PipelineEvent`. */
+  readonly byCommit?: true;
   readonly branch?: string;
   readonly tag?: string;
   readonly pullRequest?: { readonly number: number; readonly fromFork: boolean };

@@ -101,12 +101,13 @@ function planFile(
     const reason = `${pipelineFile} has ${count === 1 ? "an error" : `${count} errors`}`;
     return { build: { ...about, ...diagnostics, jobs: [], outcome: failure(reason) } };
   }
-  const { kind, ref, branch, tag, pullRequest } = trigger;
+  const { kind, ref, byCommit, branch, tag, pullRequest } = trigger;
   const event: PipelineEvent = {
     kind,
     ref,
     commit: commit.id,
     message: commit.message,
+    ...(byCommit && { byCommit }),
     ...(branch && { branch }),
     ...(tag && { tag }),
     ...(pullRequest && { pullRequest }),

@@ -124,4 +124,19 @@ export const migrations: readonly string[] = [
   ) STRICT, WITHOUT ROWID;
   `,
   "ALTER TABLE steps ADD COLUMN image_digest TEXT",
+  `
+  CREATE TABLE secrets (
+    id INTEGER PRIMARY KEY,
+    repository_id TEXT REFERENCES repositories ON DELETE CASCADE,
+    pattern TEXT,
+    name TEXT NOT NULL,
+    rules TEXT NOT NULL,
+    key_id TEXT NOT NULL,
+    sealed BLOB NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    updated_at_ms INTEGER NOT NULL,
+    CHECK ((repository_id IS NULL) <> (pattern IS NULL))
+  ) STRICT;
+  CREATE UNIQUE INDEX secrets_place ON secrets (name, coalesce(repository_id, ''), coalesce(pattern, ''));
+  `,
 ];

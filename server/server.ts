@@ -16,6 +16,9 @@ import { LogStore } from "./log-store.ts";
 import { securityHeaders, servePages } from "./pages.ts";
 import { Planner } from "./planner.ts";
 import { Scheduler } from "./scheduler.ts";
+import { SecretKeys } from "./secret-keys.ts";
+import { serveSecrets } from "./secret-api.ts";
+import { resealSecrets } from "./secrets.ts";
 import { noteSession, serveShells } from "./shell-api.ts";
 import { ShellRelay } from "./shell-relay.ts";
 import { Store } from "./store.ts";
@@ -42,6 +45,8 @@ export interface ServerOptions {
   readonly leaseMs?: number;
   /** Fetching a commit from its repository may take this long. @default 30000 */
   readonly fetchTimeoutMs?: number;
+  /** Holds the keys that seal secrets in the database; must exist. @default `secrets-key` in the data directory, made if missing */
+  readonly secretsKeyFile?: string;
   /** Where jobs of builds of strangers' commits go, whatever pool their pipeline names. @default the one it names */
   readonly untrustedPool?: string;
   /** A request must have arrived as a whole after this long. @default 120000 */
@@ -87,6 +92,7 @@ export class Server implements AsyncDisposable {
     mkdirSync(options.dataDir, { recursive: true, mode: 0o700 });
     const store = resources.use(Store.open(join(options.dataDir, "slipway.sqlite")));
     const tokens = readTokens(options.dataDir);
+    const keys = readKeys(options, store, logger);
     const logs = resources.use(
       new LogStore(join(options.dataDir, "logs"), { limitBytes: options.logLimitBytes ?? 2 ** 31 }),
     );
@@ -125,7 +131,8 @@ export class Server implements AsyncDisposable {
     );
     await app.register(servePages, { access });
     await app.register(serveWebhooks, { store, inbox, webhookSecret: options.webhookSecret });
-    await app.register(serveAgents, { store, logs, watch, scheduler, access, relay, leaseMs });
+    await app.register(serveSecrets, { store, keys, access });
+    await app.register(serveAgents, { store, keys, logs, watch, scheduler, access, relay, leaseMs });
     await app.register(serveShells, { store, watch, access, relay, sockets, leaseMs, wake });
     await app.register(serveApi, { store, inbox, scheduler, planner, logs, watch, access });
     const address = await listen(app, host, options.port ?? 7433);
@@ -148,6 +155,15 @@ interface Tokens {
 
 function readTokens(dataDir: string): Tokens {
   return { adminToken: keepToken(dataDir, "admin-token"), agentToken: keepToken(dataDir, "agent-token") };
+}
+
+/** Secrets are sealed with the first key from now on; those that no key opens are told of, and fail who wants them. */
+function readKeys({ dataDir, secretsKeyFile }: ServerOptions, store: Store, logger: Logger): SecretKeys {
+  const keys = SecretKeys.read(secretsKeyFile ?? join(dataDir, "secrets-key"), { make: secretsKeyFile === undefined });
+  const { resealed, lost } = resealSecrets(store, keys);
+  if (resealed > 0) logger.info({ count: resealed, key: keys.currentId }, "secrets sealed with the new key");
+  for (const secret of lost) logger.warn(`Cannot open the secret ${secret}; set it again`);
+  return keys;
 }
 
 /** A Redis that throws jobs away is refused; one that is away is waited for. */

@@ -108,7 +108,7 @@ describe("builds", () => {
     });
     expect((await start({ ref: "refs/heads/main" })).json.event).toMatchObject({ commit });
     expect((await start({ ref: "HEAD" })).json.event).toEqual({ kind: "manual", ref: "HEAD", commit });
-    expect((await start({ commit })).json.event).toEqual({ kind: "manual", ref: "HEAD", commit });
+    expect((await start({ commit })).json.event).toEqual({ kind: "manual", ref: "HEAD", commit, byCommit: true });
     expect(await start({ ref: "nowhere" })).toMatchObject({
       status: 422,
       json: { error: expect.stringMatching(/nowhere does not exist/) },
