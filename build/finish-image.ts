@@ -41,6 +41,8 @@ export interface FinishedImage {
   readonly configuration: Configuration;
   /** Directories of its layers, base first, none twice. */
   readonly directories: readonly string[];
+  /** The time that everything in it has for when it was made, in seconds since 1970. */
+  readonly epochSeconds: number | undefined;
 }
 
 const layerTypes: Readonly<Record<Compression, string>> = {
@@ -71,7 +73,7 @@ export async function finishImage(stage: StageResult, options: FinishOptions): P
     lease,
   );
   const id = `sha256:${createHash("sha256").update(config).digest("hex")}`;
-  return { manifest, id, configuration, directories: directoriesOf(stage.layers) };
+  return { manifest, id, configuration, directories: directoriesOf(stage.layers), epochSeconds };
 }
 
 async function describeLayer(

@@ -18,6 +18,7 @@ import { type CachePlace, exportCache, openCache } from "./cache-transfer.ts";
 import { CacheMounts } from "./cache-mounts.ts";
 import type { Platform } from "./configuration.ts";
 import { Downloads } from "./download.ts";
+import { epochOf } from "./epoch.ts";
 import type { Compression } from "./file-tasks.ts";
 import { FileWorkers } from "./file-workers.ts";
 import { type FinishedImage, finishImage } from "./finish-image.ts";
@@ -98,7 +99,7 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
   const { dockerfile, diagnostics, source } = parseDockerfile(read.content, { file: read.name });
   for (const diagnostic of diagnostics) if (diagnostic.severity === "warning") reporter.warned?.(diagnostic);
   if (dockerfile === undefined) throw unreadable(diagnostics);
-  const epochSeconds = parseEpoch(buildArgs.get("SOURCE_DATE_EPOCH"));
+  const epochSeconds = epochOf(dockerfile, buildArgs);
   const directory = `${machine.stateDir}/build`;
   const emptyDir = `${directory}/empty`;
   sweepSecrets();
@@ -169,20 +170,20 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
     isKept,
     signal,
   });
-  await exportCaches(cache, { ...options, workers });
+  await exportCaches(cache, { ...options, workers, epochSeconds });
   return finished;
 }
 
 /** Exports what builds have made or found, to where it is asked for. */
 export async function exportCaches(
   cache: BuildCache,
-  options: Pick<ImageBuildOptions, "exportCache" | "client" | "store" | "lease" | "compression" | "buildArgs"> & {
+  options: Pick<ImageBuildOptions, "exportCache" | "client" | "store" | "lease" | "compression"> & {
     readonly workers: FileWorkers;
+    readonly epochSeconds: number | undefined;
     readonly signal?: AbortSignal | undefined;
   },
 ): Promise<void> {
-  const { store, lease, workers, compression, signal = new AbortController().signal } = options;
-  const epochSeconds = parseEpoch(options.buildArgs?.get("SOURCE_DATE_EPOCH"));
+  const { store, lease, workers, compression, epochSeconds, signal = new AbortController().signal } = options;
   for (const place of options.exportCache ?? []) {
     const transfer = { store, lease, client: clientOf(options), signal, workers, compression, epochSeconds };
     await exportCache(cache, place, transfer);
@@ -265,10 +266,4 @@ function unreadable(diagnostics: readonly Diagnostic[]): BuildError {
     diagnostic: first,
     others: errors.slice(1),
   });
-}
-
-function parseEpoch(text: string | undefined): number | undefined {
-  if (text === undefined || text === "") return undefined;
-  if (/^\d{1,11}$/.test(text)) return Number(text);
-  throw new BuildError(`SOURCE_DATE_EPOCH is ${JSON.stringify(text)}, not a number of seconds since 1970`);
 }

@@ -90,7 +90,7 @@ async function buildEach(
   for (const [key, layer] of used.flatMap((each) => [...each])) usedLayers.set(key, layer);
   const images = await Promise.all(builds);
   const cache = new BuildCache({ store, lease, namespace, used: usedLayers });
-  await exportCaches(cache, { ...options, signal });
+  await exportCaches(cache, { ...options, epochSeconds: images[0]?.epochSeconds, signal });
   return images;
 }
 

@@ -24,6 +24,21 @@ LABEL a=b
 `;
 
 describe.skipIf(!isRoot)("a build with SOURCE_DATE_EPOCH", () => {
+  test("takes the default of an ARG above the first FROM, unless it is given or taken back", async () => {
+    await using fixture = await BuildFixture.open();
+    const made = async (dockerfile: string, epoch?: string) => {
+      const buildArgs = new Map(epoch === undefined ? [] : [["SOURCE_DATE_EPOCH", epoch]]);
+      return (await fixture.build(dockerfile, {}, { buildArgs })).configuration.created;
+    };
+    const dockerfile = "ARG DAY=15\nARG SOURCE_DATE_EPOCH=${DAY}00000000\nFROM scratch\nCOPY <<E /f\ntext\nE\n";
+    expect(await made(dockerfile)).toBe("2017-07-14T02:40:00Z");
+    expect(await made(dockerfile, "1600000000")).toBe("2020-09-13T12:26:40Z");
+    expect(Date.parse((await made(dockerfile, "")) as string)).toBeGreaterThan(Date.parse("2025-01-01"));
+    await expect(made(dockerfile.replace("15", "soon"))).rejects.toThrow(
+      'SOURCE_DATE_EPOCH is "soon00000000", not a number of seconds since 1970',
+    );
+  });
+
   test("gives the same digest from contexts with other times, in another store, with another umask", async () => {
     const epoch = 1_500_000_000;
     const buildArgs = new Map([["SOURCE_DATE_EPOCH", `${epoch}`]]);
