@@ -90,7 +90,7 @@ export function parseArguments<O extends Options>(
       continue;
     }
     const { value, inlineValue } = token;
-    if (value === undefined || (!inlineValue && value.length > 1 && value.startsWith("-"))) {
+    if (value === undefined || (!inlineValue && value.length > 1 && value.startsWith("-") && !/^-\d+$/.test(value))) {
       throw new UsageError(`${token.rawName} needs a value: ${token.rawName} ${option.value}`);
     }
     const before = values[token.name];

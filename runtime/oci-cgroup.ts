@@ -96,9 +96,11 @@ export function makeCgroup(path: string, mounts: readonly CgroupMount[]): OciCgr
       for (const part of path.split("/").filter(Boolean)) {
         if (version === 2) enableControllers(at, controllers);
         at = `${at}/${part}`;
-        if (existsSync(at)) continue;
-        mkdirSync(at, { mode: 0o755 });
-        made.unshift(at);
+        if (!existsSync(at)) {
+          mkdirSync(at, { mode: 0o755 });
+          made.unshift(at);
+        }
+        // One that somebody else made may never have been given any.
         if (version === 1 && controllers.includes("cpuset")) copyCpuset(at);
       }
       directories.push({ path: at, version, controllers });

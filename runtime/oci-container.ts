@@ -253,6 +253,7 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
     process,
     newKeyring: options.newKeyring,
     usesPivot: options.usesPivot,
+    hostKernelMounts: options.usesPivot ? [] : findKernelMounts(rootPath),
   };
   const { plan, pairs } = placePlan(local, options.preserveFds);
   const operations = planOciContainer(plan);
@@ -308,6 +309,21 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
 
   link.expect(ociMessage.created);
   writeMemory(hookState, JSON.stringify(stateNow(inner, "created")));
+}
+
+/** The latest first: one may be mounted on another. */
+function findKernelMounts(rootPath: string): string[] {
+  const lines = readFileSync("/proc/self/mountinfo", "utf8").split("\n");
+  return lines
+    .flatMap((line) => {
+      const [before, after] = line.split(" - ");
+      const place = before
+        ?.split(" ")[4]
+        ?.replaceAll(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
+      const isOurs = place === rootPath || place?.startsWith(`${rootPath}/`);
+      return place !== undefined && !isOurs && /^(?:proc|sysfs) /.test(after ?? "") ? [place] : [];
+    })
+    .toReversed();
 }
 
 function cloneRootOf(rootPath: string, config: OciConfig): number {

@@ -84,6 +84,7 @@ export function execInContainer(options: ExecOptions): number {
         ...planProcess(process, config, { rootPath: `/proc/${record.pid}/root`, options }),
         keepsGroups: readFileSync(`/proc/${record.pid}/setgroups`, "utf8").trim() === "deny",
       },
+      linux: config.linux,
       affinity: { ...mask("initial"), ...mask("final") },
     });
     const link = new ProgramLink(operations, { statusFd, status: status.read, go: go.write }, action);

@@ -157,8 +157,27 @@ function resolveMount(mount: OciMount, context: MountContext): PlannedMount[] {
   }
   const readonlyAtLast = isTmpfs || beneathRoot(destination) === "dev";
   const source = mount.source || type;
-  const own = labelled(type, options, context);
+  const own = labelled(type, isTmpfs ? withMode(options, destination, context) : options, context);
   return [{ mount: { kind: "new", type, source, destination, options: own, readonlyAtLast } }];
+}
+
+/** A tmpfs without a mode has that of the directory it covers, as under runc; one that is made for it, 755. */
+function withMode(options: MountOptions, destination: string, { rootPath }: MountContext): MountOptions {
+  if (options.data.some(({ key }) => key === "mode")) return options;
+  let mode = 0o755;
+  try {
+    const root = open(rootPath, O_PATH | O_DIRECTORY);
+    try {
+      const place = openat2(root, beneathRoot(destination), { flags: O_PATH | O_DIRECTORY, resolve: RESOLVE_IN_ROOT });
+      mode = fstatSync(place).mode & 0o7777;
+      close(place);
+    } finally {
+      close(root);
+    }
+  } catch {
+    // It is made.
+  }
+  return { ...options, data: [...options.data, { key: "mode", value: mode.toString(8) }] };
 }
 
 function treeAt(

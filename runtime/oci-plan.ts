@@ -37,6 +37,8 @@ import {
   SIOCSIFFLAGS,
   SOCK_CLOEXEC,
   SOCK_DGRAM,
+  EINVAL,
+  ENOENT,
   F_SETFD,
   FD_CLOEXEC,
 } from "./linux.ts";
@@ -101,6 +103,8 @@ export interface OciPlan {
   readonly process: ProcessPlan | undefined;
   readonly newKeyring: boolean;
   readonly usesPivot: boolean;
+  /** Where the host has its proc and sysfs, as they must go; for a root that is not pivoted into. */
+  readonly hostKernelMounts: readonly string[];
 }
 
 /** Lists the operations that create a container and, when the byte comes, start its program. */
@@ -152,8 +156,8 @@ export function planOciContainer(plan: OciPlan): Operation[] {
     }),
     ...sysctls(config),
     ...(process === undefined ? [] : openLabel(process)),
-    ...(linux?.readonlyPaths ?? []).flatMap((path) => files.readonly(path)),
-    ...files.mask(linux?.maskedPaths ?? []),
+    ...[...new Set(linux?.readonlyPaths)].flatMap((path) => files.readonly(path)),
+    ...files.mask([...new Set(linux?.maskedPaths)]),
     ...enterRoot(plan),
     ...(process?.process.terminal && plan.consoleFd !== undefined
       ? openTerminal(process.process, { rootFd: plan.rootFd, socketFd: plan.consoleFd, console: true })
@@ -192,6 +196,8 @@ export interface OciExecPlan {
   readonly namespaces: readonly NamespaceType[];
   readonly consoleFd?: number;
   readonly process: ProcessPlan;
+  /** Of the configuration, for what holds for all processes of a container: personality, memory policy. */
+  readonly linux?: OciConfig["linux"];
   readonly affinity: { readonly initial?: Buffer; readonly final?: Buffer };
   /** It must not have the caller's session keyring. @default false */
   readonly ownKeyring?: boolean;
@@ -234,7 +240,7 @@ export function planOciExec(plan: OciExecPlan): Operation[] {
     ...(process.process.terminal && plan.consoleFd !== undefined
       ? openTerminal(process.process, { rootFd: AT_FDCWD, socketFd: plan.consoleFd, console: false })
       : []),
-    ...schedule(process.process, undefined),
+    ...schedule(process.process, plan.linux),
     ...report("the process is ready", plan.statusFd, ociMessage.ready),
     ...awaitByte(plan.goFd, "wait for the limits"),
     ...dropPrivileges(process),
@@ -430,7 +436,20 @@ const propagations: Readonly<Record<string, number>> = {
   runbindable: MS_UNBINDABLE | MS_REC,
 };
 
-function enterRoot({ config, usesPivot, rootFd }: OciPlan): Operation[] {
+/**
+ * Without pivot_root the host's mounts stay below the container's root. A proc or sysfs among them that nothing hides lets a
+ * user namespace in the container mount another one, without what is masked in the container's.
+ */
+function dropKernelMounts(places: readonly string[]): Operation[] {
+  return places.map((place) => ({
+    name: `unmount "${place}" of the host`,
+    call: "umount2",
+    args: [{ text: place }, MNT_DETACH],
+    tolerate: [EINVAL, ENOENT],
+  }));
+}
+
+function enterRoot({ config, usesPivot, rootFd, hostKernelMounts }: OciPlan): Operation[] {
   const hasMounts = config.linux?.namespaces?.some(({ type }) => type === "mount");
   // Private and slave were set on the detached tree; a root that is shared cannot be pivoted into.
   const flag = propagations[config.linux?.rootfsPropagation ?? ""];
@@ -450,6 +469,7 @@ function enterRoot({ config, usesPivot, rootFd }: OciPlan): Operation[] {
       : [
           ...(hasMounts
             ? [
+                ...dropKernelMounts(hostKernelMounts),
                 {
                   name: "move the root file system over the host's",
                   call: "move_mount",

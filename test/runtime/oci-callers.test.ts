@@ -18,6 +18,9 @@ const v1Freezer = findCgroupMounts().find(
   ({ version, controllers }) => version === 1 && controllers.includes("freezer"),
 );
 
+/** Whoever maps root into a user namespace needs it. */
+const setfcap = ["CAP_SETFCAP", "CAP_SYS_ADMIN"];
+
 const mapped = {
   namespaces: [...namespaces, { type: "user" }],
   uidMappings: [{ containerID: 0, hostID: 300_000, size: 65_536 }],
@@ -97,6 +100,35 @@ describe("oci create and run", () => {
     const { stdout } = world.runBundle(["/usr/bin/env"], { process: { env: ["A=1", "HOME=", "A=2"] } });
     expect(stdout).toBe("A=2\nHOME=/\n");
   });
+
+  test("a tmpfs without a mode has that of the directory it covers", () => {
+    const { path, rootfs } = world.bundle(["/usr/bin/stat", "-c", "%n %a", "/private", "/own", "/made"], {
+      mounts: [
+        { destination: "/private", type: "tmpfs", source: "tmpfs", options: ["nosuid"] },
+        { destination: "/own", type: "tmpfs", source: "tmpfs", options: ["mode=1700"] },
+        { destination: "/made", type: "tmpfs", source: "tmpfs" },
+      ],
+    });
+    mkdirSync(join(rootfs, "private"), { mode: 0o710 });
+    mkdirSync(join(rootfs, "own"), { mode: 0o710 });
+    const { stdout } = world.run("run", "--bundle", path, world.id());
+    expect(stdout).toBe("/private 710\n/own 1700\n/made 755\n");
+  });
+
+  test.for([{ options: [] }, { options: ["--no-pivot"] }])(
+    "$options: no proc beside the container's, which is masked",
+    ({ options }) => {
+      const { path } = world.bundle("unshare -mrpf mount -t proc none /proc; echo $?", {
+        process: { capabilities: { bounding: setfcap, permitted: setfcap, effective: setfcap } },
+        linux: { namespaces, maskedPaths: ["/proc/scsi", "/proc/timer_list"] },
+      });
+      const { stdout, stderr } = world.run("run", ...options, "--bundle", path, world.id());
+      expect({ stdout, stderr }).toMatchObject({
+        stdout: "32\n",
+        stderr: expect.stringContaining("permission denied"),
+      });
+    },
+  );
 
   test("few descriptors are enough for a container that may have no more", () => {
     const rlimits = [{ type: "RLIMIT_NOFILE", soft: 8, hard: 8 }];
@@ -223,6 +255,12 @@ describe("oci exec", () => {
     await new Promise((done) => setTimeout(done, 300));
     expect(world.run("resume", id).code).toBe(0);
     expect(await ended).toMatchObject({ code: 0, stdout: "went on\n" });
+    world.run("delete", "--force", id);
+  });
+
+  test("has the container's personality", () => {
+    const id = running({ linux: { namespaces, personality: { domain: "LINUX32" } } });
+    expect(world.run("exec", id, "uname", "-m").stdout).toBe("i686\n");
     world.run("delete", "--force", id);
   });
 

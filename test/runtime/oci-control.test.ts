@@ -96,6 +96,7 @@ describe("oci update", () => {
     const fields = (text: string) => world.runWith(`<<< '${text}'`, "update", "--resources", "-", id).stderr;
     expect(fields('{"memory":{"limit":"1"}}')).toContain("linux.resources.memory.limit must be a whole number");
     expect(fields('{"memory":')).toContain("resources is no JSON");
+    expect(world.run("update", "--pids-limit", "-1", id)).toMatchObject({ code: 0, stderr: "" });
     expect(world.run("update", "--memory", "64m", "nobody").stderr).toContain('"nobody" does not exist');
     world.run("delete", "--force", id);
   });
