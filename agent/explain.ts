@@ -61,6 +61,7 @@ export async function explainJob(
     const run = new StepRun(step, {
       ...options,
       secrets,
+      masked: undefined,
       registry,
       publicOnly,
       uidRange,

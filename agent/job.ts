@@ -82,6 +82,8 @@ type JobEnd = Pick<JobResult, "status" | "reason">;
 /** What all steps of a job share. */
 export interface JobContext extends Omit<JobOptions, "secrets"> {
   readonly secrets: JobSecrets;
+  /** What logs and terminals do not show. */
+  readonly masked: SecretIndex | undefined;
   readonly registry: RegistryClient;
   /** Is told what images are made of. */
   readonly made: MadeParts;
@@ -158,6 +160,7 @@ async function runJob(asked: JobSpec, options: JobOptions & { readonly made: Mad
   const context = {
     ...options,
     secrets: given,
+    masked: secrets,
     registry,
     publicOnly,
     signal,

@@ -1,5 +1,7 @@
 /** A failed step whose root file system, workspace and ids are kept, so that a person can look at it. */
 import { execInContainer, type Host, openContainer, type PreparedConfig, type UidRange } from "../runtime/index.ts";
+import { maskTerminal } from "./masked-terminal.ts";
+import type { SecretIndex } from "./masker.ts";
 import { type Enterable, type Entered, type EnterOptions, shellProcess } from "./step-access.ts";
 
 export interface KeptStepOptions {
@@ -7,6 +9,8 @@ export interface KeptStepOptions {
   /** As its container was made, with a `writableDir` that is removed with it. */
   readonly config: Omit<PreparedConfig, "network" | "output"> & { readonly writableDir: string };
   readonly env: Readonly<Record<string, string>>;
+  /** What terminals do not show. */
+  readonly masked: SecretIndex | undefined;
   /** Of the job, as long as it is not over. */
   readonly network: KeptNetwork;
   /** Resolves when the step's own container is gone. */
@@ -94,8 +98,9 @@ export class KeptStep implements Enterable, AsyncDisposable {
     await this.dispose("it is not kept any more");
   }
 
-  async #open(options: EnterOptions): Promise<Entered> {
-    const { host, config, env, gone } = this.#options;
+  async #open(asked: EnterOptions): Promise<Entered> {
+    const { host, config, env, gone, masked } = this.#options;
+    const { options, end } = maskTerminal(asked, masked);
     await gone;
     const entered = await (this.#remains ?? this.#options).network.enter();
     const { network } = entered;
@@ -105,6 +110,7 @@ export class KeptStep implements Enterable, AsyncDisposable {
     const container = opening.use(openContainer(host, { ...config, id, network, output: () => undefined }));
     await container.created;
     const process = await execInContainer(container, shellProcess(options, env));
+    void process.result.then(end);
     const close = opening.move();
     return {
       process,

@@ -86,7 +86,11 @@ export class ServiceRun {
       this.#context.signal.throwIfAborted();
       this.#container = await runContainer(this.#context.host, this.#config(image, network));
       if (this.#isStopped) this.stop();
-      this.#running = new RunningStep(this.#container, this.#program(image, "").env, this.#context.log);
+      this.#running = new RunningStep(this.#container, {
+        env: this.#program(image, "").env,
+        log: this.#context.log,
+        masked: this.#context.masked,
+      });
       this.#context.access?.running(this.#context.index, this.#running);
       void this.#watchReadiness(this.#container, image);
       const result = await this.#container.result;

@@ -162,7 +162,11 @@ export class StepRun implements RunnableStep {
         await this.#begun;
       }
       if (this.#container === undefined) throw new Error("Cannot run the step: it has no container");
-      this.#running = new RunningStep(this.#container, this.#env, this.log);
+      this.#running = new RunningStep(this.#container, {
+        env: this.#env,
+        log: this.log,
+        masked: this.#context.masked,
+      });
       on.running(this.#running);
       this.#noteWeight();
       const result = await this.#container.result;
@@ -196,6 +200,7 @@ export class StepRun implements RunnableStep {
       host: this.#context.host,
       config: { ...config, writableDir, ...(nested !== undefined && { nested: own }) },
       env: this.#env,
+      masked: this.#context.masked,
       network: {
         enter: async () => {
           await this.#network.begin();

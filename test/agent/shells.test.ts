@@ -108,6 +108,25 @@ describe("a kept step", () => {
     });
   });
 
+  test("shows no secret of its step on a terminal, has its files, and gives pipes what is there", async () => {
+    await startAgent();
+    const value = "a secret of the company";
+    const body = { scope: "owner/kept", name: "TOKEN", value };
+    expect((await harness.call("POST", "/api/secrets", { body })).status).toBe(201);
+    const secrets = "        secrets: { TOKEN: TOKEN, file: { secret: TOKEN, file: true } }\n";
+    const build = await failed("cat /run/secrets/file", secrets);
+    const script = 'echo "is $TOKEN."; cat /run/secrets/file; printf "a sec"; sleep 0.3; echo "ond"';
+    const person = await End.person(harness, build, "job=0&step=0");
+    const terminal = { columns: 80, rows: 24, term: "dumb" };
+    person.channel.send({ type: "open", by: "ada", args: ["/bin/sh", "-c", script], terminal });
+    await until(() => person.closed);
+    // A beginning that is none is not kept from whoever waits for it.
+    expect(person.text()).toBe("is ***.\r\n***a second\r\n");
+    expect(person.messages.at(-1)).toMatchObject({ type: "exit", exitCode: 0 });
+    expect((await ask(build, "cat /run/secrets/file")).text).toBe(value);
+    expect(left("kept").length).toBeGreaterThan(0);
+  });
+
   test("goes when its time is over, and takes the shell along", async () => {
     await startAgent({ keep: { timeMs: 2_500 } });
     const build = await failed();

@@ -379,6 +379,22 @@ test("a whole pipeline runs for an ordinary user and leaves the working tree as 
   expect(existsSync(join(project, "new"))).toBe(false);
 });
 
+test("a step of an ordinary user has its secret as a file of its own in memory, which its log masks", async () => {
+  const project = user.directoryOf("secrets");
+  const run =
+    "stat -c '%a %u %g' /run/secrets/key; stat -f -c %T /run/secrets; wc -c < /run/secrets/key; cat /run/secrets/key";
+  writeFileSync(
+    join(project, ".slipway.yml"),
+    `jobs: { one: { steps: [{ run: "${run}", secrets: { key: { file: true } } }] } }\n`,
+  );
+  writeFileSync(join(project, "env"), "key='a value that is not shown'\n");
+  const words = ["run", "--allow", "no-cgroups", "--network", "none", "--secrets-file", "env"];
+  const { code, stdout, stderr } = await user.slipway(words, { directory: project });
+  expect(stdout + stderr).toMatch(/400 0 0\n.*tmpfs\n.*25\n.*\*\*\*/);
+  expect(stdout + stderr).not.toContain("not shown");
+  expect(code).toBe(0);
+});
+
 test("an image is not built for an ordinary user, who is told why", async () => {
   const project = user.directoryOf("image");
   writeFileSync(join(project, "Dockerfile"), "FROM scratch\nCOPY Dockerfile /\n");
