@@ -141,6 +141,17 @@ interface Task {
     };
     readonly result: ArchiveResult;
   };
+  /** Archives what layers amount to. */
+  tar: {
+    readonly spec: {
+      readonly layers: readonly string[];
+      readonly view: ViewSpec;
+      /** Descriptor of the empty file that gets the archive. */
+      readonly target: number;
+      readonly newestSeconds: number | undefined;
+    };
+    readonly result: undefined;
+  };
   /** Copies what layers amount to into a directory of the host's, as this process's own files. */
   export: {
     readonly spec: { readonly layers: readonly string[]; readonly directory: string; readonly view: ViewSpec };
@@ -213,6 +224,12 @@ const tasks: {
     }
   },
   archive,
+  tar: ({ layers, view, target, newestSeconds }, checkCanceled) =>
+    withView(layers, view, (root) => {
+      for (const piece of writeLayerArchive(root, { newestSeconds, replacedSeconds: contextTime, checkCanceled }))
+        writeFully(target, piece);
+      return undefined;
+    }),
   export: ({ layers, directory, view }, checkCanceled) =>
     withView(layers, view, (root) => {
       const [uid, gid] = [process.geteuid?.() ?? 0, process.getegid?.() ?? 0];
@@ -460,7 +477,7 @@ async function archive(
   const write = (chunk: Uint8Array) => {
     digest.update(chunk);
     size += chunk.length;
-    for (let done = 0; done < chunk.length; ) done += writeSync(target, chunk, done);
+    writeFully(target, chunk);
   };
   const fd = fileAt.openRoot(directory);
   try {
@@ -486,6 +503,10 @@ async function archive(
     fileAt.closeFile(fd);
   }
   return { diffId: `sha256:${diffId.digest("hex")}`, digest: `sha256:${digest.digest("hex")}`, size };
+}
+
+function writeFully(file: number, chunk: Uint8Array): void {
+  for (let done = 0; done < chunk.length; ) done += writeSync(file, chunk, done);
 }
 
 /** Copies directories, and gives everything else a second name. */

@@ -1,5 +1,5 @@
-/** Where a built image goes: an OCI layout, an archive for Docker, a registry, or just its files into a directory. */
-import { mkdirSync, realpathSync } from "node:fs";
+/** Where a built image goes: an OCI layout, an archive for Docker, a registry, or just its files, in a directory or an archive. */
+import { createReadStream, mkdirSync, realpathSync } from "node:fs";
 import { Readable, type Writable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import {
@@ -27,6 +27,8 @@ export type BuildOutput =
   | { readonly kind: "oci"; readonly path: string | Writable; readonly isDirectory: false }
   /** A tar archive that `docker load` and `podman load` take. One platform. */
   | { readonly kind: "docker"; readonly path: string | Writable }
+  /** A tar archive of the image's files, with the owners and modes that they have in it. One platform. */
+  | { readonly kind: "tar"; readonly path: string | Writable }
   /** Under the names that the build has, or others. */
   | { readonly kind: "registry"; readonly names?: readonly string[] | undefined }
   /** The image's files, as files of this process, over what is in the directory. One platform. */
@@ -37,7 +39,7 @@ export interface OutputOptions {
   readonly lease: ImageLease;
   /** Pushes; fetches archives of base layers that the store has unpacked only. */
   readonly client: RegistryClient;
-  /** Needed for `local`. */
+  /** Needed for `local` and `tar`. */
   readonly workers?: FileWorkers | undefined;
   /** As the host has it; see `mountsDetachedOverlays`. @default false */
   readonly overlaysByPath?: boolean | undefined;
@@ -61,6 +63,9 @@ export async function writeOutput(built: BuiltImage, output: BuildOutput, option
       break;
     case "docker":
       await writeArchive(exportArchive(onePlatform(built, "docker"), exported), output.path, signal);
+      break;
+    case "tar":
+      await writeTar(built, output.path, options);
       break;
     case "registry":
       await push(built, output.names ?? built.names, options);
@@ -102,19 +107,35 @@ async function push(built: BuiltImage, names: readonly string[], options: Output
   }
 }
 
+/** Beside the store's blobs first: who reads a pipe slowly holds up no thread. */
+async function writeTar(built: BuiltImage, to: string | Writable, options: OutputOptions): Promise<void> {
+  const { store, signal } = options;
+  onePlatform(built, "tar");
+  const { workers, layers, view } = await filesOf(built, options);
+  await using writer = store.blobs.create();
+  const { descriptor: target } = writer;
+  const newestSeconds = built.images[0]?.epochSeconds;
+  await workers.run("tar", { layers, view, target, newestSeconds }, signal);
+  const archive = createReadStream("", { fd: target, start: 0, autoClose: false, highWaterMark: 1 << 20 });
+  await writeArchive(archive as AsyncIterable<Buffer>, to, signal);
+}
+
 /** What the image's layers amount to. */
-async function writeFiles(built: BuiltImage, directory: string, options: OutputOptions): Promise<void> {
-  const { store, workers, signal } = options;
+async function filesOf({ images }: BuiltImage, { store, workers, overlaysByPath = false }: OutputOptions) {
   if (workers === undefined) throw new Error("No threads to write files with");
+  const view = { emptyDir: await store.emptyDirectory(), byPath: overlaysByPath };
+  return { workers, layers: images[0]?.directories ?? [], view };
+}
+
+async function writeFiles(built: BuiltImage, directory: string, options: OutputOptions): Promise<void> {
   onePlatform(built, "local");
-  const layers = built.images[0]?.directories ?? [];
+  const { workers, layers, view } = await filesOf(built, options);
   const target = located(directory, () => {
     mkdirSync(directory, { recursive: true });
     // A link is the user's own; what is below is written without following any.
     return realpathSync(directory);
   });
-  const view = { emptyDir: await store.emptyDirectory(), byPath: options.overlaysByPath ?? false };
-  await workers.run("export", { layers, directory: target, view }, signal);
+  await workers.run("export", { layers, directory: target, view }, options.signal);
 }
 
 /** Says which path of the user's cannot be written, where the kernel says why. */

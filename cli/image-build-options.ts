@@ -197,6 +197,8 @@ function readOutput(text: string, fields: ReadonlyMap<string, string>, context: 
       return { kind: "registry" };
     case "docker":
       return { kind: "docker", path: path() };
+    case "tar":
+      return { kind: "tar", path: path() };
     case "oci": {
       const to = path();
       if (isTrue(fields.get("tar") ?? "true") && !(typeof to === "string" && dest?.endsWith("/")))
@@ -211,7 +213,7 @@ function readOutput(text: string, fields: ReadonlyMap<string, string>, context: 
     }
     default:
       throw new UsageError(
-        `--output has no type ${JSON.stringify(type)}; there are image, registry, oci, docker and local`,
+        `--output has no type ${JSON.stringify(type)}; there are image, registry, oci, docker, tar and local`,
       );
   }
 }

@@ -68,7 +68,7 @@ Prints the image's digest: of its manifest, or of the index of several platforms
       short: "o",
       value: "OUTPUT",
       multiple: true,
-      help: "type=image, or type=oci|docker|local,dest=PATH; a path alone is type=local,\ncompression=gzip|zstd|uncompressed holds for all; may be repeated",
+      help: "type=image, or type=oci|docker|tar|local,dest=PATH; a path alone is type=local,\ncompression=gzip|zstd|uncompressed holds for all; may be repeated",
     },
     push: { help: "Push the image to the registries that its names name" },
     iidfile: { value: "FILE", help: "Write the digest there" },

@@ -1,6 +1,8 @@
 import { execFileSync } from "node:child_process";
 import { lstatSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { PassThrough } from "node:stream";
+import { buffer } from "node:stream/consumers";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type BuildOutput, buildImages, type PlatformBuildOptions, writeOutput } from "../../build/index.ts";
 import {
@@ -102,6 +104,38 @@ describe.skipIf(!isRoot)("writeOutput", () => {
       ),
     ).rejects.toThrow(/abort|enough/);
     expect(readdirSync(fixture.directory).filter((name) => name.includes("canceled"))).toEqual([]);
+  });
+
+  test("writes the files of an image as one archive, with owners, modes, links and the epoch's time", async () => {
+    const dockerfile = `FROM base AS made
+RUN mkdir /f && echo a > /f/a && chown 5:6 /f/a && chmod 4750 /f/a && ln /f/a /f/b && ln -s a /f/c && mkdir -m 1777 /f/t
+FROM scratch
+COPY --from=made /f /f
+COPY <<E /f/gone/under
+E
+`;
+    const buildArgs = new Map([["SOURCE_DATE_EPOCH", "1500000000"]]);
+    const built = await build(dockerfile, {}, { buildArgs });
+    await write(built, { kind: "tar", path: path("files.tar") });
+    const listed = execFileSync("tar", ["--utc", "--full-time", "-tvf", path("files.tar")], { encoding: "utf8" });
+    const lines = listed
+      .trimEnd()
+      .split("\n")
+      .map((line) => line.replaceAll(/ +/g, " "));
+    expect(lines).toEqual([
+      "drwxr-xr-x 0/0 0 2017-07-14 02:40:00 f/",
+      "-rwsr-x--- 5/6 2 2017-07-14 02:40:00 f/a",
+      "hrwsr-x--- 5/6 0 2017-07-14 02:40:00 f/b link to f/a",
+      "lrwxrwxrwx 0/0 0 2017-07-14 02:40:00 f/c -> a",
+      "drwxr-xr-x 0/0 0 2017-07-14 02:40:00 f/gone/",
+      "-rw-r--r-- 0/0 0 2017-07-14 02:40:00 f/gone/under",
+      "drwxrwxrwt 0/0 0 2017-07-14 02:40:00 f/t/",
+    ]);
+    const pipe = new PassThrough();
+    const streamed = buffer(pipe);
+    await write(built, { kind: "tar", path: pipe });
+    pipe.end();
+    expect((await streamed).equals(readFileSync(path("files.tar")))).toBe(true);
   });
 
   test("pushes an image under its names, the second time nothing", async () => {

@@ -46,11 +46,18 @@ test("parseCaches tells names from paths", () => {
 
 test("parseOutputs reads what Docker's users write", () => {
   const { outputs, names, compression } = parseOutputs(
-    ["out", "type=oci,dest=o.tar,compression=zstd", "type=oci,dest=o,tar=false", 'type=image,"name=a,b",push=true'],
+    [
+      "out",
+      "type=tar,dest=f.tar",
+      "type=oci,dest=o.tar,compression=zstd",
+      "type=oci,dest=o,tar=false",
+      'type=image,"name=a,b",push=true',
+    ],
     context,
   );
   expect(outputs).toEqual([
     { kind: "local", directory: "/here/out" },
+    { kind: "tar", path: "/here/f.tar" },
     { kind: "oci", path: "/here/o.tar", isDirectory: false },
     { kind: "oci", path: "/here/o", isDirectory: true },
     { kind: "registry" },
