@@ -2,7 +2,7 @@
 import { createHash } from "node:crypto";
 
 /** Changes when the same instruction would make another layer than before. */
-const VERSION = 1;
+const VERSION = 2;
 
 /** A key of what stands below and what is done; values are compared as JSON, maps in the order they have. */
 export function cacheKey(parent: string, what: Readonly<Record<string, unknown>>): string {

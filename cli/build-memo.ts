@@ -24,7 +24,7 @@ import {
 import { join } from "node:path";
 
 /** Another format, or another meaning: older memos are not read. */
-const VERSION = 1;
+const VERSION = 2;
 /** A context with more is not looked at twice. */
 const MAX_FILES = 20_000;
 /** Two changes within a tick of the kernel's clock look like one. */
