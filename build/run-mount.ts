@@ -139,6 +139,8 @@ class Fields {
 
   constructor(text: string, expand: (value: string) => string) {
     for (const [key, value] of fieldsOf(text)) {
+      // Podman's way to have files relabeled for SELinux, written there for commands that run here as well.
+      if (key === "z" && value === undefined) continue;
       const known = keys.find((each) => each === key);
       if (known === undefined) {
         const suggestion = didYouMean(key, keys);

@@ -76,7 +76,7 @@ describe("parseDockerfile", () => {
     ['RUN ["a", "b c"]', { kind: "run", command: ["a", "b c"] }],
     ["RUN [ -f x ] && y", { kind: "run", command: "[ -f x ] && y" }],
     [
-      "RUN --mount=type=cache,target=/c --mount=target=. --network=none --security=sandbox x",
+      "RUN --mount=type=cache,target=/c,Z --mount=target=.,z --network=none --security=sandbox x",
       { kind: "run", command: "x", mounts: ["--", "--"], network: "none", security: "sandbox" },
     ],
     ["CMD", { kind: "cmd", command: "" }],
@@ -237,6 +237,7 @@ describe("parseDockerfile", () => {
     ["FROM a\nONBUILD ONBUILD RUN x", "cannot be an ONBUILD trigger"],
     ["FROM a\nONBUILD FROM x", "cannot be an ONBUILD trigger"],
     ["FROM a\nONBUILD RUM x", 'there is no instruction "RUM"'],
+    ["FROM a\nRUN --mount=target=/x,z=1 y", 'has no field "z"'],
     ["FROM a\nRUN --mount=type=bnd,target=/x y", "type of a mount is bind, cache"],
     ["FROM a\nRUN --mount=type=cache y", "needs a target"],
     ["FROM a\nRUN --mount=type=secret y", "a secret needs an id or a target"],
