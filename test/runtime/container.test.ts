@@ -487,9 +487,9 @@ describe("prepareContainer", () => {
   });
 
   test("counts the time limit from the start", async () => {
-    await using container = prepareContainer(host.host, host.prepared({ timeoutMs: 150, graceMs: 10 }));
+    await using container = prepareContainer(host.host, host.prepared({ timeoutMs: 600, graceMs: 10 }));
     await container.created;
-    await delay(300);
+    await delay(700);
     await container.start({ args: ["/bin/true"], env: {} });
     expect(await container.result).toMatchObject({ reason: "exited", exitCode: 0 });
   });

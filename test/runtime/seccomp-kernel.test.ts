@@ -102,7 +102,8 @@ describe.for<SeccompProfile>(["default", "nested"])("under the profile %s", (pro
       // Addresses and descriptors that do not exist, should one get through.
       return names.flatMap((name) => demand(name, Array<number>(6).fill(-1), errnos[answer]));
     });
-    expect(demands.length).toBeGreaterThan(2 * 40);
+    // arm64 has fewer calls from the start: 38 of them are refused in nested steps.
+    expect(demands.length).toBeGreaterThan(2 * 35);
     expect(demanding(filter, demands)).toMatchObject({ failed: undefined, status: 0 });
   });
 
