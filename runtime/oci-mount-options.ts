@@ -109,7 +109,8 @@ export function parseMountOptions(options: readonly string[]): MountOptions {
       propagation = { flag, recursive: !(option in propagationFlags) };
     } else if (option === "bind" || option === "rbind") {
       bind = true;
-      recursiveBind = option === "rbind";
+      // Flags add up, as those of mount(2) do: podman writes "rbind" and "bind" together.
+      recursiveBind ||= option === "rbind";
     } else if (option === "remount") remount = true;
     else if (option === "tmpcopyup") copyUp = true;
     else if (option === "idmap" || option === "ridmap") idMap = option;

@@ -2,7 +2,8 @@
  * `npm run validate:oci [-- --suite DIR] [--runtime NAME]... [PROGRAM...]`: the validation programs of opencontainers/runtime-tools on
  * `slipway oci`, and on runc and crun where they are installed, as the table of docs/oci.md.
  *
- * `npm run validate:oci -- callers [NAME...]` does what callers.ts says.
+ * `npm run validate:oci -- callers [NAME...]` does what callers.ts says, `-- crun DIR` and `-- runc DIR` what
+ * runtime-suites.ts says.
  *
  * As root. Not a part of `npm test`: it needs Go and the suite's source. The exit code is 1 if a program fails on Slipway
  * for which neither the host nor an error of the program (mends.ts) is the reason.
@@ -44,6 +45,11 @@ try {
 async function main(): Promise<number> {
   const [first, ...names] = positionals;
   if (first === "callers") return (await import("./callers.ts")).validateCallers(names);
+  if (first === "crun" || first === "runc") {
+    const [checkout, ...files] = names;
+    if (checkout === undefined) throw new Error(`Cannot run ${first}'s suite: name the directory of its sources`);
+    return (await import("./runtime-suites.ts")).validateSuite(first, checkout, files);
+  }
   const suite = buildSuite(values.suite);
   const programs = positionals.length > 0 ? positionals : programNames(suite.original);
   const runtimes = values.runtime.filter((name) => name === "slipway" || spawnSync(name, ["--version"]).status === 0);

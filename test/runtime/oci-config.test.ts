@@ -109,6 +109,7 @@ describe("parseMountOptions", () => {
   });
 
   test("tells a mount's own attributes from recursive ones", () => {
+    expect(parseMountOptions(["rbind", "bind"]).recursiveBind).toBe(true);
     const options = parseMountOptions(["rbind", "ro", "rnosuid", "rslave"]);
     expect(options).toMatchObject({ bind: true, recursiveBind: true, propagation: { recursive: true } });
     expect(options.attributes).toEqual({ set: 1, clear: 0 });
