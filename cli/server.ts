@@ -3,6 +3,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { resolve } from "node:path";
 import { parseArguments, parseChoice, parseCount, UsageError, type Usage } from "./arguments.ts";
 import { createLogger, logLevels } from "./log.ts";
+import { isFile, LogFile } from "./log-file.ts";
 import { forgetServerUrl, rememberServerUrl } from "./server-url.ts";
 import { aborted, StopSignals } from "./signals.ts";
 import { painter, wantsColours } from "./terminal.ts";
@@ -123,15 +124,24 @@ function parsePublicUrl(text: string): string {
   throw new UsageError(`--public-url must begin with http:// or https://, not ${JSON.stringify(text)}`);
 }
 
-/** The logger of a long-running verb: on standard error, for people if that is a terminal. */
+/**
+ * The logger of a long-running verb: on standard error, for people if that is a terminal. Where that is a file and its disk is full,
+ * it goes on, and says how many lines are missing once there is room again.
+ */
 export function processLogger(component: string, level: string | undefined, context: Context) {
   const isTerminal = process.stderr.isTTY === true || context.environment["SLIPWAY_LOG_FORMAT"] === "text";
-  return createLogger({
+  const file = isFile(2)
+    ? new LogFile(2, ({ count, code }) =>
+        logger.warn({ count, code }, "lines of this log are lost: it could not be written"),
+      )
+    : undefined;
+  const logger = createLogger({
     component,
     level: parseChoice("--log-level", level ?? "info", logLevels),
     ...(isTerminal ? { paint: painter(wantsColours(context.environment, process.stderr.isTTY === true)) } : {}),
-    write: (line) => void process.stderr.write(line),
+    write: (line) => void (file === undefined ? process.stderr.write(line) : file.write(line)),
   });
+  return logger;
 }
 
 /** Tells `slipway up`, if it is our parent, that we are ready. */
