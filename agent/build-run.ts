@@ -19,7 +19,6 @@ import {
   formatReference,
   ImageError,
   ImageStore,
-  isRootless,
   parseReference,
   type RegistryClient,
   UnknownNameError,
@@ -58,10 +57,6 @@ interface Use {
   readonly workspace: OpenWorkspace;
   readonly signal: AbortSignal;
 }
-
-/** A layer is kept with the owners that its files have in it, which only the host's root can give. */
-const rootOnly =
-  "Cannot build images as an ordinary user: files of layers have other owners; let an agent do it that is root, or buildah in a nested step";
 
 /** One of the step's own limits was reached. */
 class StepLimit extends Error {
@@ -135,7 +130,6 @@ export class BuildRun implements RunnableStep {
   }
 
   async #build(): Promise<{ readonly digest: string }> {
-    if (isRootless()) throw new Error(rootOnly);
     const { host, images, built, registry: client, builds } = this.#context;
     const signal = AbortSignal.any([this.#context.signal, this.#limit.signal]);
     signal.throwIfAborted();
@@ -184,11 +178,12 @@ export class BuildRun implements RunnableStep {
     }
     const network = await this.#network.container();
     await this.#network.begin();
+    using layerRange = host.claimLayerRange(uidRange);
     const reporter = new BuildLog(this.log, this.#usage);
     using _end = { [Symbol.dispose]: () => reporter.end() };
     return await buildImages({
       host,
-      uidRange,
+      uidRange: layerRange,
       store,
       lease: images.lease,
       images: this.#baseImages(spec, { store, client, reporter }),

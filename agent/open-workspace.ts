@@ -88,7 +88,7 @@ export class OpenWorkspace implements Disposable {
       if (fileAt.statAt(directory, name) !== undefined) fileAt.unlinkAt(directory, name);
       const file = fileAt.openAt(directory, name, O_WRONLY | O_CREAT | O_EXCL, 0o644);
       if (file === undefined) throw new Error(`Cannot make "${path}"`);
-      fileAt.chownAt(file, "", this.#owner());
+      fileAt.copyOwnerAt(this.#root, file, "");
       return file;
     } finally {
       fileAt.closeFile(directory);
@@ -103,7 +103,7 @@ export class OpenWorkspace implements Disposable {
       try {
         if (fileAt.statAt(fd, name) === undefined) {
           fileAt.makeDirectoryAt(fd, name);
-          fileAt.chownAt(fd, name, this.#owner());
+          fileAt.copyOwnerAt(this.#root, fd, name);
         }
         const next = fileAt.openDirectoryAt(fd, name);
         fileAt.closeFile(fd);
@@ -114,11 +114,6 @@ export class OpenWorkspace implements Disposable {
       }
     }
     return fd;
-  }
-
-  #owner(): { readonly uid: number; readonly gid: number } {
-    const { uid, gid } = fileAt.statAt(this.#root, "") ?? { uid: 0, gid: 0 };
-    return { uid, gid };
   }
 
   /** What the kernel refuses here is what steps have made. */

@@ -194,7 +194,7 @@ function slipwayInProcess(directory: string, { layout, context }: Inputs): Build
 async function openAgent(stateDir: string, imageStoreDir: string) {
   const stack = new AsyncDisposableStack();
   const host = stack.use(await Host.open({ stateDir, imageStoreDir }));
-  const uidRange = stack.use(host.claimUidRange());
+  const uidRange = stack.use(host.claimLayerRange());
   const network = stack.use(await host.claimNetwork());
   const store = await ImageStore.open(host.imageStoreDir);
   stack.defer(() => store.settled());

@@ -22,7 +22,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { promisify } from "node:util";
-import { fileAt, removeTrees, tryLock, waitForLock } from "../runtime/index.ts";
+import { diskOwner, fileAt, removeTrees, tryLock, waitForLock } from "../runtime/index.ts";
 import type { CacheSharing } from "./run-mount.ts";
 
 /** A cache directory for one command; disposing it lets the next one have it. */
@@ -139,7 +139,7 @@ async function make(path: string, { uid, gid, mode, seed, signal }: UseOptions):
     // Whoever was killed while filling it, or failed, leaves it.
     rmSync(made, { recursive: true, force: true });
     mkdirSync(made);
-    chownSync(made, uid, gid);
+    chownSync(made, diskOwner(uid), diskOwner(gid));
     chmodSync(made, mode);
     await seed?.(made);
     renameSync(made, directory);

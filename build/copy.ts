@@ -20,7 +20,10 @@ export interface CopyOptions {
   /** Everything counts as root's where there is no owner. */
   readonly ignoreOwners: boolean;
   readonly mode?: ModeChange | undefined;
-  /** Files of an image that go to a host: they may not bring privileges, set-user-id bits or capabilities, with them. */
+  /**
+   * Files of an image that go to a host: they are this process's own, and may not bring privileges, set-user-id bits or
+   * capabilities, with them.
+   */
   readonly isPlain?: boolean;
   /** The time of all that is copied, in seconds since 1970. @default what the source has */
   readonly mtimeSeconds?: number | undefined;
@@ -193,7 +196,7 @@ export class CopyTarget {
   /** A directory on the way. `--chmod` does not hold for it: BuildKit makes directories of 0644 so that nobody can enter. */
   #makeDirectory({ parent, name }: Place): void {
     fileAt.makeDirectoryAt(parent, name);
-    fileAt.chownAt(parent, name, this.#options.owner ?? root);
+    this.#chown(parent, name, this.#options.owner ?? root);
     fileAt.chmodAt(parent, name, 0o755);
   }
 
@@ -268,7 +271,7 @@ export class CopyTarget {
     } catch (error) {
       throw nameError(error, name);
     }
-    fileAt.chownAt(parent, name, this.#ownerOf(stat));
+    this.#chown(parent, name, this.#ownerOf(stat));
     if (stat.type === "fifo") fileAt.chmodAt(parent, name, this.#modeOf(stat));
     fileAt.setTimesAt(parent, name, this.#timeOf(stat));
   }
@@ -322,11 +325,15 @@ export class CopyTarget {
 
   /** chown(2) and write(2) remove set-user-id bits and capabilities, so these come after; times are last. */
   #finish(place: Place, file: number, attributes: Attributes): void {
-    fileAt.chownAt(file, "", attributes.owner);
+    this.#chown(file, "", attributes.owner);
     const { isPlain = false } = this.#options;
     if (!isPlain) for (const [name, value] of attributes.xattrs ?? []) fileAt.setXattr(file, name, value);
     fileAt.chmodOpen(file, isPlain ? attributes.mode & 0o1777 : attributes.mode);
     if (attributes.time !== undefined) fileAt.setTimesAt(place.parent, place.name, attributes.time);
+  }
+
+  #chown(directory: number, name: string, owner: Owner): void {
+    if (this.#options.isPlain !== true) fileAt.chownAt(directory, name, owner);
   }
 
   #ownerOf(stat: fileAt.FileStat): Owner {

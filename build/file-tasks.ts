@@ -208,6 +208,7 @@ const tasks: {
       chmodSync(directory, 0o755); // it is the image's root for the command, whatever the umask says
       const fd = fileAt.openRoot(directory);
       try {
+        fileAt.chownAt(fd, "", { uid: 0, gid: 0 });
         return { user: resolveUser(user, readAccounts(root)), paths: makeStubs(root, targets, fd) };
       } finally {
         fileAt.closeFile(fd);
@@ -232,8 +233,7 @@ const tasks: {
     }),
   export: ({ layers, directory, view }, checkCanceled) =>
     withView(layers, view, (root) => {
-      const [uid, gid] = [process.geteuid?.() ?? 0, process.getegid?.() ?? 0];
-      const options = { owner: { uid, gid }, ignoreOwners: true, isPlain: true, checkCanceled };
+      const options = { ignoreOwners: true, isPlain: true, checkCanceled };
       const target = fileAt.openRoot(directory);
       try {
         const tree = { root, name: "the image" };
@@ -252,6 +252,7 @@ const tasks: {
       chmodSync(to, 0o755);
       const target = fileAt.openRoot(to);
       try {
+        fileAt.chownAt(target, "", { uid: 0, gid: 0 });
         return { ...linkTree(source, target, checkCanceled), notes: [], rootNames: [] };
       } finally {
         fileAt.closeFile(target);

@@ -2,7 +2,7 @@
 import { release } from "node:os";
 import { chmodSync, chownSync, lstatSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { basename } from "node:path";
-import { fileAt, tryLock } from "../runtime/index.ts";
+import { diskOwner, fileAt, tryLock } from "../runtime/index.ts";
 import type { CachedLayer, LayerDraft } from "./build-cache.ts";
 import type { SelectionSpec } from "./file-tasks.ts";
 import { cacheKey } from "./key.ts";
@@ -192,7 +192,7 @@ function planSecret(mount: RunMount, on: MountContext): PlannedMount {
       const path = `${secretDirectory(draft, stack)}/secret`;
       writeFileSync(path, value, { mode: 0o400 });
       chmodSync(path, mount.mode ?? 0o400);
-      chownSync(path, mount.uid ?? 0, mount.gid ?? 0);
+      chownSync(path, diskOwner(mount.uid ?? 0), diskOwner(mount.gid ?? 0));
       return { mounts: [{ mount: { type: "bind", source: path, target, readonly: true }, isDirectory: false }], env };
     },
   };
@@ -263,7 +263,7 @@ function planSsh(mount: RunMount, on: MountContext): PlannedMount {
       const path = draft.scratch(`ssh-agent-${crypto.randomUUID()}`);
       stack.use(await forwardAgent(agent, path));
       chmodSync(path, mount.mode ?? 0o600);
-      chownSync(path, mount.uid ?? 0, mount.gid ?? 0);
+      chownSync(path, diskOwner(mount.uid ?? 0), diskOwner(mount.gid ?? 0));
       return {
         mounts: [{ mount: { type: "bind", source: path, target }, isDirectory: false }],
         env: { SSH_AUTH_SOCK: target },

@@ -1,7 +1,8 @@
 /** RUN: a command in a container whose changes become a layer. */
-import { chmodSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { chmodSync, chownSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import {
   type ContainerResult,
+  diskOwner,
   ExecError,
   ImageError,
   type LayerSummary,
@@ -184,6 +185,7 @@ class Command {
   #write(path: string, content: string, mode: number): void {
     writeFileSync(path, content);
     chmodSync(path, mode);
+    chownSync(path, diskOwner(0), diskOwner(0));
   }
 
   #script(): CommandMount[] {

@@ -22,6 +22,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
+import { imageStorePath } from "../runtime/image-store-path.ts";
 
 /** Another format, or another meaning: older memos are not read. */
 const VERSION = 2;
@@ -146,7 +147,7 @@ export class BuildMemos {
   /** @param dataDir Has `run/` and `images/`. */
   constructor(dataDir: string) {
     this.#directory = join(dataDir, "run/build/memos");
-    this.#storeDir = join(dataDir, "images");
+    this.#storeDir = imageStorePath(join(dataDir, "images"));
   }
 
   /** What a build would find out, if nothing has changed since it last did. Marks what it is made of as used. */

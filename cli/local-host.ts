@@ -48,7 +48,7 @@ export class LocalMachine implements BuildMachine, AsyncDisposable {
 
   async #open(): Promise<OpenMachine> {
     const host = this.#stack.use(await openHost(this.#directory, this.#options));
-    const uidRange = this.#stack.use(host.claimUidRange());
+    const uidRange = this.#stack.use(host.claimLayerRange());
     const { networkKind } = this;
     const network = networkKind === "job" ? this.#stack.use(await host.claimNetwork()) : networkKind;
     return { host, uidRange, network };

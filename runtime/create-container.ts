@@ -340,7 +340,7 @@ function rootfsOf(
   if (host.mountsDetachedOverlays) {
     const open = () => {
       // One of the caller's own is no other container's.
-      const top = topLayer === undefined ? undefined : cloneMount(topLayer, { idMapFd: range.userNamespaceFd });
+      const top = topLayer === undefined ? undefined : host.layerMounts.clone(topLayer, range);
       try {
         const shared = top === undefined ? [...image.layers, host.skeletonDir] : image.layers;
         const mounts = shared.map((layer) => host.layerMounts.get(layer, range).mount);

@@ -4,8 +4,10 @@
  * Names are byte strings: one character per byte, U+0000–U+00FF ("latin1"), for the kernel does not care how they are
  * encoded. A name is one component; nothing here follows a symbolic link in the last one, so that whoever walks a tree
  * descriptor by descriptor cannot be led out of it.
+ *
+ * Owners and file capabilities are those of the image, whatever ids the agent keeps its files with (file-owners.ts).
  */
-import { constants, readdirSync } from "node:fs";
+import { constants, fstatSync, readdirSync } from "node:fs";
 import {
   AT_SYMLINK_NOFOLLOW,
   ENOENT,
@@ -17,6 +19,7 @@ import {
   O_PATH,
   O_RDONLY,
 } from "./linux.ts";
+import { diskCapability, diskOwner, imageCapability, imageOwner, overlayXattrs } from "./file-owners.ts";
 import { close, SyscallError, trySyscall } from "./syscall.ts";
 
 const { S_IFMT, S_IFDIR, S_IFREG, S_IFLNK, S_IFIFO, S_IFCHR, S_IFBLK } = constants;
@@ -34,6 +37,7 @@ export interface FileStat {
   /** Permission bits with set-user-id, set-group-id and sticky. */
   readonly mode: number;
   readonly links: number;
+  /** As containers see it. */
   readonly uid: number;
   readonly gid: number;
   /** The same for all names of a file: device and inode. */
@@ -106,8 +110,8 @@ export function statAt(directory: number, name: string): FileStat | undefined {
     type: types.get(mode & S_IFMT) ?? "socket",
     mode: mode & 0o7777,
     links: statxBuffer.readUInt32LE(16),
-    uid: statxBuffer.readUInt32LE(20),
-    gid: statxBuffer.readUInt32LE(24),
+    uid: imageOwner(statxBuffer.readUInt32LE(20)),
+    gid: imageOwner(statxBuffer.readUInt32LE(24)),
     identity: `${statxBuffer.readUInt32LE(136)}:${statxBuffer.readUInt32LE(140)}:${statxBuffer.readBigUInt64LE(32)}`,
     size: Number(statxBuffer.readBigUInt64LE(40)),
     ctime: `${statxBuffer.readBigInt64LE(96)}.${statxBuffer.readUInt32LE(104)}`,
@@ -184,7 +188,16 @@ export function unlinkAt(directory: number, name: string, options: { readonly di
 /** Gives a name another owner; a symbolic link its own. Clears set-user-id bits and capabilities of files. */
 export function chownAt(directory: number, name: string, owner: { readonly uid: number; readonly gid: number }): void {
   const flags = AT_SYMLINK_NOFOLLOW | (name === "" ? AT_EMPTY_PATH : 0);
-  const result = trySyscall("fchownat", directory, bytes(name), owner.uid, owner.gid, flags);
+  const [uid, gid] = [diskOwner(owner.uid), diskOwner(owner.gid)];
+  const result = trySyscall("fchownat", directory, bytes(name), uid, gid, flags);
+  if (result < 0) fail("fchownat", result, name);
+}
+
+/** Gives a name the owner of an open file, whoever that is. */
+export function copyOwnerAt(like: number, directory: number, name: string): void {
+  const { uid, gid } = fstatSync(like);
+  const flags = AT_SYMLINK_NOFOLLOW | (name === "" ? AT_EMPTY_PATH : 0);
+  const result = trySyscall("fchownat", directory, bytes(name), uid, gid, flags);
   if (result < 0) fail("fchownat", result, name);
 }
 
@@ -238,7 +251,8 @@ export function readXattrs(file: number, wanted: (name: string) => boolean): Rea
     if (size === -ENODATA || size === -EOPNOTSUPP || size === -ERANGE) continue;
     if (size < 0) fail("fgetxattr", size, name);
     found ??= new Map();
-    found.set(name, Buffer.from(xattrValue.subarray(0, size)));
+    const value = Buffer.from(xattrValue.subarray(0, size));
+    found.set(name, name === capability ? imageCapability(value) : value);
   }
   return found ?? none;
 }
@@ -247,7 +261,8 @@ const none: ReadonlyMap<string, Buffer> = new Map();
 
 /** Sets an extended attribute of an open file or directory. @returns False where the file system has none. */
 export function setXattr(file: number, name: string, value: Uint8Array): boolean {
-  const result = trySyscall("fsetxattr", file, bytes(name), value, value.length, 0);
+  const kept = name === capability ? diskCapability(Buffer.from(value)) : value;
+  const result = trySyscall("fsetxattr", file, bytes(name), kept, kept.length, 0);
   if (result === -EOPNOTSUPP) return false;
   if (result < 0) fail("fsetxattr", result, name);
   return true;
@@ -260,11 +275,13 @@ export function removeXattr(file: number, name: string): void {
 }
 
 /** Says `y` on a directory that hides all of the lower layers' directory of its name (overlayfs.rst). */
-export const OVERLAY_OPAQUE = "trusted.overlay.opaque";
+export const OVERLAY_OPAQUE = `${overlayXattrs()}opaque`;
+
+const capability = "security.capability";
 
 /** What of a file's extended attributes belongs to an image: what layers keep of archives (layer.ts). */
 export function isImageXattr(name: string): boolean {
-  return name === "security.capability" || (name.startsWith("user.") && !name.startsWith("user.overlay."));
+  return name === capability || (name.startsWith("user.") && !name.startsWith("user.overlay."));
 }
 
 /** Whether a stat is that of a whiteout: a character device 0:0 says that a name is not there (overlayfs.rst). */

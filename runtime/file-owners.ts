@@ -6,8 +6,7 @@
  * files carry the ids of the job that sees them: a workspace those of its job, images those of the first range. A job with
  * another range sees a copy of the image's layers, made when it is needed for the first time.
  */
-import { createHash } from "node:crypto";
-import { chmodSync, lchownSync, lstatSync, readdirSync, readFileSync } from "node:fs";
+import { chmodSync, lchownSync, lstatSync, readdirSync } from "node:fs";
 import { cString, SyscallError, trySyscall } from "./syscall.ts";
 import { agentId, containerId, findOwnIds, type OwnIds, planRanges, type RangePlan } from "./own-ids.ts";
 
@@ -37,12 +36,25 @@ export function diskOwner(id: number): number {
   return isRootless() ? agentId(firstRange(), id) : id;
 }
 
+/** The id that containers see for a file of an image; the disk's own where it is none of theirs. */
+export function imageOwner(id: number): number {
+  return isRootless() ? (containerId(firstRange(), id) ?? id) : id;
+}
+
 /**
  * File capabilities as they are kept on disk. In a user namespace they name whose root they hold for, and nobody there could
  * write any that hold for everybody's (struct vfs_ns_cap_data, version 3).
  */
 export function diskCapability(value: Buffer): Buffer {
   return isRootless() ? capabilityOf(diskOwner(0), value) : value;
+}
+
+/** Capabilities of a file on disk as images have them, for everybody's root, if they are for containers'. */
+export function imageCapability(value: Buffer): Buffer {
+  if (!isRootless() || value.length !== 24 || value.readUInt32LE(20) !== diskOwner(0)) return value;
+  const everybodys = Buffer.from(value.subarray(0, 20));
+  everybodys.writeUInt32LE((everybodys.readUInt32LE(0) & 0x00ff_ffff) | 0x0200_0000, 0);
+  return everybodys;
 }
 
 /** The same capabilities, for the root with this id and whoever is in its namespace. */
@@ -57,13 +69,6 @@ function capabilityOf(root: number, value: Buffer): Buffer {
 /** What the names of overlayfs' own extended attributes begin with: in a user namespace nobody may set trusted ones. */
 export function overlayXattrs(): "trusted.overlay." | "user.overlay." {
   return isRootless() ? "user.overlay." : "trusted.overlay.";
-}
-
-/** Names where and how files of images are owned: a store that was filled with other ids is of no use. */
-export function ownersFingerprint(): string | undefined {
-  if (!isRootless()) return undefined;
-  const maps = ["uid_map", "gid_map"].map((file) => readFileSync(`/proc/self/${file}`, "utf8")).join();
-  return createHash("sha256").update(maps).digest("hex").slice(0, 12);
 }
 
 /** Makes what the agent has written with its own id root's in containers; a few files of an image. */
@@ -100,7 +105,7 @@ function walk(path: Buffer, change: OwnerChange): void {
   const stat = lstatSync(path);
   const [uid, gid] = [change.owner(stat.uid), change.owner(stat.gid)];
   if (uid !== stat.uid || gid !== stat.gid) {
-    const capability = stat.isFile() && (stat.mode & 0o111) !== 0 ? readCapability(path) : undefined;
+    const capability = stat.isFile() ? readCapability(path) : undefined;
     lchownSync(path, uid, gid);
     // A new owner takes these off.
     if (stat.isFile() && (stat.mode & 0o6000) !== 0) chmodSync(path, stat.mode & 0o7777);

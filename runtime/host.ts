@@ -25,7 +25,7 @@ import { filesFor } from "./disk-limit.ts";
 import { HostLimits } from "./host-limits.ts";
 import { OomReports } from "./kernel-log.ts";
 import { adoptTree, isRootless } from "./file-owners.ts";
-import { imageStorePath } from "./image-store.ts";
+import { imageStorePath } from "./image-store-path.ts";
 import { KnownSteps } from "./known-steps.ts";
 import { Launchers } from "./launcher.ts";
 import {
@@ -222,7 +222,21 @@ export class Host implements AsyncDisposable {
 
   /** Takes a free uid range; one per concurrently running job. Disposing it ends the job's copy-on-write workspaces. */
   claimUidRange(): UidRange {
-    const range = this.#uidRanges.claim();
+    return this.#begin(this.#uidRanges.claim());
+  }
+
+  /**
+   * The range for containers whose changes become layers: the job's, unless mounts map no ids. Then it is the one whose ids
+   * layers have on disk, whoever else has it.
+   *
+   * @param job The caller's, which stays its own.
+   */
+  claimLayerRange(job?: UidRange): UidRange {
+    if (isRootless()) return this.#begin(this.#uidRanges.shareFirst());
+    return job === undefined ? this.claimUidRange() : { ...job, [Symbol.dispose]: () => {} };
+  }
+
+  #begin(range: UidRange): UidRange {
     this.roots.begin(range);
     return {
       ...range,

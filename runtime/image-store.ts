@@ -15,22 +15,12 @@ import { constants } from "node:fs";
 import { chmod, mkdir, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { BlobStore } from "./blob-store.ts";
-import { ownersFingerprint } from "./file-owners.ts";
 import { tryLock } from "./file-lock.ts";
 import { ImageLease } from "./image-lease.ts";
 import { ImageNames } from "./image-names.ts";
 import { LayerStore } from "./layer-store.ts";
 import { removeTrees } from "./layer-workers.ts";
 import { close, open as openDescriptor } from "./syscall.ts";
-
-/**
- * Where the images of a directory are for this process. Layers have the owners that jobs see, if mounts do not map them: with
- * other ids, another store.
- */
-export function imageStorePath(directory: string): string {
-  const owners = ownersFingerprint();
-  return owners === undefined ? directory : `${directory}-${owners}`;
-}
 
 /** One store per directory and process. */
 const stores = new Map<string, Promise<ImageStore>>();

@@ -1,5 +1,6 @@
 /** Layers as one tree, for the agent itself: what a build copies from and into. */
-import { mkdirSync } from "node:fs";
+import { chownSync, mkdirSync } from "node:fs";
+import { diskOwner, isRootless } from "./file-owners.ts";
 import {
   CLONE_NEWNS,
   MNT_DETACH,
@@ -31,7 +32,7 @@ export interface LayerViewOptions {
 
 /**
  * Mounts layers on top of each other where only this thread sees it, and opens the root; the caller closes it, which also
- * unmounts. Owners are those on disk: there is no mapping of ids.
+ * unmounts. Owners are those on disk (file-owners.ts): there is no mapping of ids.
  *
  * Only in a thread of its own: where the kernel takes layers by path only, the thread moves to a mount namespace of its own.
  *
@@ -40,15 +41,21 @@ export interface LayerViewOptions {
  */
 export function openLayerView(layers: readonly string[], options: LayerViewOptions): number {
   const { writable, emptyDir } = options;
-  for (const path of writable === undefined ? [] : [writable.upper, writable.work])
-    mkdirSync(path, { recursive: true });
+  for (const path of writable === undefined ? [] : [writable.upper, writable.work]) {
+    if (mkdirSync(path, { recursive: true }) !== undefined) chownSync(path, diskOwner(0), diskOwner(0));
+  }
   if (layers.length === 0 && writable === undefined) return open(emptyDir, O_RDONLY | O_DIRECTORY);
   // An overlay without an upper directory wants two layers.
   const lower = layers.length < 2 ? [emptyDir, ...layers] : layers;
   return options.byPath === true ? mountByPath(lower, options) : mountByDescriptor(lower, writable);
 }
 
-const flags = ["index=off", "metacopy=off", "redirect_dir=off", "xino=off"] as const;
+const flags = [
+  "index=off",
+  "metacopy=off",
+  "xino=off",
+  ...(isRootless() ? ["redirect_dir=nofollow", "userxattr"] : ["redirect_dir=off"]),
+];
 
 function mountByDescriptor(layers: readonly string[], writable: LayerViewOptions["writable"]): number {
   const opened: number[] = [];
@@ -56,7 +63,10 @@ function mountByDescriptor(layers: readonly string[], writable: LayerViewOptions
     const mountOptions: MountOption[] = [
       ...lower.toReversed().map((fd) => ({ key: "lowerdir+", value: fd })),
       ...options,
-      ...flags.map((flag) => ({ key: flag.slice(0, flag.indexOf("=")), value: flag.slice(flag.indexOf("=") + 1) })),
+      ...flags.map((flag) => {
+        const [key = "", value] = flag.split("=");
+        return value === undefined ? { key } : { key, value };
+      }),
     ];
     return makeMount("overlay", mountOptions, MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
   };

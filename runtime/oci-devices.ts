@@ -1,5 +1,6 @@
 /** The device nodes of an OCI container: which it gets, and those that its user namespace may not make itself. */
 import { mkdirSync } from "node:fs";
+import { isRootless } from "./file-owners.ts";
 import {
   AT_EMPTY_PATH,
   AT_FDCWD,
@@ -36,7 +37,7 @@ const standardDevices: readonly OciDevice[] = [
 }));
 
 /**
- * Says which nodes the container's init makes, and binds those that it may not make, being in a user namespace.
+ * Says which nodes the container's init makes, and binds those that it may not make, being in a user namespace, or in ours.
  *
  * @param directory Of the host, for the container's root to see nothing of; made if nodes are bound, removed by the caller.
  * @throws {OciConfigError | SyscallError}
@@ -58,7 +59,7 @@ export function planDevices(
   }
   const paths = new Set(configured.map(({ path }) => beneathRoot(path)));
   const devices = [...standardDevices.filter(({ path }) => !paths.has(beneathRoot(path))), ...configured];
-  if (!config.linux?.namespaces?.some(({ type }) => type === "user")) {
+  if (!isRootless() && !config.linux?.namespaces?.some(({ type }) => type === "user")) {
     return { devices, makesDev: true, boundDevices: [] };
   }
   mkdirSync(options.directory, { mode: 0o700 });

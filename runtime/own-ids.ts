@@ -13,10 +13,12 @@ export interface OwnIds {
 }
 
 /** Nested builders need more than 65536 ids: their images map 65536 beyond the first 100000. */
-const fullSize = 1 << 18;
-/** Beyond what /etc/subuid hands out by default and below what systemd-nspawn picks from the top. */
+const nestedSize = 1 << 18;
+/** A nested step may run an agent: seven jobs of its own can then have nested steps, too. */
+const fullSize = 1 << 21;
+/** Beyond what /etc/subuid hands out by default; 2^30 ids further it is still below where systemd-nspawn's end (0x6fff0000). */
 const firstBase = 1 << 28;
-const maxRanges = 1024;
+const maxRanges = 512;
 /** The last 512 of the first 65536 ids: `nobody` (65534), distroless images' `nonroot` (65532). */
 const highIds = 512;
 const ordinarySize = 1 << 16;
@@ -87,9 +89,9 @@ export interface RangePlan {
 /**
  * Divides ids among jobs; always in the same way for the same ids, because files on disk carry them.
  *
- * As root every job has 2^18. A user's are shared out: with fewer than 2^18, a quarter of them for each of four jobs at a time. A
- * range of fewer than 65536 has the lowest ids and, because images use them, the last 512 below 65536. With no ids to
- * share, jobs run with the agent's own as their root, and nobody else.
+ * As root every job has 2^21. A user's are shared out: 2^18 for each job if that makes four, else 65536; with fewer than
+ * 2^18, a quarter of them for each of four jobs at a time. A range of fewer than 65536 has the lowest ids and, because images
+ * use them, the last 512 below 65536. With no ids to share, jobs run with the agent's own as their root, and nobody else.
  */
 export function planRanges({ all, spare, own }: OwnIds): readonly RangePlan[] {
   if (all) return Array.from({ length: maxRanges }, (_, i) => range(firstBase + i * fullSize, fullSize));
@@ -101,7 +103,7 @@ export function planRanges({ all, spare, own }: OwnIds): readonly RangePlan[] {
 }
 
 function sizeFor(total: number): number {
-  if (total >= 4 * fullSize) return fullSize;
+  if (total >= 4 * nestedSize) return nestedSize;
   if (total >= 4 * ordinarySize) return ordinarySize;
   if (total >= 4 * 2048) return Math.floor(total / 4 / 1024) * 1024;
   return Math.max(total, 1);

@@ -73,6 +73,11 @@ export class UidRanges {
     throw new Error(`Cannot claim a uid range: all ${this.#plans.length} are taken by jobs on this host`);
   }
 
+  /** The ids that layers have on disk where mounts map none, for containers whose changes become layers. Jobs may have them, too. */
+  shareFirst(): UidRange {
+    return this.#range(0, () => {});
+  }
+
   #range(index: number, release: () => void): UidRange {
     const plan = this.#plans[index] as RangePlan;
     const known = this.#namespaces.get(index);

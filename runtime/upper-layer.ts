@@ -16,6 +16,7 @@ import {
   textOf,
   unlinkAt,
 } from "./file-at.ts";
+import { diskOwner, isRootless } from "./file-owners.ts";
 import { ImageError } from "./image-error.ts";
 import { O_NONBLOCK, O_RDONLY } from "./linux.ts";
 import { close } from "./syscall.ts";
@@ -45,7 +46,9 @@ const MAX_DEPTH = 512;
  * @throws {ImageError} If the tree is too deep, or an owner is not of the range.
  */
 export function adoptUpper(root: number, range: IdRange, checkCanceled: () => void = () => {}): UpperSummary {
-  const adoption = new Adoption(range, checkCanceled);
+  // What mounts do not map is kept with the ids that the first range has (file-owners.ts), and seen as in the image already.
+  const isKept = isRootless() && range.base === diskOwner(0);
+  const adoption = new Adoption(isKept ? { base: 0, size: range.size } : range, checkCanceled);
   adoption.directory(root, 0);
   return { entries: adoption.entries, bytes: adoption.bytes };
 }

@@ -113,7 +113,7 @@ describe("imports", () => {
       const path = target(one);
       // bench/ measures insides; package.json is data; what starts often, or twice, loads no more than it needs.
       if (path === undefined || one.folder === "bench") return false;
-      const small = ["files.ts", "images.ts", "load-typescript.cjs", "oci.ts", "rootless.ts"];
+      const small = ["files.ts", "image-store-path.ts", "images.ts", "load-typescript.cjs", "oci.ts", "rootless.ts"];
       if (small.some((name) => path === `runtime/${name}`)) return false;
       const other = path.split("/")[0] ?? "";
       return other !== one.folder && other in mayImport && path !== `${other}/index.ts`;

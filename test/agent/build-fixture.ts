@@ -112,14 +112,13 @@ export class BuildStepFixture implements AsyncDisposable {
   }
 
   #leftovers(): string[] {
-    const { stateDir } = this.host;
-    const list = (path: string) =>
-      (existsSync(join(stateDir, path)) ? readdirSync(join(stateDir, path)) : []).map((name) => `${path}/${name}`);
+    const { stateDir, imageStoreDir } = this.host;
+    const list = (path: string) => (existsSync(path) ? readdirSync(path) : []).map((name) => `${path}/${name}`);
     return [
-      ...list("containers"),
-      ...list("workspaces"),
-      ...list("images/tmp"),
-      ...list("build").filter((name) => !/\/(?:caches|empty)$/.test(name)),
+      ...list(join(stateDir, "containers")),
+      ...list(join(stateDir, "workspaces")),
+      ...list(join(imageStoreDir, "tmp")),
+      ...list(join(stateDir, "build")).filter((name) => !/\/(?:caches|empty)$/.test(name)),
     ];
   }
 

@@ -430,7 +430,7 @@ describe("a stranger's build", () => {
   });
 
   test("leaves what the last four jobs have made, and the base they share", async () => {
-    const store = (part: string) => new Set(readdirSync(join(fixture.host.stateDir, "images", part)));
+    const store = (part: string) => new Set(readdirSync(join(fixture.host.imageStoreDir, part)));
     await fixture.run("\n      - build: .\n", { Dockerfile: "FROM BASE\n" });
     const before = { layers: store("layers"), names: store("names") };
     for (let i = 0; i < 6; i++) {

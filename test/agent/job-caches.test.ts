@@ -6,6 +6,7 @@ import { isOfDefaultBranch } from "../../agent/default-branch.ts";
 import { executeJob, type JobOptions } from "../../agent/index.ts";
 import { DEFAULTS, type JobSpec, type StepSpec } from "../../pipelines/index.ts";
 import { Host } from "../../runtime/index.ts";
+import { needRight } from "../runtime/host-rights.ts";
 import { isRoot } from "../runtime/image-fixture.ts";
 import { temporaryDir } from "./git-fixture.ts";
 
@@ -22,7 +23,8 @@ describe.skipIf(!isRoot)("cache: {containers: NAME}", () => {
     await host[Symbol.asyncDispose]();
     dir[Symbol.dispose]();
   });
-  beforeEach(() => {
+  beforeEach((context) => {
+    needRight("idmapped mounts of the machine's files", context);
     namespace = `repository ${++count}`;
   });
 

@@ -5,6 +5,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { executeJob, type JobOptions, sharedPins } from "../../agent/index.ts";
 import { DEFAULTS, type JobSpec, type StepSpec } from "../../pipelines/index.ts";
 import { Host, RegistryClient } from "../../runtime/index.ts";
+import { needRight } from "../runtime/host-rights.ts";
 import { ScriptedRegistry } from "../runtime/registry-fixture.ts";
 import { shellLayer } from "../runtime/shell-layer.ts";
 import { tarArchive } from "../runtime/tar-archive.ts";
@@ -143,7 +144,8 @@ describe("a step in an image with a USER", () => {
     ["ada:wheel", "1234:10:10 /home/ada /workspace"],
     ["70000:70001", "70000:70001:70001 / /workspace"],
     ["root", "0:0:0 /root /workspace"],
-  ])("%s runs as that, in a workspace of its own", async ([user, expected]) => {
+  ])("%s runs as that, in a workspace of its own", async ([user, expected], context) => {
+    if (user !== "root") needRight("idmapped mounts of the machine's files", context);
     registry.add("user", [shell], asUser(user as string));
     const { status, output } = await run([{ image: `${registry.host}/t:user`, run: script }]);
     const ids = (expected as string).split(":").slice(0, 2).join(":");
@@ -154,7 +156,8 @@ describe("a step in an image with a USER", () => {
 
   test.for([{ copyOnWrite: true }, { copyOnWrite: false }])(
     "shares the workspace with steps of other users, each its owner: %o",
-    async ({ copyOnWrite }) => {
+    async ({ copyOnWrite }, context) => {
+      needRight("idmapped mounts of the machine's files", context);
       registry.add("ada", [shell], asUser("ada"));
       registry.add("other", [shell], asUser("4321:4322"));
       const dirOf = join(dir.path, `shared-${copyOnWrite}`);

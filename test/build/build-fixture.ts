@@ -107,7 +107,7 @@ export class BuildFixture implements AsyncDisposable {
   private constructor(directory: string, host: Host, store: ImageStore) {
     this.directory = directory;
     this.host = host;
-    this.range = host.claimUidRange();
+    this.range = host.claimLayerRange();
     this.store = store;
   }
 
@@ -227,7 +227,11 @@ export class BuildFixture implements AsyncDisposable {
   leftovers(): string[] {
     const { stateDir } = this.host;
     const build = readdirSync(join(stateDir, "build")).filter((name) => name !== "caches" && name !== "empty");
-    return [...readdirSync(join(stateDir, "images/tmp")), ...readdirSync(join(stateDir, "containers")), ...build];
+    return [
+      ...readdirSync(join(this.host.imageStoreDir, "tmp")),
+      ...readdirSync(join(stateDir, "containers")),
+      ...build,
+    ];
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { CacheMounts, type KeptCacheMount, listCacheMounts, removeCacheMount } from "../../build/cache-mounts.ts";
+import { imageOwner } from "../../runtime/file-owners.ts";
 import { BuildFixture } from "./build-fixture.ts";
 import { mergeLayers } from "./image-files.ts";
 import { isRoot } from "../runtime/image-fixture.ts";
@@ -119,7 +120,7 @@ describe.skipIf(!isRoot)("CacheMounts", () => {
     const [one, two] = [await take("main"), await take("pull request")];
     expect(one.directory).not.toBe(two.directory);
     const { uid, gid, mode } = statSync(one.directory);
-    expect([uid, gid, mode & 0o7777]).toEqual([5, 6, 0o711]);
+    expect([imageOwner(uid), imageOwner(gid), mode & 0o7777]).toEqual([5, 6, 0o711]);
   });
 });
 

@@ -5,6 +5,7 @@ import { createServer } from "node:net";
 import { dirname, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { imageStorePath } from "../../runtime/index.ts";
 import { busyboxLayer, writeLayout } from "../build/build-fixture.ts";
 import { isRoot } from "../runtime/image-fixture.ts";
 import { DebianRegistry } from "../runtime/registry-fixture.ts";
@@ -276,7 +277,7 @@ describe.skipIf(!isRoot)("slipway image build", () => {
   });
 
   test("leaves no layer half-written and no container", async () => {
-    expect(readdirSync(join(data(), "images/tmp"))).toEqual([]);
+    expect(readdirSync(join(imageStorePath(join(data(), "images")), "tmp"))).toEqual([]);
     expect(readdirSync(join(data(), "run/0")).filter((name) => ["containers", "workspaces"].includes(name))).toEqual(
       [],
     );

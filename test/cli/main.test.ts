@@ -3,6 +3,7 @@ import { execFileSync } from "node:child_process";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
+import { imageStorePath } from "../../runtime/index.ts";
 import { bin, root, run, slipway, TemporaryDirectory } from "./command.ts";
 
 const verbs = ["run", "lint", "doctor", "up", "server", "agent", "demo"];
@@ -164,7 +165,7 @@ describe("installed as a package", () => {
       const { code, stdout, stderr } = await run(process.execPath, [installed, "lint", "-"], { input: "jobs: 1" });
       expect({ code, stderr }).toEqual({ code: 1, stderr: "" });
       expect(stdout).toContain("-:1:");
-      const left = join(prefix, "data/images/tmp/left");
+      const left = join(imageStorePath(join(prefix, "data/images")), "tmp/left");
       await mkdir(left, { recursive: true });
       const listed = await run(process.execPath, [installed, "image", "ls", "--data-dir", join(prefix, "data")]);
       expect(listed).toMatchObject({ code: 0, stderr: expect.stringContaining("No images yet") as string });

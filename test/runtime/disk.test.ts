@@ -7,6 +7,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { runContainer } from "../../runtime/index.ts";
 import { TestHost } from "./host-fixture.ts";
+import { needRight } from "./host-rights.ts";
 
 const MiB = 1024 ** 2;
 const base = { memoryBytes: 128 * MiB, cpu: 2, pids: 64 };
@@ -155,7 +156,8 @@ class SmallDisk implements Disposable {
   }
 }
 
-test("a disk that is nearly full costs the one that has filled it, and neither the agent nor its neighbours", async () => {
+test("a disk that is nearly full costs the one that has filled it, and neither the agent nor its neighbours", async (context) => {
+  needRight("loop devices", context);
   using disk = new SmallDisk([], "noatime");
   {
     await using host = await TestHost.open({ stateDir: join(disk.path, "state") });
@@ -181,6 +183,7 @@ test("a disk that is nearly full costs the one that has filled it, and neither t
 
 describe("project quotas", () => {
   test("count and end what a container writes, at once", async (context) => {
+    needRight("loop devices", context);
     let disk: SmallDisk;
     try {
       disk = new SmallDisk(["-O", "quota,project", "-E", "quotatype=prjquota"], "prjquota");

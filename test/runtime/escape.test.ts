@@ -9,6 +9,7 @@ import { type ContainerConfig, execInContainer, runContainer } from "../../runti
 import { syscallNumber } from "../../runtime/syscall-table.ts";
 import { architecture } from "../../runtime/syscall.ts";
 import { TestHost } from "./host-fixture.ts";
+import { needRight } from "./host-rights.ts";
 
 let host: TestHost;
 /** A file of the host that no step may ever see. */
@@ -202,7 +203,8 @@ print(libc.open_by_handle_at(3, handle, 0), ctypes.get_errno())`);
       expect(stdout).toBe("-1 1\n");
     });
 
-    test("a device node in a layer opens nothing", async () => {
+    test("a device node in a layer opens nothing", async (context) => {
+      needRight("device nodes", context);
       const layer = host.workspace();
       execFileSync("mknod", ["-m", "666", join(layer, "disk"), "b", "254", "0"]);
       execFileSync("mknod", ["-m", "666", join(layer, "memory"), "c", "1", "1"]);
@@ -257,9 +259,8 @@ for family, address in ((socket.AF_UNIX, "\\0slipway-neighbour"), (socket.AF_INE
 for path in ("/tmp/file", "file", "ready"): open(path, "w").write("theirs")
 signal.pause()`;
       await using other = await runContainer(host.host, {
-        ...host.script("", { workspace: { dir: theirs } }),
+        ...host.script("", { workspace: { dir: theirs }, uidRange: range }),
         args: ["/usr/bin/python3", "-c", serve, "the-neighbour"],
-        uidRange: range,
       });
       while (!existsSync(join(theirs, "ready"))) await new Promise((resolve) => setTimeout(resolve, 20));
       const { stdout } = await python(

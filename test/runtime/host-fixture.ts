@@ -1,7 +1,10 @@
 /** A host for tests: its own state directory, and containers whose output is collected. */
-import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { existsSync, lstatSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { firstRange, shiftTree } from "../../runtime/file-owners.ts";
+import { containerId } from "../../runtime/own-ids.ts";
 import {
   type Container,
   type ContainerConfig,
@@ -9,6 +12,7 @@ import {
   Host,
   type HostOptions,
   type Image,
+  isRootless,
   type PreparedConfig,
   resolveImage,
   runContainer,
@@ -48,7 +52,16 @@ export class TestHost implements AsyncDisposable {
     return workspace;
   }
 
+  /** Whose a file is, as containers of the range see it. */
+  ownerOf(path: string, range: UidRange = this.range): number | undefined {
+    const { uid } = lstatSync(path);
+    return isRootless() ? containerId(range, uid) : uid;
+  }
+
   prepared(options: Partial<PreparedConfig> = {}): PreparedConfig {
+    const { workspace, image = this.image, uidRange = this.range } = options;
+    for (const layer of image.layers) if (layer.startsWith(`${this.directory}/workspace-`)) adoptLayer(layer);
+    if (workspace !== undefined && workspace.copyOnWrite !== true) giveTree(workspace.dir, uidRange);
     return {
       id: `test-${++this.#sequence}`,
       image: this.image,
@@ -77,6 +90,8 @@ export class TestHost implements AsyncDisposable {
       },
       ...options,
     });
+    const { workspace, uidRange } = config;
+    if (workspace?.copyOnWrite === true) await this.host.giveWorkspace(workspace, uidRange);
     const container: Container = await runContainer(this.host, config);
     const result = await container.result;
     await container[Symbol.asyncDispose]();
@@ -93,3 +108,17 @@ export class TestHost implements AsyncDisposable {
     rmSync(this.directory, { recursive: true, force: true });
   }
 }
+
+/** Where mounts map no ids, a layer that a test has made gets those of layers on disk (file-owners.ts). */
+export function adoptLayer(directory: string): void {
+  if (isRootless()) shiftTree(directory, asInImages, firstRange());
+}
+
+/** Where mounts map no ids, a tree becomes that of a job, as `Host.giveWorkspace` makes it. */
+function giveTree(directory: string, range: UidRange): void {
+  const path = existsSync(directory) ? lstatSync(directory) : undefined;
+  if (!isRootless() || path === undefined || containerId(range, path.uid) !== undefined) return;
+  execFileSync("chown", ["--recursive", "--no-dereference", `${range.base}:${range.base}`, "--", directory]);
+}
+
+const asInImages = { base: 0, mappings: [{ containerID: 0, hostID: 0, size: 65_536 }] };

@@ -12,6 +12,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
+import { imageCapability, imageOwner, overlayXattrs } from "../../runtime/file-owners.ts";
 import { type Image, resolveImage } from "../../runtime/image.ts";
 import { ImageLease } from "../../runtime/image-lease.ts";
 import { ImageStore } from "../../runtime/image-store.ts";
@@ -71,22 +72,24 @@ export function sha256(content: Buffer): string {
   return `sha256:${createHash("sha256").update(content).digest("hex")}`;
 }
 
-/** An extended attribute of a file itself, links not followed. */
+/** An extended attribute of a file of an image itself, links not followed. */
 export function getXattr(path: string | Buffer, name: string): Buffer | undefined {
   const value = Buffer.alloc(4096);
   const file = Buffer.concat([Buffer.from(path), Buffer.alloc(1)]);
   const length = trySyscall("lgetxattr", file, cString(name), value, value.length);
-  return length < 0 ? undefined : value.subarray(0, length);
+  if (length < 0) return undefined;
+  const found = value.subarray(0, length);
+  return name === "security.capability" ? imageCapability(found) : found;
 }
 
-/** `c 0`, `d 0:0 755 opaque`, `f 0:0 4755 content`, `l 0:0 target`: one line for what a name is on disk. */
+/** `c 0`, `d 0:0 755 opaque`, `f 0:0 4755 content`, `l 0:0 target`: one line for what a name of an image is on disk. */
 export function describeFile(path: string | Buffer): string {
   const stat = lstatSync(path);
-  const owner = `${stat.uid}:${stat.gid}`;
+  const owner = `${imageOwner(stat.uid)}:${imageOwner(stat.gid)}`;
   const mode = (stat.mode & 0o7777).toString(8);
   if (stat.isSymbolicLink()) return `l ${owner} ${readlinkSync(path)}`;
   if (stat.isDirectory()) {
-    const opaque = getXattr(path, "trusted.overlay.opaque")?.toString() === "y" ? " opaque" : "";
+    const opaque = getXattr(path, `${overlayXattrs()}opaque`)?.toString() === "y" ? " opaque" : "";
     return `d ${owner} ${mode}${opaque}`;
   }
   if (stat.isCharacterDevice()) return `c ${stat.rdev}`;

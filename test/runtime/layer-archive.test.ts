@@ -19,6 +19,7 @@ import { cString, syscall } from "../../runtime/syscall.ts";
 import { writeLayerArchive } from "../../runtime/layer-archive.ts";
 import { tarHeader } from "../../runtime/tar-writer.ts";
 import { TarReader, type TarEntry } from "../../runtime/tar-reader.ts";
+import { jobIds, overlayXattrs } from "../../runtime/file-owners.ts";
 import { describeTree, getXattr, ImageFixture, isRoot } from "./image-fixture.ts";
 
 function archive(directory: string, newestSeconds?: number): Buffer {
@@ -46,7 +47,7 @@ function whiteout(path: string): void {
 }
 
 function opaque(path: string): void {
-  syscall("setxattr", cString(path), cString("trusted.overlay.opaque"), Buffer.from("y"), 1, 0);
+  syscall("setxattr", cString(path), cString(`${overlayXattrs()}opaque`), Buffer.from("y"), 1, 0);
 }
 
 /** A layer that has everything a layer can have. */
@@ -70,7 +71,8 @@ function makeLayer(directory: string): void {
   mkdirSync(at("tmp"));
   chmodSync(at("tmp"), 0o1777);
   writeFileSync(at("huge-owner"), "");
-  chownSync(at("huge-owner"), 3_000_000_000, 2_097_152);
+  const [uid, gid] = jobIds().ids.all ? [3_000_000_000, 2_097_152] : [60_000, 61_000];
+  chownSync(at("huge-owner"), uid, gid);
   whiteout(at("usr/gone"));
   mkdirSync(at("anew"));
   writeFileSync(at("anew/file"), "new");

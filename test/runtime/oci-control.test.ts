@@ -1,6 +1,7 @@
 /** `slipway oci` pause, resume, ps, update, events, as callers of runc use them. */
 import { existsSync, readFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { needRight } from "./host-rights.ts";
 import { type Change, OciWorld } from "./oci-bundle.ts";
 
 let world: OciWorld;
@@ -25,7 +26,8 @@ async function rises(count: () => number): Promise<void> {
 }
 
 describe("oci pause", () => {
-  test("stops all processes until they are resumed", async () => {
+  test("stops all processes until they are resumed", async (context) => {
+    needRight("freezers", context);
     const { id, count } = startCounter();
     await rises(count);
     expect(world.run("pause", id)).toMatchObject({ code: 0 });

@@ -10,6 +10,7 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { needRight } from "./host-rights.ts";
 import { findCgroupMounts } from "../../runtime/oci-cgroup.ts";
 import { hasSelinux } from "../../runtime/oci-mounts.ts";
 import { AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM } from "../../runtime/linux.ts";
@@ -260,7 +261,8 @@ describe("mounts", () => {
     expect(readFileSync(join(rootfs, "data/sub/file"), "utf8")).toBe("old\n");
   });
 
-  test("idmap shows other owners", () => {
+  test("idmap shows other owners", (context) => {
+    needRight("idmapped mounts of the machine's files", context);
     const source = join(world.directory, "owned");
     mkdirSync(source);
     const ids = [{ containerID: 0, hostID: 1234, size: 10 }];
@@ -340,7 +342,8 @@ describe("mounts", () => {
     expect(world.runBundle(script, { linux })).toMatchObject({ code: 0, stdout: "0\n0\nrefused\n" });
   });
 
-  test("a device's place that is taken by something else is an error", () => {
+  test("a device's place that is taken by something else is an error", (context) => {
+    needRight("device nodes", context);
     const { path, rootfs } = world.bundle("true", {
       linux: { devices: [{ type: "c", path: "/fuse", major: 10, minor: 229 }] },
     });
@@ -349,7 +352,8 @@ describe("mounts", () => {
     expect({ code, stderr }).toMatchObject({ code: 1, stderr: expect.stringContaining("something else is there") });
   });
 
-  test("devices have their numbers, modes and owners", () => {
+  test("devices have their numbers, modes and owners", (context) => {
+    needRight("device nodes", context);
     const linux = { devices: [{ type: "c", path: "/dev/net/tun", major: 10, minor: 200, fileMode: 0o640, gid: 7 }] };
     const script = "stat -c '%t:%T %a %u:%g' /dev/net/tun /dev/null; readlink /dev/ptmx /dev/fd";
     expect(world.runBundle(script, { linux })).toMatchObject({
@@ -564,7 +568,8 @@ describe("cgroups", () => {
     expect(read("pids", "pids.max")).toBeUndefined();
   });
 
-  test("devices that no rule allows cannot be opened", () => {
+  test("devices that no rule allows cannot be opened", (context) => {
+    needRight("device nodes", context);
     const linux = { resources: { devices: [{ allow: false, access: "rwm" }] } };
     const script = "mknod /kmsg c 1 11 && cat /kmsg 2>&1 | head -1; head -c 1 /dev/zero | wc -c";
     expect(world.runBundle(script, { linux }).stdout).toBe("cat: /kmsg: Operation not permitted\n1\n");

@@ -45,12 +45,12 @@ describe("ownIds", () => {
 describe("planRanges", () => {
   const plan = (count: number) => planRanges({ all: false, spare: [{ first: 1 << 28, count }], own: 1000 });
 
-  test("gives every job of root's 2^18 ids", () => {
+  test("gives every job of root's 2^21 ids", () => {
     const ranges = planRanges({ all: true, spare: [], own: 0 });
-    expect(ranges).toHaveLength(1024);
+    expect(ranges).toHaveLength(512);
     expect(ranges[1]).toEqual({
-      base: (1 << 28) + (1 << 18),
-      mappings: [{ containerID: 0, hostID: (1 << 28) + (1 << 18), size: 1 << 18 }],
+      base: (1 << 28) + (1 << 21),
+      mappings: [{ containerID: 0, hostID: (1 << 28) + (1 << 21), size: 1 << 21 }],
     });
   });
 
@@ -59,6 +59,7 @@ describe("planRanges", () => {
     [65535, 4, 15360],
     [262144, 4, 65536],
     [1_048_576, 4, 262144],
+    [(1 << 21) - 65536, 7, 262144],
     [10_000, 4, 2048],
     [1000, 1, 1000],
   ])("divides %i ids into %i ranges of %i", (count, ranges, size) => {

@@ -9,6 +9,7 @@ import { tmpdir } from "node:os";
 import { join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 import { findMountedCgroups } from "../../runtime/cgroup-host.ts";
+import { jobIds } from "../../runtime/file-owners.ts";
 import { removeCgroupTree } from "../../runtime/cgroup-sweep.ts";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
@@ -37,7 +38,7 @@ export class RootlessUser implements Disposable {
   /** Far from everything, the host does not know them; another test's user, which runs beside this one, has others. */
   readonly uid = 61_000 + (process.pid % 4000);
   readonly gid = this.uid + 4000;
-  readonly firstSubordinate = 700_000_000 + (process.pid % 4000) * 65_536;
+  readonly firstSubordinate = firstSubordinate();
   readonly directory = mkdtempSync(join(tmpdir(), "slipway-rootless-"));
   /** Writable for the user. */
   readonly home = join(this.directory, "home");
@@ -104,9 +105,14 @@ export class RootlessUser implements Disposable {
       'for f in passwd group; do mount --bind "$2/$f" "/etc/$f"; done',
       "touch /etc/subuid /etc/subgid",
       'for f in subuid subgid; do mount --bind "$2/subid" "/etc/$f"; done',
-      "mkdir -p /dev/net && mount -t tmpfs none /dev/net",
+      "mkdir -p /dev/net",
+      // Where no node can be made, the one that is there is bound.
+      'if test -e /dev/net/tun; then touch "$2/tun"; mount --bind /dev/net/tun "$2/tun"; fi',
+      "mount -t tmpfs none /dev/net",
       resolvConf === undefined ? "" : `mount --bind ${resolvConf} /etc/resolv.conf`,
-      tun ? "mknod -m 666 /dev/net/tun c 10 200" : "",
+      tun
+        ? 'mknod -m 666 /dev/net/tun c 10 200 2>/dev/null || { touch /dev/net/tun; mount --bind "$2/tun" /dev/net/tun; }'
+        : "",
       // Where an agent has been, v2 takes processes in the leaf only that it has moved itself to.
       ...this.#cgroups.map(
         (path) => `echo $$ 2>/dev/null > ${path}/cgroup.procs || echo $$ > ${path}/slipway-agent/cgroup.procs`,
@@ -150,4 +156,12 @@ export class RootlessUser implements Disposable {
     for (const path of this.#cgroups) removeCgroupTree(path);
     for (const path of [this.directory, `/tmp/slipway-${this.uid}`]) rmSync(path, { recursive: true, force: true });
   }
+}
+
+/** In a user namespace with fewer ids, those that no job has. */
+function firstSubordinate(): number {
+  const { ids, ranges } = jobIds();
+  if (ids.all) return 700_000_000 + (process.pid % 4000) * 65_536;
+  const { hostID, size } = ranges.at(-1)?.mappings.at(-1) ?? { hostID: 0, size: 0 };
+  return hostID + size + (process.pid % 2) * 65_536;
 }

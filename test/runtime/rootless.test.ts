@@ -1,6 +1,6 @@
 /** The agent of an ordinary user, on the real kernel: what it starts, and what that cannot do. */
 import { execFileSync } from "node:child_process";
-import { chmodSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { chmodSync, cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { AgentAnswer, AskedStep } from "./rootless-agent.ts";
@@ -395,11 +395,29 @@ test("a step of an ordinary user has its secret as a file of its own in memory, 
   expect(code).toBe(0);
 });
 
-test("an image is not built for an ordinary user, who is told why", async () => {
+test("an image is built for an ordinary user, with the owners that its files have for everybody", async () => {
   const project = user.directoryOf("image");
-  writeFileSync(join(project, "Dockerfile"), "FROM scratch\nCOPY Dockerfile /\n");
-  writeFileSync(join(project, ".slipway.yml"), "jobs:\n  image:\n    steps:\n      - build: .\n");
+  cpSync("/bin/busybox", join(project, "busybox"));
+  writeFileSync(
+    join(project, "Dockerfile"),
+    `FROM scratch
+COPY --chown=5:6 busybox /bin/busybox
+COPY busybox /bin/sh
+RUN b=/bin/busybox; $b mkdir /made && $b touch /made/file && $b chown 33:44 /made/file && $b chmod 4755 /made/file
+`,
+  );
+  writeFileSync(
+    join(project, ".slipway.yml"),
+    `jobs:
+  image:
+    steps:
+      - build: { tags: mine, output: image.tar }
+      - { image: mine, run: "/bin/busybox stat -c '%u:%g %a %n' /made/file /bin/busybox" }
+      - mkdir layout && tar -C layout -xf image.tar && for f in layout/blobs/sha256/*; do tar --numeric-owner -tvzf $f 2>/dev/null || true; done
+`,
+  );
   const { stdout } = await user.slipway(["run", "--allow", "no-cgroups", "--network", "none"], { directory: project });
-  expect(stdout).toContain("Cannot build images as an ordinary user");
-  expect(stdout).toContain("image: error in");
+  expect(stdout).toContain("image │ 33:44 4755 /made/file");
+  expect(stdout).toContain("image │ 5:6 755 /bin/busybox");
+  expect(stdout).toMatch(/-rwsr-xr-x 33\/44 .* made\/file/);
 });

@@ -15,6 +15,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { explainContainer, explainProgram, formatOciConfig } from "../../runtime/index.ts";
 import { parseOciConfig } from "../../runtime/oci-config.ts";
 import { TestHost } from "./host-fixture.ts";
+import { needRight } from "./host-rights.ts";
 
 let host: TestHost;
 beforeAll(async () => {
@@ -35,7 +36,8 @@ describe("user", () => {
     );
   });
 
-  test("can write the workspace, which is its own, and nothing of root's", async () => {
+  test("can write the workspace, which is its own, and nothing of root's", async (context) => {
+    needRight("idmapped mounts of the machine's files", context);
     const workspace = host.workspace();
     writeFileSync(join(workspace, "roots"), "");
     chmodSync(workspace, 0o777);
@@ -59,7 +61,8 @@ describe("user", () => {
 });
 
 describe("mounts", () => {
-  test("are directories and files of the host with mapped ids, read-only if that is asked for", async () => {
+  test("are directories and files of the host with mapped ids, read-only if that is asked for", async (context) => {
+    needRight("idmapped mounts of the machine's files", context);
     const cache = host.workspace();
     writeFileSync(join(cache, "before"), "kept\n");
     const { stdout, stderr } = await host.run(
@@ -115,7 +118,8 @@ describe("mounts", () => {
   });
 });
 
-test("devices are nodes in /dev, also below it", async () => {
+test("devices are nodes in /dev, also below it", async (context) => {
+  needRight("device nodes", context);
   const { stdout } = await host.run("stat -c '%F %t:%T %a %u' /dev/fuse /dev/net/tun", {
     devices: [
       { type: "c", path: "/dev/fuse", major: 10, minor: 229, fileMode: 0o666 },

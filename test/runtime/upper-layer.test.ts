@@ -1,6 +1,7 @@
 import { lstatSync, mkdirSync, openSync, closeSync, readdirSync, renameSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { overlayXattrs } from "../../runtime/file-owners.ts";
 import { fileAt } from "../../runtime/index.ts";
 import { adoptUpper } from "../../runtime/upper-layer.ts";
 import { TestHost } from "./host-fixture.ts";
@@ -30,11 +31,12 @@ describe.skipIf(!isRoot)("adoptUpper", () => {
       python3 -c 'import os; os.setxattr("/made/suid", "user.kept", b"1")'
       /usr/sbin/setcap cap_net_raw+ep /made/cap
       test ! -e /etc/hosts`;
-    const ended = await host.run(script, { writableDir, topLayer });
+    using range = host.host.claimLayerRange(host.range);
+    const ended = await host.run(script, { writableDir, topLayer, uidRange: range });
     expect(ended).toMatchObject({ exitCode: 0, stderr: "" });
     const upper = join(writableDir, "upper");
     const fd = openSync(upper, "r");
-    const { base, size } = host.range;
+    const { base, size } = range;
     expect(adoptUpper(fd, { base, size }).entries).toBeGreaterThan(10);
     closeSync(fd);
     const tree = describeTree(upper);
@@ -55,7 +57,7 @@ describe.skipIf(!isRoot)("adoptUpper", () => {
     // Of the first user namespace: version 2, 20 bytes.
     expect(getXattr(join(upper, "made/cap"), "security.capability")).toHaveLength(20);
     expect(getXattr(join(upper, "made/suid"), "user.kept")?.toString()).toBe("1");
-    expect(getXattr(join(upper, "etc"), "trusted.overlay.origin")).toBeUndefined();
+    expect(getXattr(join(upper, "etc"), `${overlayXattrs()}origin`)).toBeUndefined();
 
     // It is a lower layer now, of another range of ids.
     const layer = join(stateDir, "layer");
