@@ -313,13 +313,13 @@ function checkNamespaces({ linux: section, hostname, domainname }: OciConfig): v
   if (section?.timeOffsets?.size && !types.includes("time")) {
     throw new OciConfigError("linux.timeOffsets need a time namespace");
   }
-  for (const key of section?.sysctl?.keys() ?? []) {
+  for (const [key, value] of section?.sysctl ?? []) {
     checkSysctl(key, new Set(types));
-    // Two places for one name: nobody could say which of them counts.
+    // Two places for one name; Docker gives the domain's in both.
     const name = key.replaceAll("/", ".");
     if (name === "kernel.hostname") throw new OciConfigError(`linux.sysctl "${key}" is not supported: set hostname`);
-    if (name === "kernel.domainname" && domainname) {
-      throw new OciConfigError(`linux.sysctl "${key}" and domainname exclude each other`);
+    if (name === "kernel.domainname" && domainname && domainname !== value) {
+      throw new OciConfigError(`linux.sysctl "${key}" and domainname say two things`);
     }
   }
 }

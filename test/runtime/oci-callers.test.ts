@@ -96,6 +96,11 @@ describe("oci create and run", () => {
     });
   });
 
+  test("a domain name may be given twice if it is the same", () => {
+    const linux = { namespaces, sysctl: { "kernel.domainname": "d" } };
+    expect(world.runBundle("cat /proc/sys/kernel/domainname", { domainname: "d", linux }).stdout).toBe("d\n");
+  });
+
   test("a variable twice has its last value, and HOME is never empty", () => {
     const { stdout } = world.runBundle(["/usr/bin/env"], { process: { env: ["A=1", "HOME=", "A=2"] } });
     expect(stdout).toBe("A=2\nHOME=/\n");
@@ -171,7 +176,7 @@ describe("oci create and run", () => {
 
   test.for([
     ["kernel.hostname", {}, "set hostname"],
-    ["kernel/domainname", { domainname: "d" }, "and domainname exclude each other"],
+    ["kernel/domainname", { domainname: "d" }, "and domainname say two things"],
   ] as const)("sysctl %s has one place only", ([name, change, reason]) => {
     const linux = { namespaces, sysctl: { [name]: "x" } };
     expect(world.runBundle("true", { ...change, linux }).stderr).toContain(reason);
