@@ -1,5 +1,8 @@
-/** .dockerignore: what of a context no instruction sees. */
+/** .dockerignore, or .containerignore: what of a context no instruction sees. */
 import { cleanPath, PathPatternError, PathPatterns } from "./pattern.ts";
+
+/** What a context's ignore file may be called; the first that is there holds, as in buildah and podman. */
+export const ignoreFileNames: readonly string[] = [".containerignore", ".dockerignore"];
 
 /** More patterns than anybody writes; each path of the context is matched against all of them. */
 const MAX_PATTERNS = 10_000;

@@ -22,7 +22,7 @@ import { epochOf } from "./epoch.ts";
 import type { Compression } from "./file-tasks.ts";
 import { FileWorkers } from "./file-workers.ts";
 import { type FinishedImage, finishImage } from "./finish-image.ts";
-import { readIgnoreFile } from "./ignore-file.ts";
+import { ignoreFileNames, readIgnoreFile } from "./ignore-file.ts";
 import { LIMITS } from "./limits.ts";
 import { type BuildMachine, openedMachine } from "./machine.ts";
 import { OperationPlanner, type SecretSource } from "./operation.ts";
@@ -213,7 +213,7 @@ interface ReadDockerfile {
   readonly ignored: readonly string[];
 }
 
-/** The Dockerfile and its ignore file: `X.dockerignore` beside the Dockerfile X, or else .dockerignore of the context. */
+/** The Dockerfile and its ignore file: `X.dockerignore` beside the Dockerfile X, or else that of the context. */
 function readDockerfile({ contextDir, dockerfile = "Dockerfile" }: ImageBuildOptions): ReadDockerfile {
   let root: number;
   try {
@@ -242,9 +242,12 @@ function readDockerfile({ contextDir, dockerfile = "Dockerfile" }: ImageBuildOpt
       return found;
     };
     const own = typeof dockerfile === "string" ? readIgnored(`${dockerfile}.dockerignore`) : dockerfile.ignore;
-    const ignoreName = own === undefined ? ".dockerignore" : `${name}.dockerignore`;
-    const ignored = parseIgnored(own ?? readIgnored(".dockerignore") ?? "", ignoreName);
-    return { content, name, ignored };
+    if (own !== undefined) return { content, name, ignored: parseIgnored(own, `${name}.dockerignore`) };
+    for (const ignoreName of ignoreFileNames) {
+      const text = readIgnored(ignoreName);
+      if (text !== undefined) return { content, name, ignored: parseIgnored(text, ignoreName) };
+    }
+    return { content, name, ignored: [] };
   } finally {
     fileAt.closeFile(root);
   }

@@ -126,7 +126,7 @@ class Selector {
   #missing(pattern: string, path: string): SelectError {
     const shown = JSON.stringify(pattern);
     if (this.#resolve(path) === undefined) return new SelectError(`there is no ${shown} in ${this.#tree.name}`);
-    return new SelectError(`${shown} is excluded from ${this.#tree.name} by .dockerignore`);
+    return new SelectError(`${shown} is excluded from ${this.#tree.name} by .dockerignore or .containerignore`);
   }
 
   /** Paths that match components with wildcards, below a directory; links in between are not followed. */

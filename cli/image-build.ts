@@ -89,6 +89,9 @@ Prints the image's digest: of its manifest, or of the index of several platforms
   count: { least: 0, most: 1 },
 } as const satisfies Usage;
 
+/** The first that is there, as the build has it, which is not loaded for an answer from a memo. */
+const contextIgnores = [".containerignore", ".dockerignore"] as const;
+
 /** Of a Dockerfile or ignore file, as the build has it. */
 const MAX_FILE_BYTES = 4 * 2 ** 20;
 
@@ -159,10 +162,11 @@ function findMemo({ what, values, ...request }: ReturnType<typeof readCommandLin
     return undefined;
   const { names, platforms, networkKind } = request;
   const isInContext = typeof dockerfile === "string";
-  const read = [".dockerignore", ...(isInContext ? [dockerfile, `${dockerfile}.dockerignore`] : [])];
+  const read = [...contextIgnores, ...(isInContext ? [dockerfile, `${dockerfile}.dockerignore`] : [])];
   if (!read.every((name) => isPlainOrMissing(join(contextDir, name)))) return undefined;
   const ignored = isInContext ? readIfThere(join(contextDir, `${dockerfile}.dockerignore`)) : dockerfile.ignore;
-  const ignore = ignored ?? readIfThere(join(contextDir, ".dockerignore")) ?? "";
+  const found = contextIgnores.map((name) => readIfThere(join(contextDir, name)));
+  const ignore = ignored ?? found.find((text) => text !== undefined) ?? "";
   const directory = realpathSync(contextDir);
   const context = fingerprintContext(directory, ignore);
   if (context === undefined) return undefined;

@@ -314,6 +314,7 @@ RUN --mount=type=cache,target=/root/.cache/x cat /root/.cache/x/file > /cached
       );
       expect(await failure("FROM base\nRUM x\nRUM y\n")).toContain('there is no instruction "RUM"');
       expect(await failure("FROM base\n", { ".dockerignore": "[" })).toContain(".dockerignore: line 1");
+      expect(await failure("FROM base\n", { ".containerignore": "[" })).toContain(".containerignore: line 1");
     });
   });
 
