@@ -1,21 +1,10 @@
-/** Secrets in the store: set under a name for a repository or for several, sealed, and given to jobs that name them. */
-import {
-  checkGlob,
-  checkSecretValue,
-  didYouMean,
-  formatBytes,
-  type JobSpec,
-  matchGlob,
-  type PipelineEvent,
-  quote,
-  secretUses,
-} from "../pipelines/index.ts";
+/** Secrets in the store: set under a name for a repository or for several, and sealed. claim-secrets.ts says who gets them. */
+import { checkGlob, checkSecretValue, didYouMean, matchGlob, quote } from "../pipelines/index.ts";
 import { HttpError } from "./http-error.ts";
 import { findRepositoryByName, type Repository } from "./repositories.ts";
 import { SealError, type SecretKeys } from "./secret-keys.ts";
-import { refuseUse, type SecretRules } from "./secret-rules.ts";
+import type { SecretRules } from "./secret-rules.ts";
 import type { Store } from "./store.ts";
-import { isUntrusted } from "./trust.ts";
 
 /** A secret as it is shown. */
 export interface SecretView extends SecretRules {
@@ -51,8 +40,6 @@ const select = `SELECT secrets.id, repository_id AS repositoryId, pattern, repos
 const namePattern = /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$/;
 /** Of one repository or pattern. */
 const maxSecrets = 500;
-/** What one job is given, together. */
-const maxJobBytes = 8 * 2 ** 20;
 
 /**
  * Sets a secret; one of the same scope and name is replaced, rules and all.
@@ -109,6 +96,29 @@ export function setSecret(
     },
     { durable: true },
   );
+}
+
+/** A secret as the claim of a job finds it. */
+export interface FoundSecret {
+  readonly name: string;
+  /** Undefined for one of the repository itself. */
+  readonly pattern: string | undefined;
+  readonly rules: SecretRules;
+  /** @throws {SealError} */
+  readonly open: (keys: SecretKeys) => Buffer;
+}
+
+/** All that pipelines of a repository can name: its own, and those of patterns. */
+export function secretsOf(store: Store, repository: Pick<Repository, "id" | "name">): FoundSecret[] {
+  return store
+    .all<Row>(`${select} WHERE repository_id = ? OR pattern IS NOT NULL`, repository.id)
+    .filter(({ pattern }) => pattern === null || isOf(pattern, repository.name))
+    .map((row) => ({
+      name: row.name,
+      pattern: row.pattern ?? undefined,
+      rules: JSON.parse(row.rules) as SecretRules,
+      open: (keys) => keys.open(row, sealedFor(row as Place, row.name, row.rules)),
+    }));
 }
 
 /** Lists secrets without their values: all, or what a repository (or pattern) has. @throws {HttpError} 404 */
@@ -172,97 +182,6 @@ export function resealSecrets(
   return { resealed, lost };
 }
 
-/** What a job gets with its claim. */
-export interface ClaimedSecrets {
-  /** By name, base64. */
-  readonly secrets?: Readonly<Record<string, string>>;
-  readonly secretProblems?: readonly string[];
-}
-
-/** Finds the secrets that a job names and may have; if it may not have one of them, it gets none, and is told why. */
-export function claimSecrets(
-  store: Store,
-  keys: SecretKeys,
-  { job, event, repository }: { readonly job: JobSpec; readonly event: PipelineEvent; readonly repository: Repository },
-): ClaimedSecrets {
-  const strangers = isUntrusted(event);
-  // Strangers ask registries as nobody.
-  const uses = secretUses(job).filter(({ as }) => !strangers || as !== "registry");
-  if (uses.length === 0) return {};
-  const rows = store.all<Row>(`${select} WHERE repository_id = ? OR pattern IS NOT NULL`, repository.id);
-  const own = rows.filter(({ pattern }) => pattern === null || isOf(pattern, repository.name));
-  const values = new Map<string, Buffer>();
-  const problems: string[] = [];
-  for (const use of uses) {
-    const wants = `${use.by} wants the secret ${quote(use.secret)}, which`;
-    const command = `slipway secret set ${shellWord(repository.name)} ${use.secret}`;
-    const row = particular(own, use.secret);
-    const refused = strangers
-      ? "commits of strangers do not get"
-      : isUnseen(store, event, repository)
-        ? "a commit that was named by hand does not get unless a push of it is known: build the branch or tag it is on"
-        : row === undefined
-          ? `is not set for ${repository.name}${meant(
-              " (",
-              use.secret,
-              own.map(({ name }) => name),
-              ")",
-            )}; set it: ${command}`
-          : refuseRow(row, event, use, command);
-    if (refused !== undefined) problems.push(`${wants} ${refused}`);
-    if (refused !== undefined || row === undefined || values.has(use.secret)) continue;
-    try {
-      values.set(use.secret, keys.open(row, sealedFor(row as Place, row.name, row.rules)));
-    } catch (error) {
-      if (!(error instanceof SealError)) throw error;
-      problems.push(`${wants} cannot be read: ${error.message}; set it again: ${command}`);
-    }
-  }
-  const bytes = [...values.values()].reduce((sum, { length }) => sum + length, 0);
-  if (bytes > maxJobBytes) {
-    problems.push(`The secrets of the job have ${formatBytes(bytes)}; at most ${formatBytes(maxJobBytes)} are allowed`);
-  }
-  if (problems.length > 0) return { secretProblems: problems };
-  return { secrets: Object.fromEntries([...values].map(([name, value]) => [name, value.toString("base64")])) };
-}
-
-function refuseRow(
-  row: Row,
-  event: PipelineEvent,
-  use: Parameters<typeof refuseUse>[2],
-  command: string,
-): string | undefined {
-  const refused = refuseUse(JSON.parse(row.rules) as SecretRules, event, use);
-  if (refused === undefined) return undefined;
-  return `${refused}; take it out of what this event runs, or set it for more: ${command}`;
-}
-
-/** Of those of one name: the repository's own, else the longest pattern's. */
-function particular(rows: readonly Row[], name: string): Row | undefined {
-  return rows
-    .filter((row) => row.name === name)
-    .reduce<Row | undefined>((best, row) => (best === undefined || rank(row) > rank(best) ? row : best), undefined);
-}
-
-function rank({ pattern }: Row): number {
-  return pattern === null ? Infinity : pattern.length;
-}
-
-/**
- * Whether anybody may have written the commit, for all that is known: whoever asks for it by hand names a commit, and forges show those
- * of forks, too.
- */
-function isUnseen(store: Store, { kind, byCommit, commit }: PipelineEvent, { id }: Repository): boolean {
-  if (kind !== "manual" || byCommit !== true) return false;
-  const known = store.get<{ seen: number }>(
-    `SELECT 1 AS seen FROM builds WHERE repository_id = ? AND json_extract(event, '$.commit') = ?
-       AND json_extract(event, '$.kind') IN ('push', 'tag') LIMIT 1`,
-    id,
-    commit,
-  );
-  return known === undefined;
-}
-
 function viewSecret({ repository, pattern, name, rules, createdAtMs, updatedAtMs }: Row): SecretView {
   return { scope: repository ?? pattern ?? "", name, ...(JSON.parse(rules) as SecretRules), createdAtMs, updatedAtMs };
 }
@@ -289,7 +208,7 @@ function checkPattern(pattern: string): void {
 }
 
 /** What was probably meant, between two texts; nothing if nothing is near. */
-function meant(before: string, word: string, candidates: readonly string[], after = ""): string {
+export function meant(before: string, word: string, candidates: readonly string[], after = ""): string {
   const suggestion = didYouMean(word, candidates);
   return suggestion === undefined ? "" : `${before}${suggestion}${after}`;
 }
@@ -307,9 +226,4 @@ function find(store: Store, { repositoryId, pattern }: Place, name: string): Row
 /** Is authenticated with the value: whoever can write the database cannot give a secret to another repository, or widen its rules. */
 function sealedFor({ repositoryId, pattern }: Place, name: string, rules: string): string {
   return JSON.stringify(["slipway secret 1", repositoryId, pattern, name, rules]);
-}
-
-/** For a command that is to be copied. */
-function shellWord(text: string): string {
-  return /^[\w./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
