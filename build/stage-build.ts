@@ -87,8 +87,11 @@ class StageBuild {
       });
     }
     if (name === "scratch") return { key: cacheKey("scratch", {}), layers: [], state: undefined };
-    const { stages } = this.#build.options.dockerfile;
-    const stage = stages.slice(0, index).findLast((each) => each.from.stageName === name);
+    const before = this.#build.options.dockerfile.stages.slice(0, index);
+    // By number as COPY --from has it: buildah does so, and no image is called that.
+    const stage =
+      before.findLast((each) => each.from.stageName === name) ??
+      (/^\d{1,4}$/.test(name) ? before[Number(name)] : undefined);
     if (stage !== undefined) return await this.#build.stage(stage);
     return await this.#build.image(name, { platform: this.#platform, span: from.base.span });
   }
