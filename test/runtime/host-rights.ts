@@ -17,10 +17,6 @@ const KEY_SPEC_THREAD_KEYRING = -1;
 const rights = {
   "device nodes": () => inDirectory((directory) => succeeds("mknod", join(directory, "node"), "c", "1", "3")),
   "loop devices": () => succeeds("losetup", "--find"),
-  "trusted attributes": () =>
-    inDirectory(
-      (directory) => trySyscall("setxattr", cString(directory), cString("trusted.test"), Buffer.from("y"), 1, 0) === 0,
-    ),
   "adding keys": () =>
     trySyscall("add_key", cString("user"), cString("slipway"), Buffer.from("x"), 1, KEY_SPEC_THREAD_KEYRING) > 0,
   "idmapped mounts of the machine's files": () =>

@@ -234,6 +234,8 @@ export class TestRepository {
   ): string {
     for (const [name, text] of Object.entries(files)) {
       mkdirSync(dirname(join(this.work, name)), { recursive: true });
+      // Never through a link that an earlier test has left.
+      rmSync(join(this.work, name), { recursive: true, force: true });
       writeFileSync(join(this.work, name), text);
     }
     git(this.work, "add", "--all");
