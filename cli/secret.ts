@@ -111,7 +111,7 @@ async function remove(argv: readonly string[], context: Context): Promise<number
   const { values, operands } = parseArguments(removeUsage, argv);
   const [scope = "", name = ""] = operands;
   const query = new URLSearchParams({ scope, name });
-  await Api.find(values, context).request("DELETE", `/api/secrets?${query}`).catch(explain);
+  await Api.find(values, context).request("DELETE", `/api/secrets?${query.toString()}`).catch(explain);
   context.print(`Removed ${plain(name)} of ${plain(scope)}.\n`);
   return exitCodes.success;
 }

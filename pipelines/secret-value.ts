@@ -17,7 +17,7 @@ export function checkSecretValue(value: Uint8Array): string | undefined {
     const most = formatBytes(LIMITS.secretBytes);
     return `has ${formatBytes(value.length)}; at most ${most} are allowed: keep data elsewhere, encrypted with a secret`;
   }
-  const { length } = [...(secretText(value)?.trimEnd() ?? Buffer.from(value).toString("latin1"))];
+  const { length } = Array.from(secretText(value)?.trimEnd() ?? Buffer.from(value).toString("latin1"));
   if (length >= LIMITS.secretMinCharacters) return undefined;
   const has = length === 1 ? "1 character" : `${length} characters`;
   return `has ${has}; below ${LIMITS.secretMinCharacters} it cannot be masked without making logs unreadable: choose a longer one`;
