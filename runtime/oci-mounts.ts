@@ -161,10 +161,10 @@ function resolveMount(mount: OciMount, context: MountContext): PlannedMount[] {
   return [{ mount: { kind: "new", type, source, destination, options: own, readonlyAtLast } }];
 }
 
-/** A tmpfs without a mode has that of the directory it covers, as under runc; one that is made for it, 755. */
+/** A tmpfs without a mode has that of the directory it covers, as under runc; where there is none, the kernel's own, 1777. */
 function withMode(options: MountOptions, destination: string, { rootPath }: MountContext): MountOptions {
   if (options.data.some(({ key }) => key === "mode")) return options;
-  let mode = 0o755;
+  let mode: number;
   try {
     const root = open(rootPath, O_PATH | O_DIRECTORY);
     try {
@@ -175,7 +175,7 @@ function withMode(options: MountOptions, destination: string, { rootPath }: Moun
       close(root);
     }
   } catch {
-    // It is made.
+    return options;
   }
   return { ...options, data: [...options.data, { key: "mode", value: mode.toString(8) }] };
 }

@@ -117,7 +117,7 @@ describe("oci create and run", () => {
     mkdirSync(join(rootfs, "private"), { mode: 0o710 });
     mkdirSync(join(rootfs, "own"), { mode: 0o710 });
     const { stdout } = world.run("run", "--bundle", path, world.id());
-    expect(stdout).toBe("/private 710\n/own 1700\n/made 755\n");
+    expect(stdout).toBe("/private 710\n/own 1700\n/made 1777\n");
   });
 
   test.for([{ options: [] }, { options: ["--no-pivot"] }])(
