@@ -1,6 +1,6 @@
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { copyFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, copyFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -75,12 +75,15 @@ describe.skipIf(!isRoot)("slipway image", () => {
     await call("import", "root.tar.gz", "base:1");
     await call("push", "base:1", `${registry.host}/run:1`);
     await call("gc", "--budget", "1KiB");
+    // Not where the data directory is: a rootless command copies the working tree.
+    const project = join(directory.path, "project");
+    mkdirSync(project);
     writeFileSync(
-      join(directory.path, ".slipway.yml"),
+      join(project, ".slipway.yml"),
       `image: ${registry.host}/run:1\njobs: { a: { steps: [cat /etc/passwd, { run: ls /usr/bin, pull: never }] } }\n`,
     );
     const ran = await slipway(["run"], {
-      cwd: directory.path,
+      cwd: project,
       env: { SLIPWAY_DATA_DIR: join(directory.path, "data") },
     });
     expect(ran.stdout).toContain("ada:x:1234:1235");
