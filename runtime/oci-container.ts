@@ -45,8 +45,9 @@ import {
   type OciCgroup,
   removeCgroup,
 } from "./oci-cgroup.ts";
+import { isRootless } from "./file-owners.ts";
 import { isNew, type NamespaceType, type OciConfig, type OciProcess, parseOciConfig } from "./oci-config.ts";
-import { deviceRules, loadDeviceFilter } from "./oci-device-filter.ts";
+import { type DeviceRule, deviceRules, loadDeviceFilter, mayUse } from "./oci-device-filter.ts";
 import { planDevices } from "./oci-devices.ts";
 import { isFrozen, takeBack, thaw } from "./oci-freezer.ts";
 import { type Environment, runHook } from "./oci-hooks.ts";
@@ -215,6 +216,24 @@ interface Launch {
   readonly onHooks: () => void;
 }
 
+/**
+ * The device rules to set. In a user namespace the kernel lets nobody set any, nor make a node: a container has there what the
+ * host's rules leave of the nodes that it is given.
+ *
+ * @throws {OciConfigError} If that would be one that the rules forbid.
+ */
+function enforcedRules({ linux }: OciConfig): readonly DeviceRule[] | undefined {
+  const rules = deviceRules(linux?.resources?.devices);
+  if (rules === undefined || !isRootless()) return rules;
+  for (const { path, type, major, minor } of linux?.devices ?? []) {
+    if (type === "p" || mayUse(rules, { type: type === "b" ? "b" : "c", major, minor })) continue;
+    throw new OciConfigError(
+      `linux.resources.devices cannot forbid "${path}" in a user namespace, where nobody may set such rules: leave it out of linux.devices`,
+    );
+  }
+  return undefined;
+}
+
 function launch({ options, store, config, record, descriptors, update, onHooks }: Launch): void {
   const { own } = descriptors;
   const { cgroup, rootPath, bundle, id } = record;
@@ -225,7 +244,7 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
   const hookOutput = own(open(store.hookOutput, O_RDWR | O_CREAT | O_EXCL, 0o600));
   const consoleFd =
     options.consoleFd ?? (options.consoleSocket === undefined ? undefined : own(connectUnix(options.consoleSocket)));
-  const rules = deviceRules(config.linux?.resources?.devices);
+  const rules = enforcedRules(config);
   const unified = cgroup.directories.every(({ version }) => version === 2);
   const process = config.process === undefined ? undefined : planProcess(config.process, config, { rootPath, options });
   const mounts = resolveMounts({ config, bundle, rootPath, cgroup, cgroupMounts: findCgroupMounts() });

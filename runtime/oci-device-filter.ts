@@ -66,6 +66,25 @@ export function deviceRules(rules: readonly OciDeviceRule[] | undefined): readon
   return [...parsed, ...always];
 }
 
+/** Whether the rules let a device be opened at all. */
+export function mayUse(
+  rules: readonly DeviceRule[],
+  {
+    type,
+    major,
+    minor,
+  }: { readonly type: "b" | "c"; readonly major?: number | undefined; readonly minor?: number | undefined },
+): boolean {
+  const decisive = rules.findLast(
+    (rule) =>
+      (rule.type === "a" || rule.type === type) &&
+      (rule.major === undefined || rule.major === major) &&
+      (rule.minor === undefined || rule.minor === minor) &&
+      /[rw]/.test(rule.access),
+  );
+  return decisive?.allow ?? true;
+}
+
 /** The v1 file and the line for one rule. */
 export function deviceLine({ allow, type, major, minor, access }: DeviceRule): { file: string; line: string } {
   const file = allow ? "devices.allow" : "devices.deny";

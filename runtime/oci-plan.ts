@@ -426,7 +426,13 @@ function attachRoot({ rootFd, config, rootPath }: OciPlan): Operation[] {
 /** Kernel parameters of the container's own namespaces. */
 export function sysctls(config: Pick<OciConfig, "linux">): Operation[] {
   // Through the host's /proc, which no image can have prepared (CVE-2025-52881); a sysctl is that of the writer's namespaces.
-  return [...(config.linux?.sysctl ?? [])].flatMap(([key, value]) => writeFile(`/proc/sys/${sysctlPath(key)}`, value));
+  return [...(config.linux?.sysctl ?? [])].flatMap(([key, value]): Operation[] => {
+    const path = sysctlPath(key);
+    // These files are the machine's root's, their calls any root's. Of a line the kernel takes what is before its end.
+    if (path === "kernel/hostname") return names({ hostname: value.replace(/\n.*/s, "") });
+    if (path === "kernel/domainname") return names({ domainname: value.replace(/\n.*/s, "") });
+    return writeFile(`/proc/sys/${path}`, value);
+  });
 }
 
 const propagations: Readonly<Record<string, number>> = {

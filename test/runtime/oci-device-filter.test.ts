@@ -1,7 +1,7 @@
 import { mkdirSync, rmdirSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import { findCgroupMounts } from "../../runtime/oci-cgroup.ts";
-import { deviceLine, deviceProgram, deviceRules, loadDeviceFilter } from "../../runtime/oci-device-filter.ts";
+import { deviceLine, deviceProgram, deviceRules, loadDeviceFilter, mayUse } from "../../runtime/oci-device-filter.ts";
 import { EPERM } from "../../runtime/linux.ts";
 import { compileProgram, failMessage, messageBytes } from "../../runtime/program.ts";
 import { reap } from "../../runtime/reaper.ts";
@@ -33,6 +33,16 @@ function allows(code: Buffer, device: { type: "b" | "c"; major: number; minor: n
     else throw new Error(`instruction ${op}`);
   }
 }
+
+describe("mayUse", () => {
+  test("goes by the last rule that says something of a device", () => {
+    const rules = deviceRules([denyAll, { allow: true, type: "c", major: 10n, minor: 229n, access: "rw" }]) ?? [];
+    expect(mayUse(rules, { type: "c", major: 10, minor: 229 })).toBe(true);
+    expect(mayUse(rules, { type: "c", major: 1, minor: 3 })).toBe(true);
+    expect(mayUse(rules, { type: "c", major: 10, minor: 200 })).toBe(false);
+    expect(mayUse(rules, { type: "b", major: 10, minor: 229 })).toBe(false);
+  });
+});
 
 describe("deviceRules", () => {
   test("are none where the configuration has none", () => {
