@@ -1,6 +1,7 @@
 /** One container from its start to its end. */
 import { readFileSync, statSync } from "node:fs";
 import { constants } from "node:os";
+import { setTimeout as delay } from "node:timers/promises";
 import { formatBytes } from "./bytes.ts";
 import type { Cgroup } from "./cgroup.ts";
 import type { CgroupUsage } from "./cgroup-usage.ts";
@@ -398,6 +399,10 @@ export class Container implements AsyncDisposable {
         // What fails because it is being stopped says nothing.
         throw this.#stopReason === undefined && this.#failure ? this.#failure : this.#died(stageZero, end);
       }
+      if (this.#reaped === undefined && readProcessIo(this.pid).writtenBytes === undefined) {
+        // In a user namespace only who has reaped it is told.
+        await Promise.race([this.#end(), delay(reapingLimitMs, undefined, { ref: false })]);
+      }
       return this.#describe(end, finishedAtMs);
     } catch (error) {
       this.#created.reject(error);
@@ -529,6 +534,8 @@ const idleOutputMs = 1000;
 
 /** How long what has been killed may take, before it is looked at what may keep it. */
 const stuckMs = 250;
+/** How long a result waits for init's end to tell what was read and written, where it cannot be known before. */
+const reapingLimitMs = 100;
 
 /** The one operation whose failure is the user's. */
 const executeProgram = "execute the program";

@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { BuildMemos, fingerprintContext, type Memo, memoKey } from "../../cli/build-memo.ts";
+import { imageStorePath } from "../../runtime/image-store-path.ts";
 import { TemporaryDirectory } from "./command.ts";
 
 /** Until what was written is old enough to be trusted. */
@@ -70,8 +71,9 @@ describe("BuildMemos", () => {
   test("find what was kept, as long as names and parts are as they were", async () => {
     await using directory = await TemporaryDirectory.create();
     const { path } = directory;
-    mkdirSync(join(path, "images/names"), { recursive: true });
-    mkdirSync(join(path, "images/layers/a"), { recursive: true });
+    const images = imageStorePath(join(path, "images"));
+    mkdirSync(join(images, "names"), { recursive: true });
+    mkdirSync(join(images, "layers/a"), { recursive: true });
     const memos = new BuildMemos(path);
     const memo: Memo = {
       context: "c",
@@ -94,10 +96,10 @@ describe("BuildMemos", () => {
     });
     expect(memos.find(key, "c")).toBeUndefined();
     memos.keep(key, memo);
-    rmSync(join(path, "images/layers/a"), { recursive: true });
+    rmSync(join(images, "layers/a"), { recursive: true });
     expect(memos.find(key, "c")).toBeUndefined();
     for (let i = 0; i < 210; i++) memos.keep(memoKey({ i }), memo);
-    mkdirSync(join(path, "images/layers/a"));
+    mkdirSync(join(images, "layers/a"));
     expect(memos.find(memoKey({ i: 209 }), "c")).toBeDefined();
     expect(memos.find(memoKey({ i: 0 }), "c")).toBeUndefined();
   });
