@@ -40,7 +40,10 @@ export class TestHost implements AsyncDisposable {
 
   static async open(options: Partial<HostOptions> = {}): Promise<TestHost> {
     const directory = mkdtempSync(join(tmpdir(), "slipway-runtime-"));
-    const host = await Host.open({ stateDir: join(directory, "state"), ...options });
+    const host = await Host.open({ stateDir: join(directory, "state"), ...options }).catch((error: unknown) => {
+      rmSync(directory, { recursive: true });
+      throw error;
+    });
     const image = await resolveImage("host", { baseDir: directory, storeDir: host.imageStoreDir });
     return new TestHost(directory, host, image);
   }
