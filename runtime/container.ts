@@ -399,11 +399,12 @@ export class Container implements AsyncDisposable {
         // What fails because it is being stopped says nothing.
         throw this.#stopReason === undefined && this.#failure ? this.#failure : this.#died(stageZero, end);
       }
-      if (this.#reaped === undefined && readProcessIo(this.pid).writtenBytes === undefined) {
-        // In a user namespace only who has reaped it is told.
+      const io = readProcessIo(this.pid);
+      // In a user namespace only who has reaped it is told.
+      if (io.writtenBytes === undefined && this.#reaped === undefined) {
         await Promise.race([this.#end(), delay(reapingLimitMs, undefined, { ref: false })]);
       }
-      return this.#describe(end, finishedAtMs);
+      return this.#describe(end, finishedAtMs, this.#reaped ?? io);
     } catch (error) {
       this.#created.reject(error);
       this.#started.reject(error);
@@ -455,7 +456,12 @@ export class Container implements AsyncDisposable {
     return new Error(`Cannot start container ${this.#config.id}: ${why}`);
   }
 
-  #describe(end: Reaped | undefined, finishedAtMs: number): ContainerResult {
+  /** @param waited What init and those that it has waited for have read and written. */
+  #describe(
+    end: Reaped | undefined,
+    finishedAtMs: number,
+    waited: Pick<Reaped, "readBytes" | "writtenBytes">,
+  ): ContainerResult {
     const usage = this.#cgroup?.usage();
     const oomKilled = (usage?.oomKills ?? 0) > 0;
     // Without the payload's own status init was killed, and the payload with it.
@@ -474,7 +480,7 @@ export class Container implements AsyncDisposable {
       ...(text === undefined ? {} : { message: text }),
       startedAtMs: this.#startedAtMs,
       finishedAtMs,
-      usage: describeUsage(usage, this.#reaped ?? readProcessIo(this.pid), this.#disk?.size?.bytes),
+      usage: describeUsage(usage, waited, this.#disk?.size?.bytes),
     };
   }
 
