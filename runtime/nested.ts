@@ -57,6 +57,17 @@ export function makeStores(stores: readonly StepStore[], { range, user, home }: 
     const { uid, gid } = mapped ? owner : hostIds(range, owner);
     chownSync(source, uid, gid);
     if (scratch.has(target)) chmodSync(source, 0o1777);
+    // A home below it, whose directories would be made by root where the next ones are mounted.
+    const beneath = posix.relative(target, posix.resolve(home));
+    if (!scratch.has(target) || beneath === "" || beneath.startsWith("..")) continue;
+    const theirs = mapped ? user : hostIds(range, user);
+    let path = source;
+    for (const part of [...beneath.split("/"), ".local", "share"]) {
+      path = `${path}/${part}`;
+      mkdirSync(path);
+      chmodSync(path, 0o755);
+      chownSync(path, theirs.uid, theirs.gid);
+    }
   }
 }
 
