@@ -57,17 +57,6 @@ export function makeStores(stores: readonly StepStore[], { range, user, home }: 
     const { uid, gid } = mapped ? owner : hostIds(range, owner);
     chownSync(source, uid, gid);
     if (scratch.has(target)) chmodSync(source, 0o1777);
-    // A home below it, whose directories would be made by root where the next ones are mounted.
-    const beneath = posix.relative(target, posix.resolve(home));
-    if (!scratch.has(target) || beneath === "" || beneath.startsWith("..")) continue;
-    const theirs = mapped ? user : hostIds(range, user);
-    let path = source;
-    for (const part of [...beneath.split("/"), ".local", "share"]) {
-      path = `${path}/${part}`;
-      mkdirSync(path);
-      chmodSync(path, 0o755);
-      chownSync(path, theirs.uid, theirs.gid);
-    }
   }
 }
 
@@ -78,10 +67,13 @@ export function makeStores(stores: readonly StepStore[], { range, user, home }: 
  * @param rootFd The image's file system as the container will see it; nothing runs in it yet.
  */
 export function fillStores(stores: readonly StepStore[], rootFd: number, { range, user, home }: StoreOwners): void {
-  for (const { source, target, mapped } of stores) {
+  // All of them first: a home in /tmp is copied with it.
+  for (const { target } of stores) {
     if (user.uid !== 0 && target.startsWith(`${posix.resolve(home)}/`)) {
       makeDirectories(rootFd, target, hostIds(range, user));
     }
+  }
+  for (const { source, target, mapped } of stores) {
     let found: number;
     try {
       found = openat2(rootFd, beneathRoot(target), { flags: O_PATH | O_DIRECTORY, resolve: RESOLVE_IN_ROOT });

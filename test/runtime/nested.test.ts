@@ -133,6 +133,16 @@ describe("a nested step", () => {
     );
   });
 
+  test("has a home of its user's below /tmp, too, from Linux 6.15 on", async (context) => {
+    if (!host.host.mountsDetachedOverlays) context.skip("the root file system is put together later");
+    const { stdout } = await run("mkdir ~/.config && stat -c '%u %a %n' /tmp /tmp/home /tmp/home/.local/share/docker", {
+      nested: { home: "/tmp/home" },
+      user: { uid: 1000, gid: 1000 },
+      env: { PATH: "/usr/bin:/bin", HOME: "/tmp/home" },
+    });
+    expect(stdout).toBe("0 1777 /tmp\n1000 755 /tmp/home\n1000 755 /tmp/home/.local/share/docker\n");
+  });
+
   test("finds in a volume what the image has there, from Linux 6.15 on", async () => {
     const layer = host.workspace();
     mkdirSync(join(layer, "data/below"), { recursive: true });
