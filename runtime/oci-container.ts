@@ -21,14 +21,12 @@ import {
   MFD_CLOEXEC,
   MNT_DETACH,
   O_CREAT,
-  O_DIRECTORY,
   O_EXCL,
   O_NONBLOCK,
   O_PATH,
   O_RDONLY,
   O_RDWR,
   O_WRONLY,
-  RESOLVE_IN_ROOT,
   RLIMIT,
   S_IFIFO,
   SIGKILL,
@@ -51,34 +49,18 @@ import { type DeviceRule, deviceRules, loadDeviceFilter, mayUse } from "./oci-de
 import { planDevices } from "./oci-devices.ts";
 import { isFrozen, takeBack, thaw } from "./oci-freezer.ts";
 import { type Environment, runHook } from "./oci-hooks.ts";
-import { cloneRoot, hasSelinux, resolveMounts } from "./oci-mounts.ts";
+import { cloneRoot, resolveMounts } from "./oci-mounts.ts";
 import { OciConfigError } from "./oci-parser.ts";
 import { namespaceFlags, ociMessage, type OciPlan, planOciContainer } from "./oci-plan.ts";
-import { type ProcessPlan, readCapabilities } from "./oci-process.ts";
+import { planProcess, readText, type Warn } from "./oci-process-plan.ts";
+import { failure, operationNames, ProgramLink, readMessage } from "./oci-program-link.ts";
 import { type OciRecord, OciStore, type OciState, startTime, stateOf } from "./oci-state.ts";
 import { innermostPid, writeIdMaps } from "./oci-user-namespace.ts";
-import { compileProgram, failMessage, messageBytes, type Operation, recordIndex } from "./program.ts";
+import { recordIndex } from "./program.ts";
 import { kill } from "./reaper.ts";
-import type { SeccompFilter } from "./seccomp.ts";
-import { type OciSeccomp, ociSeccomp } from "./seccomp-oci.ts";
 import { parseSignal } from "./signal-number.ts";
 import { startProgram } from "./start-program.ts";
-import {
-  architecture,
-  close,
-  cString,
-  errnoName,
-  open,
-  openat2,
-  sendDescriptors,
-  socketPair,
-  SyscallError,
-  syscall,
-  trySyscall,
-} from "./syscall.ts";
-
-/** Says what does not stop anything. */
-export type Warn = (message: string) => void;
+import { architecture, close, cString, open, socketPair, SyscallError, syscall, trySyscall } from "./syscall.ts";
 
 /** What operations that run hooks need of their caller. */
 export interface Callers {
@@ -399,107 +381,6 @@ export function inheritStdio(): void {
   }
 }
 
-export function operationNames(operations: readonly Operation[]): string[] {
-  return operations.flatMap((operation) => ("name" in operation ? [operation.name] : []));
-}
-
-/** The conversation with a program that is setting a container up. */
-export class ProgramLink {
-  readonly file: Uint8Array;
-  readonly #names: readonly string[];
-  readonly #status: number;
-  readonly #go: number;
-  readonly #hookOutput: number | undefined;
-  readonly #action: string;
-
-  constructor(
-    operations: readonly Operation[],
-    fds: { readonly statusFd: number; readonly status: number; readonly go: number; readonly hookOutput?: number },
-    action = "create the container",
-  ) {
-    this.#action = action;
-    this.file = compileProgram(operations, { architecture, statusFd: fds.statusFd }).file;
-    this.#names = operationNames(operations);
-    this.#status = fds.status;
-    this.#go = fds.go;
-    this.#hookOutput = fds.hookOutput;
-  }
-
-  /** Waits for a message and returns its value. @throws {Error} If the program fails instead. */
-  expect(kind: number): number {
-    const message = readMessage(this.#status);
-    if (message === undefined) throw new Error("The container's process was killed while it was being set up");
-    if (message.kind === failMessage) throw this.#failure(message);
-    if (message.kind !== kind) throw new Error(`The container's process said ${message.kind} instead of ${kind}`);
-    return message.value;
-  }
-
-  /** Waits for the program's execve. @throws {Error} If it fails. */
-  expectExecution(): void {
-    const message = readMessage(this.#status);
-    if (message !== undefined) throw this.#failure(message);
-  }
-
-  go(): void {
-    // EPIPE: it has failed, and said so.
-    trySyscall("write", this.#go, Buffer.from("g"), 1);
-  }
-
-  /** Answers with a descriptor, which is closed here. */
-  give(fd: number): void {
-    try {
-      sendDescriptors(this.#go, [fd]);
-    } catch (error) {
-      // It has failed, and said so.
-      if ((error as NodeJS.ErrnoException).code !== "EPIPE") throw error;
-    } finally {
-      close(fd);
-    }
-  }
-
-  #failure({ value, address }: Message): Error {
-    const name = this.#names[recordIndex(address)] ?? "an operation";
-    const said = this.#hookOutput === undefined ? "" : readFileSync(`/proc/self/fd/${this.#hookOutput}`, "utf8").trim();
-    return failure(this.#action, { name, errno: value, said: /hook/.test(name) ? said.slice(-1000) : "" });
-  }
-}
-
-interface Message {
-  readonly kind: number;
-  readonly value: number;
-  readonly address: bigint;
-}
-
-function readMessage(fd: number): Message | undefined {
-  const bytes = Buffer.alloc(messageBytes);
-  const length = trySyscall("read", fd, bytes, bytes.length);
-  if (length !== messageBytes) return undefined;
-  return { kind: bytes.readUInt32LE(0), value: bytes.readUInt32LE(4), address: bytes.readBigUInt64LE(8) };
-}
-
-function failure(
-  action: string,
-  { name, errno, said }: { readonly name: string; readonly errno: number; readonly said: string },
-): Error {
-  const code = errnoName(errno);
-  if (name.endsWith("failed"))
-    return new Error(`Cannot ${action}: error running ${name}${said === "" ? "" : `: ${said}`}`);
-  const reasons: Record<string, string> = {
-    ENOENT: "there is no such program in the container",
-    EACCES: "it is not executable",
-    ENOEXEC: "it is not a program for this machine",
-  };
-  // "executable file not found in $PATH" and "permission denied": callers look for the words of runc.
-  const words: Record<string, string> = {
-    ENOENT: " (executable file not found in $PATH: no such file or directory)",
-    EACCES: " (permission denied)",
-  };
-  if (name.startsWith("execute ")) {
-    return Object.assign(new Error(`Cannot ${name}: ${reasons[code] ?? code}${words[code] ?? ""}`), { code });
-  }
-  return Object.assign(new Error(`Cannot ${action}: ${name}: ${code}`), { code, errno });
-}
-
 /**
  * `start` writes to one, the container's process answers through the other: its end is the execution of the program. The
  * other is ours until then: after the limits are set there may be no room for another descriptor.
@@ -542,116 +423,6 @@ function openNamespace(type: NamespaceType, path: string): number {
   if (found === namespaceFlags[type]) return fd;
   close(fd);
   throw new OciConfigError(`linux.namespaces: "${path}" is no ${type} namespace`);
-}
-
-/** What is decided here about the process: its filter, label, environment. @throws {OciConfigError} */
-export function planProcess(
-  process: OciProcess,
-  config: OciConfig,
-  context: {
-    readonly rootPath: string;
-    readonly options: { readonly preserveFds: readonly number[]; readonly listenFds?: number; readonly warn: Warn };
-  },
-): ProcessPlan {
-  const lastCapability = Number(readFileSync("/proc/sys/kernel/cap_last_cap", "utf8"));
-  const hasUsers = config.linux?.namespaces?.some(({ type }) => type === "user");
-  const all = (1n << 64n) - 1n;
-  const capabilities = readCapabilities(process.capabilities, {
-    lastCapability,
-    ownBounding: hasUsers ? all : ownCapabilities("CapBnd"),
-    ownPermitted: hasUsers ? all : ownCapabilities("CapPrm"),
-  });
-  for (const warning of capabilities.warnings) context.options.warn(warning);
-  const seccomp = config.linux?.seccomp === undefined ? undefined : compileSeccomp(config.linux.seccomp);
-  const { env: given = [] } = process;
-  const env = environmentOf(given, () => homeOf(process.user?.uid ?? 0, context.rootPath) ?? "/");
-  const { listenFds } = context.options;
-  if (listenFds) env.push(`LISTEN_FDS=${listenFds}`, "LISTEN_PID=1");
-  return {
-    process: { ...process, env },
-    capabilities,
-    lastCapability,
-    seccomp,
-    label: labelOf(process),
-    keepsGroups: false,
-    preserveFds: context.options.preserveFds,
-    pipes: process.terminal || !process.user?.uid ? [] : [0, 1, 2].filter(isPipe),
-  };
-}
-
-/** Each name once, with the last value: getenv(3) would find the first. `home` is for who has none, or an empty one. */
-function environmentOf(entries: readonly string[], home: () => string): string[] {
-  const byName = new Map(entries.map((entry) => [entry.split("=", 1)[0], entry]));
-  if ((byName.get("HOME") ?? "HOME=") === "HOME=") byName.set("HOME", `HOME=${home()}`);
-  return [...byName.values()];
-}
-
-function compileSeccomp(seccomp: OciSeccomp): SeccompFilter {
-  try {
-    return ociSeccomp(seccomp, architecture);
-  } catch (error) {
-    if (!(error instanceof RangeError)) throw error;
-    throw new OciConfigError(`linux.seccomp has too many rules: ${error.message}`, { cause: error });
-  }
-}
-
-/** Of the standard descriptors only pipes are the container's own: files, terminals and /dev/null belong to the host. */
-function isPipe(fd: number): boolean {
-  try {
-    return fstatSync(fd).isFIFO();
-  } catch {
-    return false; // closed
-  }
-}
-
-function ownCapabilities(set: "CapBnd" | "CapPrm"): bigint {
-  const mask = new RegExp(`^${set}:\\s*([0-9a-f]+)$`, "m").exec(readFileSync("/proc/self/status", "utf8"))?.[1];
-  return BigInt(`0x${mask ?? "0"}`);
-}
-
-function labelOf({ apparmorProfile, selinuxLabel }: OciProcess): ProcessPlan["label"] {
-  if (apparmorProfile && apparmorProfile !== "unconfined") {
-    if (!readText("/sys/module/apparmor/parameters/enabled").startsWith("Y")) {
-      throw new OciConfigError(
-        `process.apparmorProfile "${apparmorProfile}" is not supported: this kernel has no AppArmor`,
-      );
-    }
-    const own = "/proc/self/attr/apparmor/exec";
-    return { file: existsSync(own) ? own : "/proc/self/attr/exec", text: `exec ${apparmorProfile}` };
-  }
-  if (selinuxLabel) {
-    if (!hasSelinux()) {
-      throw new OciConfigError(`process.selinuxLabel "${selinuxLabel}" is not supported: this kernel has no SELinux`);
-    }
-    return { file: "/proc/self/attr/exec", text: selinuxLabel };
-  }
-  return undefined;
-}
-
-function readText(path: string): string {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    return "";
-  }
-}
-
-function homeOf(uid: number, rootPath: string): string | undefined {
-  const root = open(rootPath, O_PATH | O_DIRECTORY);
-  try {
-    const fd = openat2(root, "etc/passwd", { flags: O_RDONLY | O_NONBLOCK, resolve: RESOLVE_IN_ROOT });
-    try {
-      if (!fstatSync(fd).isFile()) return undefined;
-      const lines = readFileSync(fd, "utf8").split("\n");
-      return lines.map((line) => line.split(":")).find((fields) => fields[2] === `${uid}`)?.[5];
-    } finally {
-      close(fd);
-    }
-  } catch {
-    return undefined;
-  } finally {
-    close(root);
-  }
 }
 
 /** The user of the host that is root in the container's user namespace. */

@@ -1,5 +1,6 @@
 /** The device nodes of an OCI container: which it gets, and those that its user namespace may not make itself. */
 import { mkdirSync } from "node:fs";
+import { standardDevices } from "./container-defaults.ts";
 import { isRootless } from "./file-owners.ts";
 import {
   AT_EMPTY_PATH,
@@ -21,20 +22,9 @@ import { OciConfigError } from "./oci-parser.ts";
 import type { OciPlan } from "./oci-plan.ts";
 import { close, cString, SyscallError, syscall, trySyscall } from "./syscall.ts";
 
-const standardDevices: readonly OciDevice[] = [
-  ["null", 1, 3],
-  ["zero", 1, 5],
-  ["full", 1, 7],
-  ["random", 1, 8],
-  ["urandom", 1, 9],
-  ["tty", 5, 0],
-].map(([name, major, minor]) => ({
-  type: "c",
-  path: `/dev/${name}`,
-  major: Number(major),
-  minor: Number(minor),
-  fileMode: 0o666,
-}));
+const standard = standardDevices.map(
+  ([name, major, minor]): OciDevice => ({ type: "c", path: `/dev/${name}`, major, minor, fileMode: 0o666 }),
+);
 
 /**
  * Says which nodes the container's init makes, and binds those that it may not make, being in a user namespace, or in ours.
@@ -58,7 +48,7 @@ export function planDevices(
     }
   }
   const paths = new Set(configured.map(({ path }) => beneathRoot(path)));
-  const devices = [...standardDevices.filter(({ path }) => !paths.has(beneathRoot(path))), ...configured];
+  const devices = [...standard.filter(({ path }) => !paths.has(beneathRoot(path))), ...configured];
   if (!isRootless() && !config.linux?.namespaces?.some(({ type }) => type === "user")) {
     return { devices, makesDev: true, boundDevices: [] };
   }

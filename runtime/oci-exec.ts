@@ -4,17 +4,11 @@ import { OwnedDescriptors, PlacedDescriptors } from "./descriptors.ts";
 import { cgroupFiles, differingNamespaces } from "./join-target.ts";
 import { SIGKILL, O_WRONLY } from "./linux.ts";
 import type { OciConfig, OciProcess } from "./oci-config.ts";
-import {
-  connectUnix,
-  inheritStdio,
-  planProcess,
-  ProgramLink,
-  setLimits,
-  type Warn,
-  writePidFile,
-} from "./oci-container.ts";
+import { connectUnix, inheritStdio, setLimits, writePidFile } from "./oci-container.ts";
 import { ociMessage, planOciExec } from "./oci-plan.ts";
 import { cpuMask } from "./oci-process.ts";
+import { planProcess, type Warn } from "./oci-process-plan.ts";
+import { ProgramLink } from "./oci-program-link.ts";
 import { OciStore } from "./oci-state.ts";
 import { kill } from "./reaper.ts";
 import { startProgram } from "./start-program.ts";

@@ -1,6 +1,7 @@
 /** What `slipway oci spec` writes for somebody to edit: a shell in a container of its own, in a terminal. */
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { maskedPaths, readonlyPaths } from "./container-defaults.ts";
 import { findCgroupMounts } from "./oci-cgroup.ts";
 import { ociVersion } from "./oci-state.ts";
 
@@ -36,19 +37,8 @@ export function exampleConfig(): object {
     linux: {
       resources: { devices: [{ allow: false, access: "rwm" }] },
       namespaces: namespaces.map((type) => ({ type })),
-      maskedPaths: [
-        "/proc/acpi",
-        "/proc/asound",
-        "/proc/interrupts",
-        "/proc/kcore",
-        "/proc/keys",
-        "/proc/latency_stats",
-        "/proc/scsi",
-        "/proc/timer_list",
-        "/sys/devices/virtual/powercap",
-        "/sys/firmware",
-      ],
-      readonlyPaths: ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+      maskedPaths,
+      readonlyPaths,
     },
   };
 }

@@ -1,5 +1,6 @@
 /** The file systems of one container, made in the agent as detached mounts: overlay, /dev, workspace. */
 import { chmodSync, chownSync, lstatSync, mkdirSync, rmSync, statSync } from "node:fs";
+import { maskedPaths, readonlyPaths, standardDevices } from "./container-defaults.ts";
 import { isRootless } from "./file-owners.ts";
 import {
   AT_EMPTY_PATH,
@@ -173,15 +174,6 @@ export function makeUpper(
   return made;
 }
 
-const devices = [
-  ["null", 1, 3],
-  ["zero", 1, 5],
-  ["full", 1, 7],
-  ["random", 1, 8],
-  ["urandom", 1, 9],
-  ["tty", 5, 0],
-] as const;
-
 const links = [
   ["fd", "/proc/self/fd"],
   ["stdin", "/proc/self/fd/0"],
@@ -207,7 +199,7 @@ export function mountDev(owner: { readonly base: number }, further: readonly Oci
     ],
     MOUNT_ATTR_NOSUID,
   );
-  for (const [name, major, minor] of devices) {
+  for (const [name, major, minor] of standardDevices) {
     const path = cString(name);
     // In a user namespace a place for the host's node: nobody there may make one.
     const [type, number] = isRootless() ? [S_IFREG, 0] : [S_IFCHR, (major << 8) | minor];
@@ -224,7 +216,7 @@ export function mountDev(owner: { readonly base: number }, further: readonly Oci
   return mount;
 }
 
-const devNames = [...devices.map(([name]) => name), ...links.map(([name]) => name), "pts", "shm", "mqueue"].map(
+const devNames = [...standardDevices.map(([name]) => name), ...links.map(([name]) => name), "pts", "shm", "mqueue"].map(
   cString,
 );
 const STATX_BASIC_STATS = 0x7ff;
@@ -250,7 +242,12 @@ export function devState(mount: number): string {
  */
 export function boundDevices(further: readonly OciDevice[] = []): { readonly path: string; open(): number }[] {
   if (!isRootless()) return [];
-  const standard = devices.map(([name, major, minor]) => ({ path: `/dev/${name}`, type: "c" as const, major, minor }));
+  const standard = standardDevices.map(([name, major, minor]) => ({
+    path: `/dev/${name}`,
+    type: "c" as const,
+    major,
+    minor,
+  }));
   return [...standard, ...further].map(({ path, type, major = 0, minor = 0 }) => ({
     path,
     open: () => {
@@ -307,27 +304,14 @@ export function cloneForContainer(
   }
 }
 
-/** Docker's masked paths (moby daemon/pkg/oci/defaults.go) that this kernel has. */
+/** The masked paths that this kernel has. */
 export function findMaskedPaths(): string[] {
-  return existing([
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-  ]);
+  return existing(maskedPaths);
 }
 
-/** Docker's read-only paths that this kernel has. */
+/** The read-only paths that this kernel has. */
 export function findReadonlyPaths(): string[] {
-  return existing(["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]);
+  return existing(readonlyPaths);
 }
 
 function existing(paths: readonly string[]): string[] {
