@@ -141,9 +141,15 @@ describe("a stranger's commit", () => {
   });
 
   test("gets what anybody gets, and layers that are known to be anybody's from the store", async () => {
-    theirs.add("open", [shell, gzipped(tarArchive([{ name: "etc/word", content: "for all" }]))]);
+    const word = gzipped(tarArchive([{ name: "etc/word", content: "for all" }]));
+    theirs.add("open", [shell, word]);
     const name = `${theirs.host}/t:open`;
     await fixture.run(show(name), {}, { registry: client });
+    theirs.requests.length = 0;
+    // The layer with the shell is in the store as one that asked for a password, until a stranger has been given it.
+    expect(await fixture.run(show(name), {}, { registry: client, untrusted })).toMatchObject({ status: "success" });
+    const digest = [...theirs.blobs].find(([, content]) => content.equals(word.blob))?.[0] as string;
+    expect(theirs.requests.filter((line) => line.includes(`/blobs/${digest}`))).toEqual([]);
     theirs.requests.length = 0;
     const result = await fixture.run(show(name), {}, { registry: client, untrusted });
     expect(result.logs[0]).toMatch(/in the store\nfor all$/);
