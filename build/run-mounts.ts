@@ -224,22 +224,31 @@ function secretDirectory(draft: LayerDraft, stack: AsyncDisposableStack): string
 
 /** Removes secrets that builds have left which were killed: until then they are there for whoever is root, and in memory. */
 export function sweepSecrets(): void {
+  let names: string[];
   try {
-    for (const name of readdirSync(memoryDir)) {
-      if (!name.startsWith(secretPrefix)) continue;
-      const directory = `${memoryDir}/${name}`;
-      const stat = lstatSync(directory);
-      // Every user of the machine may make directories there, and change what is below them while it is deleted.
-      if (!stat.isDirectory() || stat.uid !== process.geteuid?.() || (stat.mode & 0o77) !== 0) continue;
-      // One that has just been made may not be locked yet.
-      if (Date.now() - stat.mtimeMs < unlockedMs) continue;
-      const lock = tryLock(directory, "exclusive");
-      if (typeof lock !== "number") continue;
+    names = readdirSync(memoryDir);
+  } catch {
+    return; // there is no such directory
+  }
+  for (const name of names) if (name.startsWith(secretPrefix)) sweepSecret(`${memoryDir}/${name}`);
+}
+
+function sweepSecret(directory: string): void {
+  try {
+    const stat = lstatSync(directory);
+    // Every user of the machine may make directories there, and change what is below them while it is deleted.
+    if (!stat.isDirectory() || stat.uid !== process.geteuid?.() || (stat.mode & 0o77) !== 0) return;
+    // One that has just been made may not be locked yet.
+    if (Date.now() - stat.mtimeMs < unlockedMs) return;
+    const lock = tryLock(directory, "exclusive");
+    if (typeof lock !== "number") return;
+    try {
       rmSync(directory, { recursive: true, force: true });
+    } finally {
       fileAt.closeFile(lock);
     }
   } catch {
-    // Another process has been faster, or there is no such directory.
+    // Its build, or another one that sweeps, has been faster.
   }
 }
 
