@@ -14,7 +14,7 @@ import {
   startEmbeddedRedis,
 } from "../../queue/index.ts";
 import { identify, isAlive } from "../../queue/process-identity.ts";
-import { lookInto, temporaryDirectory, until } from "./redis.ts";
+import { answers, lookInto, temporaryDirectory, until } from "./redis.ts";
 
 const yes = () => true;
 const no = () => false;
@@ -162,7 +162,7 @@ describe("startEmbeddedRedis", () => {
       stdio: "ignore",
     });
     try {
-      await until(() => existsSync(socket));
+      await answers(socket);
       await expect(startEmbeddedRedis({ dir: dir.path })).rejects.toThrow("another process runs Redis there");
       expect(stranger.exitCode).toBeNull();
     } finally {

@@ -234,7 +234,7 @@ describe("JobWorker", () => {
   });
 
   test("aborts the handler when its lock was taken away", async () => {
-    await using s = await scene({ lockMs: 500 });
+    await using s = await scene({ lockMs: 2_000 });
     await s.queue.enqueue("default", "a1");
     await until(() => s.desk.started.length === 1);
     expect(await s.queue.discard("default", "a1")).toBe(true);
