@@ -89,15 +89,14 @@ describe("a service", () => {
   test("runs what its image says, in the image's directory, with arguments in place of the image's", async () => {
     writeImage(join(workspace, "image.tar"), {
       WorkingDir: "/bin",
-      Entrypoint: ["/bin/sh", "-c", 'pwd; echo "$0 $*"; exec sleep 60'],
+      Entrypoint: ["/bin/sh", "-c", 'pwd; echo "$0 $*"; : > "/workspace/up-$0"; exec sleep 60'],
       Cmd: ["default"],
     });
     const result = await run(`
       services:
-        plain: { image: ./image.tar }
-        other: { image: ./image.tar, args: [one, "2 3"] }
-      steps:
-        - { image: host, run: "sleep 0.2" }
+        plain: { image: ./image.tar, ready: { run: test -e /workspace/up-default } }
+        other: { image: ./image.tar, args: [one, "2 3"], ready: { run: test -e /workspace/up-one } }
+      steps: ["true"]
     `);
     expect(result.status).toBe("success");
     expect([log(1), log(2)]).toEqual(["/bin\ndefault \n", "/bin\none 2 3\n"]);
@@ -109,8 +108,8 @@ describe("a service", () => {
       `
       env: { LEVEL: job, OTHER: "1" }
       services:
-        box: { run: 'hostname; echo "$LEVEL $OTHER $SLIPWAY_COMMIT"; cat committed; exec sleep 60', env: { LEVEL: service } }
-      steps: ["sleep 0.2"]
+        box: { run: 'hostname; echo "$LEVEL $OTHER $SLIPWAY_COMMIT"; cat committed; : > up; exec sleep 60', env: { LEVEL: service }, ready: { run: test -e up } }
+      steps: ["true"]
     `,
       { variables: { SLIPWAY_COMMIT: "abc" } },
     );
@@ -247,11 +246,16 @@ describe("a service that fails", () => {
   });
 
   test("with exit code 0 is said to have ended, and the job goes on", async () => {
-    const result = await run(`
+    // Told of the service's end: the step goes on then.
+    const stepFinished = (index: number) => writeFileSync(join(workspace, `ended-${index}`), "");
+    const result = await run(
+      `
       services:
-        seed: { run: touch seeded }
-      steps: ["while [ ! -e seeded ]; do sleep 0.02; done; sleep 0.1"]
-    `);
+        seed: { run: "true" }
+      steps: ["while [ ! -e ended-1 ]; do sleep 0.02; done"]
+    `,
+      { reporter: { stepFinished } },
+    );
     expect(result).toMatchObject({
       status: "success",
       services: [{ status: "success", exitCode: 0, reason: "it ended before the steps did" }],

@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { TestHost } from "./host-fixture.ts";
@@ -61,8 +61,10 @@ describe("Launchers", () => {
     const [first = 0] = ours();
     process.kill(first, "SIGKILL");
     for (let i = 0; i < 6; i++) expect(await host.run("echo ok")).toMatchObject({ exitCode: 0, stdout: "ok\n" });
-    for (const pid of ours()) process.kill(pid, "SIGKILL");
-    await delay(100); // one whose end the agent has not been told yet cannot be known
+    const all = ours();
+    for (const pid of all) process.kill(pid, "SIGKILL");
+    // One whose end the agent has not been told yet cannot be known; it reaps those of whom it has.
+    await until(() => !all.some((pid) => existsSync(`/proc/${pid}`)));
     expect(await host.run("echo ok")).toMatchObject({ exitCode: 0, stdout: "ok\n" });
     await host.host.launchers.close();
     await until(() => ours().length === 0);

@@ -83,13 +83,14 @@ function inhabitedNamespaces(): Set<string> {
   return found;
 }
 
-/** Waits until the agent has made and removed what it wants to. */
+/** Waits until the agent has made and removed what it wants to: of processes, launchers and the one that makes them. */
 async function settled() {
   let last = "";
   for (let same = 0; same < 5; ) {
     await delay(20);
-    const now = JSON.stringify(await traces());
-    same = now === last ? same + 1 : 0;
+    const found = await traces();
+    const now = JSON.stringify(found);
+    same = now === last && found.processes === 1 ? same + 1 : 0;
     last = now;
   }
   return JSON.parse(last) as Awaited<ReturnType<typeof traces>>;

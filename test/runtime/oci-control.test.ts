@@ -1,4 +1,5 @@
 /** `slipway oci` pause, resume, ps, update, events, as callers of runc use them. */
+import { once } from "node:events";
 import { existsSync, readFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { needRight } from "./host-rights.ts";
@@ -112,8 +113,8 @@ describe("oci events", () => {
     expect(data.cpu.usage.total).toBeGreaterThan(0);
     expect(data.memory.usage.usage).toBeGreaterThan(0);
     expect(data.pids.current).toBeGreaterThan(0);
-    const { ended } = world.start("events", "--interval", "50ms", id);
-    await new Promise((done) => setTimeout(done, 500));
+    const { child, ended } = world.start("events", "--interval", "50ms", id);
+    await once(child.stdout, "data");
     world.run("kill", id, "KILL");
     const { code, stdout, stderr } = await ended;
     expect({ code, stderr }).toEqual({ code: 0, stderr: "" });

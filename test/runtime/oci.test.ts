@@ -607,8 +607,7 @@ describe("oci exec", () => {
     );
     expect(world.run("exec", "--process", file, "--detach", "--pid-file", pidFile, id)).toMatchObject({ code: 0 });
     expect(readFileSync(`/proc/${readFileSync(pidFile, "utf8")}/cmdline`, "utf8")).toContain("sleep 100");
-    for (let i = 0; i < 400 && !existsSync(`${rootfs}/exec`); i++) await new Promise((done) => setTimeout(done, 5));
-    expect(existsSync(`${rootfs}/exec`)).toBe(true);
+    await expect.poll(() => existsSync(`${rootfs}/exec`)).toBe(true);
     expect(world.run("kill", "--all", id, "KILL").code).toBe(0);
     await world.reaches(id, "stopped");
   });

@@ -125,10 +125,10 @@ test("without the kernel's log a sample says who was large shortly before", asyn
   blind.host.oomReports?.close();
   Object.defineProperty(blind.host, "oomReports", { value: undefined });
   const slow = `exec python3 -c 'import time
-x = []
+x = [bytearray(30 << 20)]
 for i in range(100):
     x.append(bytearray(1 << 20))
-    time.sleep(0.04)'`;
+    time.sleep(0.2)'`;
   const result = await blind.run(slow, { resources });
   expect(result).toMatchObject({ reason: "oom" });
   expect(result.message).toMatch(
