@@ -3,8 +3,8 @@ import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { readdirSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
-import { makeFirstFileSystem } from "./bare.ts";
-import { type Architecture, hostArchitecture } from "./debian.ts";
+import type { Architecture } from "./debian.ts";
+import { makeFirstFileSystem } from "./first-file-system.ts";
 
 /** A test may take ten minutes, and Debian's boot takes two or three. */
 const silenceMs = 30 * 60_000;
@@ -62,17 +62,10 @@ export async function boot(
 ): Promise<number> {
   const board = boards[architecture];
   const kernelFile = inBoot(root, "vmlinuz-");
-  const isForeign = architecture !== hostArchitecture();
-  const firstFileSystem = isForeign ? makeFirstFileSystem(dirname(disk), root) : inBoot(root, "initrd.img-");
+  const device = `/dev/${board.disk}`;
+  const firstFileSystem = makeFirstFileSystem(dirname(disk), root, { disk: device });
   const accelerator = process.env["SLIPWAY_TEST_VM_ACCEL"] ?? "tcg,thread=multi";
-  const kernel = [
-    `root=/dev/${board.disk}`,
-    "rw",
-    `console=${board.console}`,
-    "loglevel=3",
-    "panic=-1",
-    ...commandLine,
-  ];
+  const kernel = [`root=${device}`, "rw", `console=${board.console}`, "loglevel=3", "panic=-1", ...commandLine];
   const began = performance.now();
   const qemu = spawn(
     board.program,
