@@ -28,7 +28,7 @@ const defaultTests = [
   "test/agent/nested-job.test.ts",
   "--exclude=test/runtime/{image-pull,image-push,image-export,registry-hostile,nested-tools}.test.ts",
 ];
-const timeLimits = ["--testTimeout=600000", "--hookTimeout=600000"];
+const timeLimitMs = 600_000;
 const choices: Readonly<Record<string, readonly string[]>> = {
   cgroup: ["v2", "v1"],
   arch: ["amd64", "arm64"],
@@ -93,8 +93,12 @@ function takeSuite(argv: readonly string[]): {
 }
 
 function vitest(argv: readonly string[]): string[] {
-  const args = quoted([...timeLimits, ...(argv.length > 0 ? argv : defaultTests)]);
-  return ["node cli/main.ts doctor || true", `vitest run --maxWorkers=1 --reporter=./test/vm/reporter.ts ${args}`];
+  const args = quoted(argv.length > 0 ? argv : defaultTests);
+  return [
+    "node cli/main.ts doctor || true",
+    `export SLIPWAY_TEST_TIME_LIMIT_MS=${timeLimitMs}`,
+    `vitest run --maxWorkers=1 --reporter=./test/vm/reporter.ts ${args}`,
+  ];
 }
 
 /** What the programs look for on a host: the disk 8:0 with weights, classes of packets, two interfaces, pages, profiles. */
