@@ -26,6 +26,8 @@ let commit: string;
 let server: ProtocolServer;
 let agents: Agent[];
 let count = 0;
+/** Added to what is slept for, by which processes of this test are known from those of others on this machine. */
+const own = process.pid * 10_000;
 const registry = new RegistryClient({});
 
 beforeAll(async () => {
@@ -252,10 +254,10 @@ describe("Agent", () => {
 
   test("kills the containers when it cannot renew for as long as the lease lasts, and reports once it can", async () => {
     server.leaseMs = 1_200;
-    const { attemptId, pool } = await offer([step("echo on; exec sleep 61")]);
+    const { attemptId, pool } = await offer([step(`echo on; exec sleep ${own + 61}`)]);
     const agent = await startAgent(pool);
     await server.until(() => server.log(0) === "on\n");
-    const isRunning = () => processesOf("sleep 61").length > 0;
+    const isRunning = () => processesOf(`sleep ${own + 61}`).length > 0;
     while (!isRunning()) await new Promise((resolve) => setTimeout(resolve, 20));
     await server.stop();
     // The agent notices by itself: nobody tells it anything now.
@@ -353,14 +355,14 @@ describe("Agent", () => {
   });
 
   test("stop cancels what runs and says so", async () => {
-    const { attemptId, pool } = await offer([step("echo on; exec sleep 62")]);
+    const { attemptId, pool } = await offer([step(`echo on; exec sleep ${own + 62}`)]);
     const agent = await startAgent(pool);
     await server.until(() => server.log(0) === "on\n");
     const drained = agent.drain();
     await agent.stop();
     await drained;
     expect(server.finished.get(attemptId)).toEqual({ status: "canceled", reason: 'agent "tester" was stopped' });
-    expect(processesOf("sleep 62")).toEqual([]);
+    expect(processesOf(`sleep ${own + 62}`)).toEqual([]);
     expect(existsSync(join(host.stateDir, "attempts", attemptId))).toBe(false);
   });
 });

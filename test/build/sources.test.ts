@@ -124,11 +124,16 @@ describe.skipIf(!isRoot)("ADD", () => {
     writeFileSync(join(repository, "dir/file"), "second");
     git("commit", "-qam", "second");
     const commit = git("rev-parse", "v1");
-    const port = await freePort();
-    const options = ["--listen=127.0.0.1", `--port=${port}`, "--export-all", `--base-path=${fixture.directory}/git`];
-    const daemon = spawn("/usr/lib/git-core/git-daemon", ["--reuseaddr", ...options], { stdio: "ignore" });
+    // One daemon for each connection, on a port that nobody else can have taken meanwhile.
+    const options = ["daemon", "--inetd", "--export-all", `--base-path=${fixture.directory}/git`];
+    const daemon = createTcpServer({ pauseOnConnect: true }, (socket) => {
+      spawn("git", options, { stdio: [socket, socket, "ignore"] });
+      socket.destroy();
+    });
+    daemon.listen(0, "127.0.0.1");
+    await once(daemon, "listening");
     try {
-      const remote = `git://127.0.0.1:${port}/repo.git`;
+      const remote = `git://127.0.0.1:${(daemon.address() as AddressInfo).port}/repo.git`;
       const dockerfile = [
         "FROM scratch",
         `ADD ${remote}#main /main/`,
@@ -136,7 +141,6 @@ describe.skipIf(!isRoot)("ADD", () => {
         `ADD --keep-git-dir=true ${remote} /kept/`,
         `ADD ${remote}#main:inside /inside/`,
       ].join("\n");
-      await listening(port);
       const merged = mergeLayers(await fixture.layers(await build(dockerfile)));
       expect(merged["main/dir/file"]).toMatch(/ second$/);
       expect(merged["tag/file"]).toMatch(/ first$/);
@@ -157,8 +161,8 @@ describe.skipIf(!isRoot)("ADD", () => {
           /cannot be fetched|syntax|unclosed|not/,
         );
     } finally {
-      daemon.kill();
-      await once(daemon, "exit");
+      daemon.close();
+      await once(daemon, "close");
     }
   });
 
@@ -167,23 +171,3 @@ describe.skipIf(!isRoot)("ADD", () => {
     expect(fixture.leftovers()).toEqual([]);
   });
 });
-
-async function freePort(): Promise<number> {
-  const server = createTcpServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, "close");
-  return port;
-}
-
-async function listening(port: number): Promise<void> {
-  for (;;) {
-    try {
-      execFileSync("git", ["ls-remote", `git://127.0.0.1:${port}/repo.git`], { stdio: "ignore" });
-      return;
-    } catch {
-      await delay(20);
-    }
-  }
-}

@@ -282,11 +282,11 @@ bad:
 
   const failing = jobs(
     `a:\n  env: { GREETING: hello }\n  steps:\n    - echo one > one\n    - { name: fails, run: "echo made > /made; exit 3" }\n    - echo never\n` +
-      `b:\n  steps:\n    - sleep 2; echo from b\n`,
+      `b:\n  steps:\n    - sleep 5; echo from b\n`,
   );
 
   test("--shell-on-failure opens a shell in the step that fails; what else is shown waits for its end", async () => {
-    const script = "cat one /made; echo $GREETING; pwd; sleep 4; exit 4\n";
+    const script = "cat one /made; echo $GREETING; pwd; sleep 8; exit 4\n";
     const { code, stdout, stderr } = await runPipeline(failing, ["--shell-on-failure"], { input: script });
     expect(code).toBe(1);
     expect(stderr).toContain("slipway: a shell in a/fails, as it failed (exit code 3); exit goes on\n");

@@ -16,6 +16,8 @@ let up: ChildProcess;
 let log = "";
 let repository: DemoRepository;
 let builds = 0;
+/** Added to what is slept for, by which processes of this test are known from those of others on this machine. */
+const own = process.pid * 10_000;
 const dataDir = () => join(directory.path, "data");
 /** Finds the server by the data directory, and its token there. */
 const env = () => ({ SLIPWAY_DATA_DIR: dataDir(), SLIPWAY_SERVER: "", SLIPWAY_TOKEN: "", TERM: "dumb" });
@@ -183,14 +185,14 @@ describe("slipway shell in a running step", () => {
 
   test("on a terminal Ctrl-C interrupts the program there, Ctrl-D ends the shell", async () => {
     await using run = terminal([`${build}/test`]);
-    run.type("sleep 7101\r");
-    await there("sleep 7101");
+    run.type(`sleep ${own + 7101}\r`);
+    await there(`sleep ${own + 7101}`);
     run.type("\x03");
     run.type("echo status $?\r");
     expect(await run.until(/\nstatus (\d+)/)).toBe("130");
     run.type("\x04");
     expect(await run.exited).toEqual({ code: 0, signal: null });
-    await gone("sleep 7101");
+    await gone(`sleep ${own + 7101}`);
   });
 
   test("is one at a time; the next person is told who has it", async () => {
@@ -208,13 +210,13 @@ describe("slipway shell in a running step", () => {
 
   test("is hung up when the person is gone: killed, or by Enter ~ .", async () => {
     const killed = terminal([build]);
-    killed.type("trap '' HUP; sleep 7102\r");
-    await there("sleep 7102");
+    killed.type(`trap '' HUP; sleep ${own + 7102}\r`);
+    await there(`sleep ${own + 7102}`);
     killed.child.kill("SIGKILL");
     for (const pid of processesOf([process.execPath, bin, "shell", build].join(" "))) {
       process.kill(Number(pid), "SIGKILL");
     }
-    await gone("sleep 7102");
+    await gone(`sleep ${own + 7102}`);
     await killed[Symbol.asyncDispose]();
     await using left = await until(async () => {
       const next = terminal([build]);
@@ -224,12 +226,12 @@ describe("slipway shell in a running step", () => {
         () => undefined,
       );
     });
-    left.type("sleep 7103\r");
-    await there("sleep 7103");
+    left.type(`sleep ${own + 7103}\r`);
+    await there(`sleep ${own + 7103}`);
     left.type("\r~.");
     expect(await left.exited).toEqual({ code: 129, signal: null });
     expect(left.text).toContain("the connection was broken off");
-    await gone("sleep 7103");
+    await gone(`sleep ${own + 7103}`);
   });
 
   test("without a terminal passes Ctrl-C on as a signal, and leaves at the second", async () => {
@@ -240,19 +242,22 @@ describe("slipway shell in a running step", () => {
       },
     );
     expect(outcome).toMatchObject({ code: 9, stdout: "on\ncaught\n" });
-    const twice = await shell([build, "--", "sh", "-c", "trap 'echo caught' INT; echo on; sleep 7104; sleep 7104"], {
-      watch: (child, stdout) => void (/^on\n(caught\n)?$/.test(stdout) && child.kill("SIGINT")),
-    });
+    const twice = await shell(
+      [build, "--", "sh", "-c", `trap 'echo caught' INT; echo on; sleep ${own + 7104}; sleep ${own + 7104}`],
+      {
+        watch: (child, stdout) => void (/^on\n(caught\n)?$/.test(stdout) && child.kill("SIGINT")),
+      },
+    );
     expect(twice).toMatchObject({ code: 130 });
-    await gone("sleep 7104");
+    await gone(`sleep ${own + 7104}`);
   });
 
   test("costs nobody memory when it floods and nobody reads", async () => {
-    const child = spawn(process.execPath, [bin, "shell", build, "--", "yes", "flood 7105"], {
+    const child = spawn(process.execPath, [bin, "shell", build, "--", "yes", `flood ${own + 7105}`], {
       env: environment(env()),
       stdio: ["ignore", "pipe", "inherit"],
     });
-    const pid = (await until(async () => processesOf("yes flood 7105")[0])) as string;
+    const pid = (await until(async () => processesOf(`yes flood ${own + 7105}`)[0])) as string;
     const written = () => readFileSync(`/proc/${pid}/io`, "utf8").match(/wchar: (\d+)/)?.[1];
     // Nobody reads: it comes to a standstill, a few hundred kibibytes on.
     await until(async () => {
@@ -267,15 +272,15 @@ describe("slipway shell in a running step", () => {
       if (bytes > 8 << 20) break;
     }
     expect((await once(child, "exit"))[0]).toBe(141);
-    await gone("yes flood 7105");
+    await gone(`yes flood ${own + 7105}`);
   });
 
   test("ends with the step, and says so; the step's log tells who was there", async () => {
     await using run = terminal([build]);
-    run.type("touch go; sleep 7106\r");
+    run.type(`touch go; sleep ${own + 7106}\r`);
     expect((await run.exited).code).toBe(137);
     expect(run.text).toContain("slipway: the step has ended");
-    await gone("sleep 7106");
+    await gone(`sleep ${own + 7106}`);
     const shown = await until(async () => {
       const { stdout } = await talk(["build", "log", build]);
       return stdout.includes("ended") && stdout;
@@ -309,10 +314,10 @@ describe("slipway shell in a failed step", () => {
       stderr: "",
     });
     await using run = terminal([build]);
-    run.type("cat /new; ps -e | wc -l; sleep 7201 & exit 6\r");
+    run.type(`cat /new; ps -e | wc -l; sleep ${own + 7201} & exit 6\r`);
     expect((await run.exited).code).toBe(6);
     expect(run.text).toContain("\r\nnew\r\n");
-    await gone("sleep 7201");
+    await gone(`sleep ${own + 7201}`);
     const log = await until(async () => {
       const { stdout } = await talk(["build", "log", build]);
       return (stdout.match(/shell closed/g)?.length ?? 0) > 1 && stdout;
@@ -324,8 +329,8 @@ describe("slipway shell in a failed step", () => {
     const name = `team/app#${builds}`;
     const states = () => readdirSync(join(dataDir(), "agent/attempts"));
     await using run = terminal([name]);
-    run.type("echo ready; sleep 7202\r");
-    await there("sleep 7202");
+    run.type(`echo ready; sleep ${own + 7202}\r`);
+    await there(`sleep ${own + 7202}`);
     expect(await talk(["build", "discard", name])).toMatchObject({ code: 0, stdout: `${name}: given up\n` });
     // Hung up, and killed with its container right after: whichever comes first.
     expect([129, 137]).toContain((await run.exited).code);
@@ -355,13 +360,13 @@ describe("slipway shell in a failed step", () => {
     const agent = traces.processes().find((line) => line.includes("slipway.cjs agent"));
     const name = `team/app#${builds}`;
     const run = terminal([name]);
-    run.type("sleep 7203\r");
-    await there("sleep 7203");
+    run.type(`sleep ${own + 7203}\r`);
+    await there(`sleep ${own + 7203}`);
     process.kill(Number(agent?.split(" ")[0]), "SIGKILL");
     expect((await run.exited).code).toBe(125);
     expect(run.text).toContain("the connection to the agent broke");
     await run[Symbol.asyncDispose]();
-    await gone("sleep 7203");
+    await gone(`sleep ${own + 7203}`);
     await until(async () => {
       const next = traces.processes().find((line) => line.includes("slipway.cjs agent"));
       return next !== undefined && next !== agent;

@@ -80,8 +80,9 @@ describe("a container's cgroup", () => {
   });
 
   test("counts what was used", async () => {
-    const resources = { memoryBytes: 64 * MiB, cpu: 0.1, pids: 20 };
-    const script = "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done; (sleep 0.01 & sleep 0.01 & wait)";
+    // So little that it is throttled also where others leave it a small share.
+    const resources = { memoryBytes: 64 * MiB, cpu: 0.03, pids: 20 };
+    const script = "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; (sleep 0.01 & sleep 0.01 & wait)";
     const { usage } = await host.run(script, { resources });
     expect(usage.cpuTimeMs).toBeGreaterThan(1);
     expect(usage.cpuThrottledMs).toBeGreaterThan(0);

@@ -93,6 +93,18 @@ function traces() {
   };
 }
 
+/** The traces, once no launcher is under way, which has a descriptor before it is ready. */
+async function settled(): Promise<ReturnType<typeof traces>> {
+  let last = "";
+  for (let same = 0; same < 5; ) {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    const now = JSON.stringify(traces());
+    same = now === last ? same + 1 : 0;
+    last = now;
+  }
+  return JSON.parse(last) as ReturnType<typeof traces>;
+}
+
 describe("execInContainer", () => {
   test("joins everything that the container's program is in, with its identity and limits", async () => {
     const workspace = host.workspace();
@@ -349,7 +361,9 @@ describe("openContainer", () => {
     const container = openContainer(host.host, host.prepared({ writableDir }));
     await container.created;
     const run = await Run.start(container, ["/bin/sh"], { terminal });
-    run.type("cat /left; for i in 1 2 3; do (sleep 0.01 &); done; sleep 0.2; ps -e -o stat=,comm=; exit\n");
+    run.type(
+      "cat /left; for i in 1 2 3; do (sleep 0.01 &); done; while ps -e -o comm= | grep -q sleep; do :; done; ps -e -o stat=,comm=; exit\n",
+    );
     await run.process.result;
     expect(run.text).toContain("kept\r\n");
     expect(run.text).not.toMatch(/\r\nZ/);
@@ -414,7 +428,7 @@ describe("from inside a further process", () => {
 test("leaves nothing behind: descriptors, processes, mounts, terminals", async () => {
   const container = await idle();
   await capture(container, "true", { terminal });
-  const before = traces();
+  const before = await settled();
   for (let i = 0; i < 10; i++) {
     await capture(container, "true");
     await capture(container, "true", { terminal });
@@ -423,7 +437,6 @@ test("leaves nothing behind: descriptors, processes, mounts, terminals", async (
     await run.process[Symbol.asyncDispose]();
   }
   expect(await capture(container, "ls /dev/pts")).toBe("ptmx\n");
-  await new Promise((resolve) => setImmediate(resolve));
-  expect(traces()).toEqual(before);
+  await expect.poll(traces).toEqual(before);
   await container[Symbol.asyncDispose]();
 });

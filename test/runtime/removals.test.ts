@@ -53,7 +53,7 @@ describe("Removals", () => {
     const [large, small] = [join(trash, "large"), join(trash, "small")];
     mkdirSync(large);
     mkdirSync(small);
-    for (let i = 0; i < 2_000; i++) writeFileSync(join(large, `${i}`), "");
+    for (let i = 0; i < 10_000; i++) writeFileSync(join(large, `${i}`), "");
     const order: string[] = [];
     const both = [large, small].map((tree) => removals.remove(tree).then(() => order.push(tree)));
     await Promise.all(both);

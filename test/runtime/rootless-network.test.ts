@@ -113,14 +113,16 @@ socket.create_server(("", 80)); print("listens")'`;
 
   test("leaves no pasta and no file", async () => {
     await runSteps({ script: "true", network: {} });
-    const names = readdirSync("/proc").flatMap((pid) => {
-      try {
-        return /^\d+$/.test(pid) ? [readFileSync(`/proc/${pid}/cmdline`, "utf8")] : [];
-      } catch {
-        return [];
-      }
-    });
-    expect(names.filter((name) => name.includes("pasta") && name.includes(`slipway-${user.uid}`))).toEqual([]);
+    const names = () =>
+      readdirSync("/proc").flatMap((pid) => {
+        try {
+          return /^\d+$/.test(pid) ? [readFileSync(`/proc/${pid}/cmdline`, "utf8")] : [];
+        } catch {
+          return [];
+        }
+      });
+    const pastas = () => names().filter((name) => name.includes("pasta") && name.includes(`slipway-${user.uid}`));
+    await expect.poll(pastas).toEqual([]);
     expect(readdirSync(`/tmp/slipway-${user.uid}/networks`)).toEqual([]);
   });
 });
