@@ -83,10 +83,12 @@ export class BuildRun implements RunnableStep {
     this.log.onFull = () => this.#limit.abort(new StepLimit(`it printed more than ${formatBytes(logBytes)}`));
   }
 
-  prepare(): void {}
+  prepare(): Promise<void> {
+    return Promise.resolve();
+  }
 
-  prepareWithoutWorkspace(): boolean {
-    return false;
+  prepareWithoutWorkspace(): undefined {
+    return undefined;
   }
 
   begin(): void {}

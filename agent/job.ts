@@ -22,6 +22,7 @@ import type { RunnableStep } from "./runnable-step.ts";
 import { secretForms } from "./secret-forms.ts";
 import { Services, skipServices } from "./services.ts";
 import { type StepContext, StepRun } from "./step.ts";
+import { StepsAhead } from "./steps-ahead.ts";
 import type { StepAccess } from "./step-access.ts";
 import { type LogTap, StepLog } from "./step-log.ts";
 import { keepFew, MadeParts } from "./strangers-images.ts";
@@ -72,9 +73,6 @@ export interface BuildPolicy {
   /** Tags become names of the store, as `docker build --tag` has it: for who owns it. */
   readonly namesImages: boolean;
 }
-
-/** So many steps are prepared while one runs: the next may take less time than creating a container does. */
-const stepsAhead = 2;
 
 /** How a job ended. */
 type JobEnd = Pick<JobResult, "status" | "reason">;
@@ -197,28 +195,8 @@ async function runJob(asked: JobSpec, options: JobOptions & { readonly made: Mad
   const over = Promise.withResolvers<void>();
   const steps: StepResult[] = [];
   let end: JobEnd | undefined = setupError && { status: "error", reason: setupError.message };
-  /** Steps whose turn comes next, in their order; their containers are created while those before them run. */
-  const ahead: RunnableStep[] = [];
-  let planned = 0;
-  const plan = (): RunnableStep | undefined => {
-    const step = prepareStep(planned);
-    if (step === undefined) return undefined;
-    planned++;
-    ahead.push(step);
-    return step;
-  };
-  const prepareAhead = () => {
-    while (ahead.length < stepsAhead) {
-      const step = plan();
-      if (step === undefined) return;
-      step.prepare();
-    }
-  };
-  const discardAhead = () => {
-    for (const step of ahead.splice(0)) step.discard();
-  };
-  const first = plan();
-  const early = options.workspace.ready !== undefined && first?.prepareWithoutWorkspace() === true;
+  const ahead = new StepsAhead(prepareStep);
+  if (options.workspace.ready !== undefined) ahead.fillEarly();
   try {
     await ready;
     if (uidRange !== undefined) {
@@ -227,7 +205,7 @@ async function runJob(asked: JobSpec, options: JobOptions & { readonly made: Mad
       await options.host.giveWorkspace(options.workspace, uidRange);
     }
   } catch (error) {
-    if (early) discardAhead();
+    ahead.discard();
     clearTimeout(timer);
     await Promise.all(cleanups);
     await caches.finish({ succeeded: false });
@@ -249,14 +227,12 @@ async function runJob(asked: JobSpec, options: JobOptions & { readonly made: Mad
           finish: (result) => maskReason(result, secrets),
         });
   await services?.start();
-  if (first !== undefined && end === undefined && !signal.aborted) {
-    if (!early) first.prepare();
-    prepareAhead();
-  }
+  if (end === undefined && !signal.aborted) ahead.fill();
   for (const [index, step] of job.steps.entries()) {
-    const current = ahead.shift();
-    if (current === undefined || end !== undefined || (signal.aborted && !current.hasBegun)) {
+    const current = end === undefined ? ahead.take() : undefined;
+    if (current === undefined || (signal.aborted && !current.hasBegun)) {
       current?.discard();
+      ahead.discard();
       end ??= judgeAbort(signal);
       steps.push({ status: "skipped" });
       options.reporter.stepFinished?.(index, { status: "skipped" }, undefined);
@@ -266,14 +242,12 @@ async function runJob(asked: JobSpec, options: JobOptions & { readonly made: Mad
     const outcome = await current.run({
       running: (running) => {
         options.access?.running(index, running);
-        prepareAhead();
+        ahead.fill();
       },
       succeeded: () => {
-        if (!signal.aborted) ahead[0]?.begin();
+        if (!signal.aborted) ahead.begin();
       },
     });
-    // Its program never ran: the next one's container has not been prepared.
-    if (ahead.length === 0) plan();
     const result = maskReason(judgeStep(step, outcome, signal), secrets);
     end = judgeJob(step, result, signal);
     const kept = await offer(current, result, { index, isLast: end !== undefined, access: options.access });
@@ -291,7 +265,7 @@ async function runJob(asked: JobSpec, options: JobOptions & { readonly made: Mad
     steps.push(result);
     options.reporter.stepFinished?.(index, result, current.log);
   }
-  discardAhead();
+  ahead.discard();
   clearTimeout(timer);
   const ended = (await services?.stop()) ?? skipServices(job, options.reporter);
   await Promise.all(cleanups);

@@ -9,10 +9,10 @@ export interface RunnableStep {
   readonly log: StepLog;
   /** Its program was started before `run` was called. */
   readonly hasBegun: boolean;
-  /** Does ahead what can be done while the step before still runs. */
-  prepare(): void;
-  /** The same while the workspace is still being filled; false if that cannot be. */
-  prepareWithoutWorkspace(): boolean;
+  /** Does ahead what can be done while the step before still runs. Resolves when that is done, or cannot be. */
+  prepare(): Promise<void>;
+  /** The same while the workspace is still being filled; undefined if that cannot be. */
+  prepareWithoutWorkspace(): Promise<void> | undefined;
   /** Starts it now if all is ready, for the step before has succeeded and is gone. `run` must follow, or `discard`. */
   begin(): void;
   /** Removes what was prepared for a step that is not run. */

@@ -77,7 +77,7 @@ export class StepRun implements RunnableStep {
   }
 
   /** Creates the container up to the moment before its program is executed. What is not possible yet is left to `run`. */
-  prepare(): void {
+  async prepare(): Promise<void> {
     const { host, image, signal } = this.#context;
     const create = async () => {
       const found = await image("ahead");
@@ -91,6 +91,17 @@ export class StepRun implements RunnableStep {
       return container;
     };
     this.#prepared = create().catch(() => undefined);
+    const container = await this.#prepared;
+    await container?.created.catch(() => this.#giveUp(container));
+  }
+
+  /** What could not be created while others' containers wait may be possible when they are gone: left to `run`. */
+  #giveUp(container: Container): void {
+    const isNeeded = this.#container !== undefined || this.#begun !== undefined || this.#writableDir !== undefined;
+    if (isNeeded || this.#ahead?.container !== container) return;
+    this.#ahead = undefined;
+    this.#prepared = Promise.resolve(undefined);
+    this.#context.later(container[Symbol.asyncDispose]());
   }
 
   /** What its container would be, and how it would be made; nothing is. */
@@ -125,11 +136,9 @@ export class StepRun implements RunnableStep {
     return this.#begun !== undefined;
   }
 
-  /** Creates the container while the workspace is still being filled; false if its image will be in there. */
-  prepareWithoutWorkspace(): boolean {
-    if (this.#step.image.startsWith("./")) return false;
-    this.prepare();
-    return true;
+  /** Creates the container while the workspace is still being filled; undefined if its image will be in there. */
+  prepareWithoutWorkspace(): Promise<void> | undefined {
+    return this.#step.image.startsWith("./") ? undefined : this.prepare();
   }
 
   /** Removes what was prepared for a step that is not run. */

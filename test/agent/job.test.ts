@@ -1,5 +1,15 @@
-import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, realpathSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { executeJob, type JobOptions, type JobResult, type StepResult } from "../../agent/index.ts";
 import { DEFAULTS, type JobSpec, type StepSpec } from "../../pipelines/index.ts";
@@ -111,6 +121,25 @@ describe("executeJob", () => {
       step("cp file before; sleep 0.2; cmp file before && echo unchanged"),
     ]);
     expect(result.output).toBe("1.1 unchanged\n");
+  });
+
+  test("creates the next steps' containers while its workspace is being filled, and removes those that are not used", async () => {
+    await using own = await Host.open({ stateDir: join(dir.path, "own") });
+    // Where the kernel tells an unchanged root file system from another, it has a directory of its own.
+    const containers = () => ["containers", "roots"].flatMap((name) => readdirSync(join(own.stateDir, name))).length;
+    const { promise: ready, resolve: isReady } = Promise.withResolvers<void>();
+    const running = run(
+      ["cat file", "exit 3", "true", "true", "true", "true"].map((script) => step(script)),
+      { host: own, workspace: { dir: workspace, ready } },
+    );
+    // As many as may wait.
+    while (containers() < 4) await delay(5);
+    writeFileSync(join(workspace, "file"), "from the clone");
+    isReady();
+    const result = await running;
+    expect(statuses(result)).toEqual(["success", "failure", "skipped", "skipped", "skipped", "skipped"]);
+    expect(result.output).toBe("0.1 from the clone");
+    expect(result.events.filter((event) => event.startsWith("problem"))).toEqual([]);
   });
 
   test("gives a step the pipeline's environment and the documented variables, nothing of the agent's", async () => {
