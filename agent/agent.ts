@@ -11,12 +11,14 @@ import {
 } from "../queue/index.ts";
 import type { Host, RegistryClient } from "../runtime/index.ts";
 import { containerName, runAttempt } from "./attempt.ts";
+import { BuildEnds } from "./build-ends.ts";
 import { asError } from "./cause.ts";
 import type { StepCeiling } from "./ceiling.ts";
 import { ImageRoom } from "./image-room.ts";
 import type { KeepLimits } from "./kept-steps.ts";
 import { FencedError, ServerClient, UnansweredError } from "./server-client.ts";
 import { Shells } from "./shells.ts";
+import { StagedCaches } from "./staged-caches.ts";
 import { defaultUntrustedPolicy, type UntrustedPolicy } from "./untrusted.ts";
 
 export interface AgentOptions {
@@ -67,6 +69,8 @@ export class Agent implements AsyncDisposable {
   readonly #client: ServerClient;
   readonly #shells: Shells;
   readonly #images: ImageRoom;
+  readonly #caches: StagedCaches;
+  readonly #ends: BuildEnds;
   readonly #running = new Map<string, AbortController>();
   readonly #cleanups = new Set<Promise<void>>();
   readonly #giveUp = new AbortController();
@@ -87,6 +91,11 @@ export class Agent implements AsyncDisposable {
       removeDir: (dir) => this.#cleanUp(dir),
     });
     const { host, imageBudgetBytes, logger } = options;
+    this.#caches = new StagedCaches({
+      host,
+      onProblem: (error) => logger.warn({ err: error }, error.message),
+    });
+    this.#ends = new BuildEnds({ client: this.#client, caches: this.#caches, logger });
     this.#images = new ImageRoom({
       storeDir: host.imageStoreDir,
       budgetBytes: imageBudgetBytes,
@@ -108,7 +117,10 @@ export class Agent implements AsyncDisposable {
     this.#redis = connectRedis(redisUrl, { name: `slipway-agent-${name}`.replaceAll(/[^\w.-]/g, "_") });
     this.#cancellations = new CancelChannel(this.#redis).subscribe(
       (attemptId, reason) => this.#running.get(attemptId)?.abort(new Error(reason)),
-      (attemptId) => this.#shells.wake(attemptId),
+      (attemptId) => {
+        this.#shells.wake(attemptId);
+        this.#ends.wake(attemptId);
+      },
     );
     this.#worker = new JobWorker(this.#redis, {
       pools,
@@ -154,6 +166,8 @@ export class Agent implements AsyncDisposable {
     await this.#worker?.close({ force: true });
     clearTimeout(timer);
     await this.#shells.close();
+    await this.#ends.close();
+    await this.#caches[Symbol.asyncDispose]();
     await this.#images[Symbol.asyncDispose]();
     await this.#cancellations?.[Symbol.asyncDispose]();
     await this.#redis?.[Symbol.asyncDispose]();
@@ -191,6 +205,7 @@ export class Agent implements AsyncDisposable {
         client: this.#client,
         host,
         shells,
+        caches: this.#caches,
         registry,
         mirrorsDir,
         untrusted,
@@ -202,6 +217,7 @@ export class Agent implements AsyncDisposable {
         giveUp,
       });
       if (!shells.isKept(attemptId)) this.#cleanUp(dir);
+      await this.#ends.follow(claimed);
     } finally {
       this.#running.delete(attemptId);
       this.#images.check();

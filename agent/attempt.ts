@@ -23,6 +23,7 @@ import type { JobResult, StepResult } from "./report.ts";
 import { secretForms } from "./secret-forms.ts";
 import { FencedError, type ServerClient } from "./server-client.ts";
 import type { AttemptShells, Shells } from "./shells.ts";
+import type { StagedCaches } from "./staged-caches.ts";
 import { StepLog } from "./step-log.ts";
 import type { UntrustedPolicy } from "./untrusted.ts";
 
@@ -41,6 +42,8 @@ export interface AttemptOptions {
   readonly claimedAtMs: number;
   readonly logger: Logger;
   readonly shells: Shells;
+  /** Takes over what jobs leave for later builds; what is left of an attempt whose end is not accepted is ended here. */
+  readonly caches: StagedCaches;
   /** Cancels the job; how it ended is still reported. */
   readonly job: AbortController;
   /** Gives up everything, reports included. */
@@ -53,7 +56,7 @@ export interface AttemptOptions {
  * Never throws. When it resolves no container of the attempt is left.
  */
 export async function runAttempt(claimed: ClaimedJob, options: AttemptOptions): Promise<void> {
-  const { client, job, logger } = options;
+  const { client, job, logger, caches } = options;
   const reporter = new AttemptReporter({
     client,
     attempt: claimed,
@@ -78,6 +81,7 @@ export async function runAttempt(claimed: ClaimedJob, options: AttemptOptions): 
   await access.report();
   const accepted = await reporter.finish(result);
   lease[Symbol.dispose]();
+  if (!accepted) await caches.end(claimed.attemptId, { succeeded: false });
   const { status, reason } = result;
   logger.info(
     { status, reason, accepted },
@@ -90,8 +94,8 @@ async function execute(
   { reporter, access }: { readonly reporter: AttemptReporter; readonly access: AttemptShells },
   options: AttemptOptions,
 ): Promise<Pick<JobResult, "status" | "reason">> {
-  const { host, dir, job } = options;
-  const { build, repository } = claimed;
+  const { host, dir, job, caches } = options;
+  const { attemptId, build, repository } = claimed;
   const untrusted = isUntrusted(claimed) ? options.untrusted : undefined;
   const maskedValues = [...claimed.maskedValues, ...urlSecrets(repository.cloneUrl)];
   const logDir = join(dir, "log");
@@ -113,7 +117,7 @@ async function execute(
     // The first step's container is created while Git works; what `ready` rejects with comes out of here.
     return await executeJob(claimed.job, {
       host,
-      id: containerName(claimed.attemptId),
+      id: containerName(attemptId),
       workspace: { dir: workspaceDir, ready },
       variables: buildVariables(claimed.job, build, repository),
       secrets: givenSecrets(claimed),
@@ -129,6 +133,7 @@ async function execute(
         cachePolicy: {
           namespace: `repository ${repository.id}`,
           mayKeep: () => isOfDefaultBranch(claimed, { directory: dir, signal: job.signal }),
+          leave: (cache) => caches.add({ ...cache, attemptId, buildId: build.id, buildNumber: build.number }),
         },
       }),
       builds: { cacheNamespace: cacheNamespace(claimed, untrusted !== undefined), namesImages: false },

@@ -18,6 +18,7 @@ export type { GivenSecrets } from "./job-secrets.ts";
 export { secretForms } from "./secret-forms.ts";
 export { formatDuration } from "./duration.ts";
 export { sharedPins } from "./image-pins.ts";
+export { StagedCaches } from "./staged-caches.ts";
 export { Agent, type AgentOptions } from "./agent.ts";
 export type { KeepLimits } from "./kept-steps.ts";
 export type { KeptStep } from "./kept-step.ts";

@@ -1,7 +1,7 @@
 /** What the nested steps of one job keep between builds: images and layers of their builders. */
 import { mkdirSync } from "node:fs";
 import { formatBytes } from "../pipelines/index.ts";
-import { type Host, isRootless } from "../runtime/index.ts";
+import { type CacheKey, type Host, isRootless } from "../runtime/index.ts";
 import { asError } from "./cause.ts";
 
 /** Whose caches a job has. */
@@ -10,6 +10,8 @@ export interface CachePolicy {
   readonly namespace: string;
   /** Whether what a successful job leaves is for later builds: asked at its end. */
   readonly mayKeep: () => Promise<boolean>;
+  /** Takes over what a successful job has left, until its build has ended. */
+  readonly leave: (cache: { readonly key: CacheKey; readonly directory: string }) => Promise<void>;
 }
 
 export interface JobCachesOptions {
@@ -30,8 +32,8 @@ interface Copy {
 }
 
 /**
- * Gives each step that names a cache the job's own copy of it, made when the first one needs it, and keeps or removes the copies
- * at the job's end.
+ * Gives each step that names a cache the job's own copy of it, made when the first one needs it, and hands on or removes the
+ * copies at the job's end.
  */
 export class JobCaches {
   readonly #options: JobCachesOptions;
@@ -106,15 +108,8 @@ export class JobCaches {
   }
 
   async #end(name: string, directory: string, keep: boolean): Promise<void> {
-    const { host, policy, onProblem } = this.#options;
-    try {
-      if (!keep || policy === undefined) return;
-      const { bytes, kept } = await host.containerCaches.keep({ namespace: policy.namespace, name }, directory);
-      if (!kept) {
-        onProblem(new Error(`Cache "${name}" is not kept: it has ${formatBytes(bytes)}, more than this agent keeps`));
-      }
-    } finally {
-      await host.removeTree(directory);
-    }
+    const { host, policy } = this.#options;
+    if (keep && policy !== undefined) await policy.leave({ key: { namespace: policy.namespace, name }, directory });
+    else await host.removeTree(directory);
   }
 }

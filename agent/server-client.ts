@@ -5,6 +5,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "pino";
 import {
   attemptTokenHeader,
+  type BuildEnd,
   type ClaimedJob,
   type ClaimRequest,
   type FinishReport,
@@ -156,6 +157,20 @@ export class ServerClient implements Disposable {
   ): Promise<KeptResponse> {
     const path = attemptPath(attempt, "kept");
     const answer = await this.#send({ method: "POST", path, attempt, ...json(report), ...options });
+    return JSON.parse(answer.body.toString());
+  }
+
+  /**
+   * Asks how the build of an attempt has ended, trying once.
+   *
+   * @throws {FencedError} If the server knows nothing of the attempt, or it is another's.
+   * @throws {UnansweredError}
+   */
+  async askBuild(
+    attempt: AttemptKey,
+    options: { readonly timeoutMs: number; readonly signal: AbortSignal },
+  ): Promise<BuildEnd> {
+    const answer = await this.#send({ method: "GET", path: attemptPath(attempt, "build"), attempt, ...options });
     return JSON.parse(answer.body.toString());
   }
 

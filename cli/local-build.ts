@@ -8,6 +8,7 @@ import {
   type JobOptions,
   type JobResult,
   sharedPins,
+  StagedCaches,
   type StepCeiling,
   type StepResult,
 } from "../agent/index.ts";
@@ -44,12 +45,17 @@ export class LocalBuild {
   readonly #running = new Map<string, Promise<void>>();
   readonly #pins = sharedPins();
   readonly #shells: LocalShells | undefined;
+  readonly #caches: StagedCaches;
 
   constructor({ shellOnFailure, ...options }: LocalBuildOptions) {
     const held = new HeldOutput(options.context.print);
     const context = { ...options.context, print: held.print };
     this.#options = { ...options, context };
     this.#transcript = new Transcript(options.jobs, context);
+    this.#caches = new StagedCaches({
+      host: options.host,
+      onProblem: (error) => context.warn(`slipway: ${error.message}`),
+    });
     this.#shells = shellOnFailure ? new LocalShells({ context, held, signal: options.signal }) : undefined;
     for (const { name } of options.jobs) this.#statuses.set(name, "queued");
   }
@@ -63,6 +69,7 @@ export class LocalBuild {
       const next = advance(jobs, this.#statuses);
       for (const { name, reason } of next.skipped) this.#end(name, { status: "skipped", reason });
       if (next.finished) {
+        await this.#endCaches(next.status === "success");
         context.print(`\n${this.#transcript.summary()}${this.#verdict(next.status, performance.now() - startedAtMs)}`);
         return next.status === "success" || next.status === "skipped"
           ? exitCodes.success
@@ -120,7 +127,11 @@ export class LocalBuild {
       secrets: this.#options.secrets,
       builds: { cacheNamespace: "", namesImages: true },
       // Whatever is checked out: what a person tries is a person's own.
-      cachePolicy: { namespace: `local ${root}`, mayKeep: () => Promise.resolve(true) },
+      cachePolicy: {
+        namespace: `local ${root}`,
+        mayKeep: () => Promise.resolve(true),
+        leave: (cache) => this.#caches.add({ ...cache, attemptId: job.name, buildId: "" }),
+      },
     };
   }
 
@@ -157,6 +168,10 @@ export class LocalBuild {
   #end(name: string, end: Outcome): void {
     this.#statuses.set(name, end.status);
     this.#transcript.jobFinished(name, end);
+  }
+
+  async #endCaches(succeeded: boolean): Promise<void> {
+    for (const { name } of this.#options.jobs) await this.#caches.end(name, { succeeded });
   }
 
   #failureCode(status: Status): number {

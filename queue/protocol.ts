@@ -11,6 +11,7 @@
  * POST /api/agent/attempts/:attemptId/images                   ImagePin → 200 ImagePin: the one that holds | 409
  * POST /api/agent/attempts/:attemptId/finish                   FinishReport → 204 | 409
  * POST /api/agent/attempts/:attemptId/kept                     KeptReport → 200 KeptResponse | 409; after the finish, too
+ * GET  /api/agent/attempts/:attemptId/build                    → 200 BuildEnd | 409; after the finish, too
  *
  * Shells have a protocol of their own, shell-protocol.ts.
  */
@@ -99,6 +100,9 @@ export interface KeptResponse {
   /** Steps that nobody wants kept any more. */
   readonly discard: readonly number[];
 }
+
+/** How the build of an attempt has ended. */
+export type BuildEnd = { readonly ended: false } | { readonly ended: true; readonly succeeded: boolean };
 
 /** What the tag of an image stands for in a build; a job proposes, and the first one's proposal holds for all. */
 export const imagePinSchema = z.object({

@@ -36,6 +36,13 @@ export interface KeptCache extends CacheKey {
 interface Current extends CacheKey {
   readonly version: string;
   readonly bytes: number;
+  readonly build?: number;
+}
+
+/** What became of what was to be kept: it takes more than all caches together may, or a later build's is there. */
+export interface Keeping {
+  readonly bytes: number;
+  readonly outcome: "kept" | "too large" | "older";
 }
 
 export interface ContainerCachesOptions {
@@ -56,6 +63,16 @@ export class ContainerCaches {
     this.#directory = directory;
     this.#options = options;
     mkdirSync(join(directory, "tmp"), { recursive: true, mode: 0o700 });
+  }
+
+  /** What all of them may use together. */
+  get budgetBytes(): number {
+    return this.#options.budgetBytes;
+  }
+
+  /** What a directory takes on its file system, in bytes. */
+  async measure(directory: string): Promise<number> {
+    return await sizeOf(directory);
   }
 
   /**
@@ -86,27 +103,36 @@ export class ContainerCaches {
   }
 
   /**
-   * Keeps a directory under a key in place of what is kept there; it is moved away. Nobody may write into it any more.
+   * Keeps a directory under a key in place of what is kept there; it is moved away. Nobody may write into it any more. What is
+   * not kept is left where it is.
    *
-   * @returns How much it is, and whether it was kept: not what is larger than all caches together may be. What is not kept is
-   *   left where it is.
+   * @param options.bytes What `measure` has found.
+   * @param options.build The number of the build that made it: what a later one has made stays. Without one it always takes the
+   *   place.
    */
-  async keep(key: CacheKey, source: string): Promise<{ readonly bytes: number; readonly kept: boolean }> {
+  async keep(
+    key: CacheKey,
+    source: string,
+    options: { readonly bytes?: number; readonly build?: number } = {},
+  ): Promise<Keeping> {
     return await this.#change(async () => {
-      const bytes = await sizeOf(source);
-      if (bytes > this.#options.budgetBytes) return { bytes, kept: false };
+      const { bytes = await sizeOf(source), build } = options;
+      if (bytes > this.#options.budgetBytes) return { bytes, outcome: "too large" };
       const directory = this.#of(key);
+      const before = await readCurrent(directory);
+      if (build !== undefined && (before?.build ?? 0) > build) return { bytes, outcome: "older" };
       const version = randomUUID();
       await mkdir(directory, { recursive: true, mode: 0o700 });
       await rename(source, join(directory, version));
       await run("sync", ["-f", directory]);
-      const current: Current = { ...key, version, bytes };
+      const { namespace, name } = key;
+      const current: Current = { namespace, name, version, bytes, ...(build !== undefined && { build }) };
       await writeDurably(join(directory, "current.json"), JSON.stringify(current), {
         temporaryDir: join(this.#directory, "tmp"),
       });
       await this.#removeOthers(directory, version);
       await this.#makeRoom(directory);
-      return { bytes, kept: true };
+      return { bytes, outcome: "kept" };
     });
   }
 

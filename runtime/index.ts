@@ -50,7 +50,7 @@ export { type LayerViewOptions, openLayerView } from "./layer-view.ts";
 export { adoptUpper } from "./upper-layer.ts";
 export { AccountError, type Accounts, resolveOwner, resolveUser, type ResolvedUser } from "./accounts.ts";
 export { diskOwner, isRootless } from "./file-owners.ts";
-export { ContainerCaches, type KeptCache } from "./container-caches.ts";
+export { type CacheKey, ContainerCaches, type KeptCache } from "./container-caches.ts";
 export { ImageStore } from "./image-store.ts";
 export { imageStorePath } from "./image-store-path.ts";
 export { type Collected, collectImages, type CollectOptions } from "./image-collect.ts";

@@ -3,6 +3,7 @@ import type { z } from "zod";
 import { jobParts, type JobSpec } from "../pipelines/index.ts";
 import {
   attemptTokenHeader,
+  type BuildEnd,
   claimRequestSchema,
   finishReportSchema,
   type ImagePin,
@@ -11,9 +12,16 @@ import {
   type RenewResponse,
 } from "../queue/index.ts";
 import type { Access } from "./access.ts";
-import { type AttemptRow, claimAttempt, ownedAttempt, renewAttempt, reportStep } from "./attempts.ts";
+import {
+  type AttemptRow,
+  claimAttempt,
+  ownedAttempt,
+  recognizedAttempt,
+  renewAttempt,
+  reportStep,
+} from "./attempts.ts";
 import type { BuildWatch } from "./build-watch.ts";
-import { type JobRow, findJob } from "./builds.ts";
+import { findBuild, type JobRow, findJob } from "./builds.ts";
 import { HttpError } from "./http-error.ts";
 import { agreeOnImage } from "./image-pins.ts";
 import { LogChunkError, maxChunkBodyBytes, parseLogChunk } from "./log-chunk.ts";
@@ -39,7 +47,7 @@ type AttemptRoute = { Params: { attemptId: string } };
 type StepRoute = { Params: { attemptId: string; index: string } };
 type LogRoute = StepRoute & { Querystring: { offset?: string } };
 
-/** Serves the protocol of queue/protocol.ts: hello, claim, renew, steps, logs, images, finish. */
+/** Serves the protocol of queue/protocol.ts: hello, claim, renew, steps, logs, images, the build's end, finish. */
 export async function serveAgents(app: FastifyInstance, options: AgentApiOptions): Promise<void> {
   const { store, logs, watch, scheduler, access, relay, leaseMs, keys } = options;
   app.addHook("onRequest", async (request) => access.requireAgent(request));
@@ -105,6 +113,13 @@ export async function serveAgents(app: FastifyInstance, options: AgentApiOptions
     const attempt = ownedAttempt(store, request.params.attemptId, agentToken(request));
     const { name, digest } = parse(imagePinSchema, request.body);
     return { name, digest: agreeOnImage(store, attempt.buildId, { name, digest }) };
+  });
+
+  app.get<AttemptRoute>("/api/agent/attempts/:attemptId/build", async (request): Promise<BuildEnd> => {
+    const { buildId } = recognizedAttempt(store, request.params.attemptId, agentToken(request));
+    const build = findBuild(store, buildId);
+    if (build?.finishedAtMs == null) return { ended: false };
+    return { ended: true, succeeded: build.status === "success" };
   });
 
   app.post<AttemptRoute>("/api/agent/attempts/:attemptId/finish", async (request, reply) => {

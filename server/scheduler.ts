@@ -71,6 +71,7 @@ export class Scheduler implements AsyncDisposable {
     const { store, watch } = this.#options;
     const attempts = store.transaction(() => this.#decide(buildId));
     watch.wake(buildId);
+    if (findBuild(store, buildId)?.finishedAtMs != null) this.#tellEnd(buildId);
     for (const attempt of attempts) this.#track(this.#enqueue(attempt));
   }
 
@@ -177,6 +178,21 @@ export class Scheduler implements AsyncDisposable {
       const job = byName.get(name);
       return job && !hasAttempt.has(job.id) ? [addAttempt(store, job)] : [];
     });
+  }
+
+  /** Agents keep what their jobs have left for later builds until they know whether this one has succeeded. */
+  #tellEnd(buildId: string): void {
+    const { store, dispatcher } = this.#options;
+    const leaves = new Set(
+      buildJobs(store, buildId).flatMap(({ id, spec }) =>
+        (JSON.parse(spec) as JobSpec).steps.some(({ containerCache }) => containerCache !== undefined) ? [id] : [],
+      ),
+    );
+    if (leaves.size === 0) return;
+    for (const { id, jobId, status } of buildAttempts(store, buildId)) {
+      // Else they ask by themselves, later.
+      if (leaves.has(jobId) && status === "success") this.#track(dispatcher.wake(id).catch(() => {}));
+    }
   }
 
   async #enqueue({ pool, id }: Pick<AttemptRow, "pool" | "id">): Promise<void> {

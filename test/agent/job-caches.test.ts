@@ -1,9 +1,9 @@
 import { execFileSync } from "node:child_process";
 import { mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
-import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { isOfDefaultBranch } from "../../agent/default-branch.ts";
-import { executeJob, type JobOptions } from "../../agent/index.ts";
+import { executeJob, type JobOptions, StagedCaches } from "../../agent/index.ts";
 import { DEFAULTS, type JobSpec, type StepSpec } from "../../pipelines/index.ts";
 import { Host } from "../../runtime/index.ts";
 import { needRight } from "../runtime/host-rights.ts";
@@ -12,28 +12,43 @@ import { temporaryDir } from "./git-fixture.ts";
 
 const dir = temporaryDir();
 let host: Host;
+let caches: StagedCaches;
+let told: string[] = [];
 let count = 0;
 let namespace = "";
 
 describe.skipIf(!isRoot)("cache: {containers: NAME}", () => {
   beforeAll(async () => {
     host = await Host.open({ stateDir: join(dir.path, "state"), containerCacheBytes: 8 << 20 });
+    caches = new StagedCaches({ host, onProblem: ({ message }) => told.push(message) });
   });
   afterAll(async () => {
+    await caches[Symbol.asyncDispose]();
     await host[Symbol.asyncDispose]();
     dir[Symbol.dispose]();
   });
   beforeEach((context) => {
     needRight("idmapped mounts of the machine's files", context);
     namespace = `repository ${++count}`;
+    told = [];
+  });
+
+  afterEach(() => {
+    const left = readdirSync(host.keptDir);
+    if (left.length > 0) throw new Error(`left behind: ${left.join(", ")}`);
   });
 
   /** Runs scripts as the steps of a job, all with the same cache. */
-  async function run(
+  async function runJob(
     scripts: readonly string[],
-    options: Partial<JobOptions> & { readonly mayKeep?: boolean; readonly name?: string } = {},
+    options: Partial<JobOptions> & {
+      readonly mayKeep?: boolean;
+      readonly name?: string;
+      readonly build?: number;
+    } = {},
   ) {
-    const { mayKeep = true, name = "images", ...rest } = options;
+    const { mayKeep = true, name = "images", build = 1, ...rest } = options;
+    const attemptId = `attempt ${++count}`;
     const workspace = join(dir.path, `workspace-${++count}`);
     mkdirSync(workspace);
     const lines: string[] = [];
@@ -60,7 +75,11 @@ describe.skipIf(!isRoot)("cache: {containers: NAME}", () => {
       id: `caches-test-${process.pid}-${count}`,
       workspace: { dir: workspace },
       variables: {},
-      cachePolicy: { namespace, mayKeep: () => Promise.resolve(mayKeep) },
+      cachePolicy: {
+        namespace,
+        mayKeep: () => Promise.resolve(mayKeep),
+        leave: (left) => caches.add({ ...left, attemptId, buildId: `${namespace} ${build}`, buildNumber: build }),
+      },
       reporter: {
         stepOutput: (_, stream, bytes) =>
           lines.push(...(stream === 1 || stream === 2 ? Buffer.from(bytes).toString().trim().split("\n") : [])),
@@ -68,8 +87,14 @@ describe.skipIf(!isRoot)("cache: {containers: NAME}", () => {
       },
       ...rest,
     });
-    expect(readdirSync(host.keptDir)).toEqual([]);
-    return { status: result.status, lines, problems };
+    return { status: result.status, lines, problems, attemptId };
+  }
+
+  /** A job that is a whole build. */
+  async function run(scripts: readonly string[], options: Parameters<typeof runJob>[1] = {}) {
+    const { attemptId, problems, ...ended } = await runJob(scripts, options);
+    await caches.end(attemptId, { succeeded: ended.status === "success" });
+    return { ...ended, problems: [...problems, ...told.splice(0)] };
   }
 
   const write = (word: string) => `echo ${word} > /var/lib/containers/word`;
@@ -102,6 +127,39 @@ describe.skipIf(!isRoot)("cache: {containers: NAME}", () => {
     const large = `${write("large")}; dd if=/dev/zero of=/var/lib/containers/large bs=1M count=9 2>/dev/null`;
     expect(await run([large])).toMatchObject({ status: "success", problems: [/is not kept: it has 9 MiB/] });
     expect(await run([read])).toMatchObject({ lines: ["good"] });
+  });
+
+  test("keeps what a job has left when its build has succeeded, and nothing of a build that has not", async () => {
+    await run([write("good")]);
+    const first = await runJob([write("first")], { build: 2 });
+    expect(await run([read], { build: 3, mayKeep: false })).toMatchObject({ lines: ["good"] });
+    expect(caches.has(first.attemptId)).toBe(true);
+    await caches.end(first.attemptId, { succeeded: false });
+    expect(await run([read], { mayKeep: false })).toMatchObject({ lines: ["good"] });
+    const second = await runJob([write("second")], { build: 4 });
+    await caches.end(second.attemptId, { succeeded: true });
+    expect(caches.has(second.attemptId)).toBe(false);
+    expect(await run([read], { mayKeep: false })).toMatchObject({ lines: ["second"], problems: [] });
+  });
+
+  test("keeps of a build's jobs what the last one has left, and of builds what the latest", async () => {
+    const jobs = [await runJob([write("one")], { build: 5 }), await runJob([write("two")], { build: 5 })];
+    for (const { attemptId } of jobs) await caches.end(attemptId, { succeeded: true });
+    expect(await run([read], { mayKeep: false })).toMatchObject({ lines: ["two"] });
+    const older = await runJob([read, write("older")], { build: 6 });
+    await run([write("newer")], { build: 7 });
+    await caches.end(older.attemptId, { succeeded: true });
+    expect(await run([read], { mayKeep: false })).toMatchObject({ lines: ["newer"], problems: [] });
+  });
+
+  test("holds for builds that run no more than what caches may have, the latest", async () => {
+    const fill = (word: string) =>
+      `${write(word)}; dd if=/dev/zero of=/var/lib/containers/file bs=1M count=5 2>/dev/null`;
+    const jobs = [await runJob([fill("a")], { build: 8 }), await runJob([fill("b")], { build: 9, name: "other" })];
+    expect(told).toEqual([expect.stringMatching(/"images" is not kept: newer ones need the room/)]);
+    for (const { attemptId } of jobs) await caches.end(attemptId, { succeeded: true });
+    expect(await run([read], { mayKeep: false })).toMatchObject({ lines: ["none"] });
+    expect(await run([read], { mayKeep: false, name: "other" })).toMatchObject({ lines: ["b"] });
   });
 
   test("makes room for what is used, and a sweep removes what was not finished", async () => {

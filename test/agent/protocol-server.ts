@@ -1,7 +1,13 @@
 /** A server that speaks queue/protocol.ts over real HTTP and remembers what it was told; it can be stopped and come back. */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
-import { attemptTokenHeader, type ClaimedJob, type FinishReport, type StepReport } from "../../queue/index.ts";
+import {
+  attemptTokenHeader,
+  type BuildEnd,
+  type ClaimedJob,
+  type FinishReport,
+  type StepReport,
+} from "../../queue/index.ts";
 
 export interface LogRecord {
   readonly stream: number;
@@ -21,6 +27,7 @@ export class ProtocolServer implements AsyncDisposable {
   /** Answered before anything else, if it returns a status. */
   intercept: ((path: string, body: Buffer) => { status: number; body?: unknown } | undefined) | undefined;
   canceled = false;
+  buildEnd: BuildEnd = { ended: false };
   leaseMs = 30_000;
   #port = 0;
   #server: Server | undefined;
@@ -84,6 +91,9 @@ export class ProtocolServer implements AsyncDisposable {
     if (path === "/api/agent/claim")
       return this.#claim(JSON.parse(body.toString()) as { attemptId: string; agent: string });
     const [, attemptId = "", action = ""] = /^\/api\/agent\/attempts\/([^/]+)\/(.*)$/.exec(path) ?? [];
+    if (action === "build" && this.jobs.get(attemptId)?.token === request.headers[attemptTokenHeader]) {
+      return { status: 200, body: this.buildEnd };
+    }
     if (this.jobs.get(attemptId)?.token !== request.headers[attemptTokenHeader] || this.finished.has(attemptId)) {
       return { status: 409, body: { error: "not yours" } };
     }

@@ -126,7 +126,7 @@ END
       { stores: first },
     );
     expect(made.stdout).toBe("done\n");
-    expect(await host.host.containerCaches.keep(key, first)).toMatchObject({ kept: true });
+    expect(await host.host.containerCaches.keep(key, first)).toMatchObject({ outcome: "kept" });
     const second = await copy("second");
     using range = host.host.claimUidRange();
     const again = `rm -f busybox Dockerfile

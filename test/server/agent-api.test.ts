@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { attemptTokenHeader, builtImagePin } from "../../queue/index.ts";
-import { Harness, logBody, type TestRepository, twoJobs } from "./harness.ts";
+import { Harness, logBody, type TestAttempt, type TestRepository, twoJobs } from "./harness.ts";
 
 let harness: Harness;
 let repository: TestRepository;
@@ -183,6 +183,24 @@ describe("finish", () => {
       status: "error",
       jobs: [{ reason: "cannot check out" }, {}],
     });
+  });
+});
+
+describe("the build's end", () => {
+  test("is told to who has worked on it, when all of its jobs have ended", async () => {
+    const { attempt } = await claimed();
+    const ask = async (one: TestAttempt) => (await one.call("GET", "/build")).json;
+    expect(await ask(attempt)).toEqual({ ended: false });
+    await attempt.finish({ status: "success" });
+    expect(await ask(attempt)).toEqual({ ended: false });
+    const second = await harness.claim();
+    await second.finish({ status: "success" });
+    expect(await ask(attempt)).toEqual({ ended: true, succeeded: true });
+    const { attempt: other } = await claimed();
+    await other.finish({ status: "failure" });
+    expect(await ask(other)).toEqual({ ended: true, succeeded: false });
+    const stolen = await other.call("GET", "/build", undefined, { [attemptTokenHeader]: attempt.claimed.token });
+    expect(stolen.status).toBe(409);
   });
 });
 
