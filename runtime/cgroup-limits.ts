@@ -91,6 +91,33 @@ function pidsMax(limit: bigint): bigint | "max" {
   return limit < 0n ? "max" : limit === 0n ? 1n : limit;
 }
 
+/** Zero says nothing: callers fill in what nobody has set, Docker's update all of it. */
+function orUnset(value: bigint | undefined): bigint | undefined {
+  return value === 0n ? undefined : value;
+}
+
+/**
+ * Values that the kernel holds against one another: which it takes first depends on those that are set already. Those that
+ * are refused are tried again once others are in place.
+ */
+function inSomeOrder(writes: readonly (() => void)[]): void {
+  let left = writes;
+  while (left.length > 0) {
+    let reason: unknown;
+    const refused = left.filter((write) => {
+      try {
+        write();
+        return false;
+      } catch (error) {
+        reason ??= error;
+        return true;
+      }
+    });
+    if (refused.length === left.length) throw reason;
+    left = refused;
+  }
+}
+
 const where = (name: string) => `linux.resources.${name}`;
 
 class LimitsV1 extends Limits {
@@ -120,25 +147,28 @@ class LimitsV1 extends Limits {
     const set = (file: string, value: bigint | number | undefined, field: string) => {
       if (value !== undefined) this.write("memory", file, value, where(`memory.${field}`));
     };
-    const { limit, swap } = memory;
-    const limitFirst = () => set("memory.limit_in_bytes", limit, "limit");
+    const { kernel } = memory;
+    const [limit, reservation, kernelTCP] = [memory.limit, memory.reservation, memory.kernelTCP].map(orUnset);
     const swapFile = "memory.memsw.limit_in_bytes";
     const path = this.path("memory");
+    // No limit of memory can be none of both together; who takes the first away means the second, too.
+    const noLimit = limit === -1n && this.has("memory", swapFile) ? limit : undefined;
+    const swap = orUnset(memory.swap) ?? noLimit;
     // Memory and swap together may never be less than memory: which comes first depends on where they come from.
     const swapNow = path === undefined ? "" : (readText(`${path}/${swapFile}`) ?? "");
     const raisesSwap = swap === -1n || (swap !== undefined && swapNow !== "" && swap > BigInt(swapNow));
     if (raisesSwap) set(swapFile, swap, "swap");
-    limitFirst();
-    if (!raisesSwap && swap !== undefined && swap !== 0n) set(swapFile, swap, "swap");
-    set("memory.soft_limit_in_bytes", memory.reservation, "reservation");
-    if (memory.kernel !== undefined && memory.kernel > 0n) {
-      set("memory.kmem.limit_in_bytes", memory.kernel, "kernel");
+    set("memory.limit_in_bytes", limit, "limit");
+    if (!raisesSwap) set(swapFile, swap, "swap");
+    set("memory.soft_limit_in_bytes", reservation, "reservation");
+    if (kernel !== undefined && kernel > 0n) {
+      set("memory.kmem.limit_in_bytes", kernel, "kernel");
       // Newer kernels take it and forget it.
-      if (BigInt(readText(`${path}/memory.kmem.limit_in_bytes`) ?? 0) > memory.kernel) {
+      if (BigInt(readText(`${path}/memory.kmem.limit_in_bytes`) ?? 0) > kernel) {
         throw new OciConfigError(`${where("memory.kernel")} is not supported: this kernel does not limit it apart`);
       }
     }
-    if (memory.kernelTCP !== undefined) set("memory.kmem.tcp.limit_in_bytes", memory.kernelTCP, "kernelTCP");
+    set("memory.kmem.tcp.limit_in_bytes", kernelTCP, "kernelTCP");
     set("memory.swappiness", memory.swappiness, "swappiness");
     if (memory.disableOOMKiller) set("memory.oom_control", 1, "disableOOMKiller");
   }
@@ -147,12 +177,17 @@ class LimitsV1 extends Limits {
     const set = (controller: string, file: string, value: bigint | number | string | undefined, field: string) => {
       if (value !== undefined && value !== "") this.write(controller, file, value, where(`cpu.${field}`));
     };
-    if (cpu.shares !== 0n) set("cpu", "cpu.shares", cpu.shares, "shares");
-    set("cpu", "cpu.cfs_period_us", cpu.period === 0n ? undefined : cpu.period, "period");
-    set("cpu", "cpu.cfs_quota_us", cpu.quota === 0n ? undefined : cpu.quota, "quota");
-    set("cpu", "cpu.cfs_burst_us", cpu.burst, "burst");
-    set("cpu", "cpu.rt_period_us", cpu.realtimePeriod === 0n ? undefined : cpu.realtimePeriod, "realtimePeriod");
-    set("cpu", "cpu.rt_runtime_us", cpu.realtimeRuntime === 0n ? undefined : cpu.realtimeRuntime, "realtimeRuntime");
+    const setCpu = (file: string, value: bigint | undefined, field: string) => () => set("cpu", file, value, field);
+    set("cpu", "cpu.shares", orUnset(cpu.shares), "shares");
+    inSomeOrder([
+      setCpu("cpu.cfs_period_us", orUnset(cpu.period), "period"),
+      setCpu("cpu.cfs_burst_us", cpu.burst, "burst"),
+      setCpu("cpu.cfs_quota_us", orUnset(cpu.quota), "quota"),
+    ]);
+    inSomeOrder([
+      setCpu("cpu.rt_period_us", orUnset(cpu.realtimePeriod), "realtimePeriod"),
+      setCpu("cpu.rt_runtime_us", orUnset(cpu.realtimeRuntime), "realtimeRuntime"),
+    ]);
     set("cpu", "cpu.idle", cpu.idle, "idle");
     set("cpuset", "cpuset.cpus", cpu.cpus, "cpus");
     set("cpuset", "cpuset.mems", cpu.mems, "mems");
@@ -204,8 +239,12 @@ class LimitsV2 extends Limits {
   }
 
   #memory(memory: NonNullable<OciResources["memory"]>): void {
-    const { limit, swap, reservation } = memory;
+    const { swap, reservation } = memory;
     const orMax = (value: bigint) => (value < 0n ? "max" : value);
+    const limitNow = this.#now("memory", "memory.max");
+    // An update need not say the one that stays.
+    const limit =
+      orUnset(memory.limit) ?? (limitNow === undefined || limitNow === "max" ? undefined : BigInt(limitNow));
     if (swap !== undefined && swap !== 0n) {
       if (swap > 0n && (limit === undefined || limit <= 0n || swap < limit)) {
         throw new OciConfigError(
@@ -218,7 +257,7 @@ class LimitsV2 extends Limits {
         this.write("memory", "memory.swap.max", alone, where("memory.swap"));
       }
     }
-    if (limit !== undefined && limit !== 0n) this.write("memory", "memory.max", orMax(limit), where("memory.limit"));
+    if (memory.limit) this.write("memory", "memory.max", orMax(memory.limit), where("memory.limit"));
     if (reservation !== undefined && reservation !== 0n) {
       this.write("memory", "memory.low", orMax(reservation), where("memory.reservation"));
     }
@@ -237,16 +276,27 @@ class LimitsV2 extends Limits {
     const { shares, quota, period, burst } = cpu;
     if (shares) this.write("cpu", "cpu.weight", cpuWeight(shares), where("cpu.shares"));
     if (cpu.idle !== undefined) this.write("cpu", "cpu.idle", cpu.idle, where("cpu.idle"));
-    if (quota || period) {
-      const most = quota && quota > 0n ? quota : "max";
-      this.write("cpu", "cpu.max", period ? `${most} ${period}` : `${most}`, where("cpu.quota"));
-    }
-    if (burst !== undefined) this.write("cpu", "cpu.max.burst", burst, where("cpu.burst"));
+    inSomeOrder([
+      () => this.#cpuMax(quota, period),
+      () => burst !== undefined && this.write("cpu", "cpu.max.burst", burst, where("cpu.burst")),
+    ]);
     if (cpu.realtimeRuntime || cpu.realtimePeriod) {
       throw new OciConfigError(`${where("cpu.realtimeRuntime")} is not supported on cgroup v2`);
     }
     if (cpu.cpus) this.write("cpuset", "cpuset.cpus", cpu.cpus, where("cpu.cpus"));
     if (cpu.mems) this.write("cpuset", "cpuset.mems", cpu.mems, where("cpu.mems"));
+  }
+
+  /** A quota that is not named stays; so does a period, by the kernel's own rule. */
+  #cpuMax(quota: bigint | undefined, period: bigint | undefined): void {
+    if (!quota && !period) return;
+    const most = quota ? (quota > 0n ? quota : "max") : (this.#now("cpu", "cpu.max")?.split(" ")[0] ?? "max");
+    this.write("cpu", "cpu.max", period ? `${most} ${period}` : `${most}`, where("cpu.quota"));
+  }
+
+  #now(controller: string, file: string): string | undefined {
+    const path = this.path(controller);
+    return path === undefined ? undefined : readText(`${path}/${file}`);
   }
 
   #io(blockIO: NonNullable<OciResources["blockIO"]>): void {

@@ -9,6 +9,7 @@ import { join } from "node:path";
 import type { TestContext } from "vitest";
 import { cloneMount } from "../../runtime/mount.ts";
 import { findMountedCgroups } from "../../runtime/cgroup-host.ts";
+import { findCgroupMounts } from "../../runtime/oci-cgroup.ts";
 import { close, cString, trySyscall } from "../../runtime/syscall.ts";
 import { mapUserNamespace } from "../../runtime/user-namespace.ts";
 
@@ -38,7 +39,7 @@ const rights = {
   },
   freezers: () =>
     findMountedCgroups()?.version === 2 ||
-    findMountedCgroups()?.hierarchies.some(({ controllers }) => controllers.includes("freezer")) === true,
+    findCgroupMounts().some(({ controllers }) => controllers.includes("freezer")),
   "the list of FUSE connections": () =>
     inDirectory((directory) => succeeds("unshare", "--mount", "mount", "-t", "fusectl", "none", directory)),
 } as const satisfies Record<string, () => boolean>;

@@ -1,7 +1,9 @@
 /** `slipway oci` pause, resume, ps, update, events, as callers of runc use them. */
 import { once } from "node:events";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { findCgroupMounts } from "../../runtime/oci-cgroup.ts";
 import { needRight } from "./host-rights.ts";
 import { type Change, OciWorld } from "./oci-bundle.ts";
 
@@ -102,6 +104,54 @@ describe("oci update", () => {
     expect(world.run("update", "--pids-limit", "-1", id)).toMatchObject({ code: 0, stderr: "" });
     expect(world.run("update", "--memory", "64m", "nobody").stderr).toContain('"nobody" does not exist');
     world.run("delete", "--force", id);
+  });
+});
+
+describe("oci update, of what the kernel holds against one another", () => {
+  const cpu = findCgroupMounts().find(({ controllers }) => controllers.includes("cpu"));
+
+  test("leaves what is zero as it is, as Docker's update wants it", () => {
+    const { id } = startCounter({ linux: { resources: { memory: { limit: 128 << 20 } } } });
+    const unset = { shares: 0, quota: 0, period: 0, realtimeRuntime: 0, realtimePeriod: 0, cpus: "", mems: "" };
+    const memory = { limit: 0, reservation: 0, swap: 0, kernel: 0, kernelTCP: 0 };
+    const resources = JSON.stringify({ cpu: unset, memory, blockIO: { weight: 0 } });
+    const updated = world.runWith(`<<< '${resources}'`, "update", "--resources", "-", id);
+    expect(updated).toEqual({ code: 0, stdout: "", stderr: "" });
+    const statistics = JSON.parse(world.run("events", "--stats", id).stdout);
+    expect(statistics.data.memory.usage.limit).toBe(128 << 20);
+    world.run("delete", "--force", id);
+  });
+
+  test("sets quota and period whatever they were, and keeps the one that is not named", (context) => {
+    needRight("freezers", context);
+    if (cpu === undefined) return context.skip("no cpu controller");
+    const parent = world.id();
+    const at = join(cpu.mountPoint, parent);
+    const [quotaFile, periodFile] =
+      cpu.version === 2 ? ["cpu.max", "cpu.max"] : ["cpu.cfs_quota_us", "cpu.cfs_period_us"];
+    const set = (quota: number, period: number) => (cpu.version === 2 ? `${quota} ${period}` : `${quota}`);
+    // A child may not have more than its parent: 25 of 10 ms are, until the quota is a smaller one.
+    mkdirSync(at);
+    writeFileSync(join(at, quotaFile), set(50_000, 100_000));
+    const cgroupsPath = `/${parent}/box`;
+    const { id } = startCounter({ linux: { cgroupsPath, resources: { cpu: { quota: 25_000, period: 50_000 } } } });
+    const read = (file: string) => readFileSync(join(at, "box", file), "utf8").trim();
+    const both = () => (cpu.version === 2 ? read("cpu.max") : `${read(quotaFile)} ${read(periodFile)}`);
+    expect(world.run("update", "--cpu-quota", "5000", "--cpu-period", "10000", id)).toMatchObject({
+      stderr: "",
+      code: 0,
+    });
+    expect(both()).toBe("5000 10000");
+    expect(world.run("update", "--cpu-period", "20000", id)).toMatchObject({ stderr: "", code: 0 });
+    expect(both()).toBe("5000 20000");
+    expect(world.run("update", "--cpu-quota", "15000", id).stderr).toContain(
+      "linux.resources.cpu.quota cannot be set to 15000",
+    );
+    expect(both()).toBe("5000 20000");
+    world.run("delete", "--force", id);
+    for (const { mountPoint } of findCgroupMounts()) {
+      if (existsSync(join(mountPoint, parent))) rmdirSync(join(mountPoint, parent));
+    }
   });
 });
 
