@@ -47,6 +47,7 @@ import { isRootless } from "./file-owners.ts";
 import { isNew, type NamespaceType, type OciConfig, type OciProcess, parseOciConfig } from "./oci-config.ts";
 import { type DeviceRule, deviceRules, loadDeviceFilter, mayUse } from "./oci-device-filter.ts";
 import { planDevices } from "./oci-devices.ts";
+import { agentMessage, agentPath } from "./oci-seccomp-agent.ts";
 import { isFrozen, takeBack, thaw } from "./oci-freezer.ts";
 import { type Environment, runHook } from "./oci-hooks.ts";
 import { cloneRoot, resolveMounts } from "./oci-mounts.ts";
@@ -228,7 +229,11 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
     options.consoleFd ?? (options.consoleSocket === undefined ? undefined : own(connectUnix(options.consoleSocket)));
   const rules = enforcedRules(config);
   const unified = cgroup.directories.every(({ version }) => version === 2);
-  const process = config.process === undefined ? undefined : planProcess(config.process, config, { rootPath, options });
+  const planned = config.process === undefined ? undefined : planProcess(config.process, config, { rootPath, options });
+  const agent = planned?.seccomp === undefined ? undefined : agentPath(config, planned.seccomp);
+  const seccompAgent =
+    agent === undefined ? undefined : { socketFd: own(connectAgent(agent)), stateFd: memory("slipway-agent-state") };
+  const process = planned === undefined || seccompAgent === undefined ? planned : { ...planned, seccompAgent };
   const mounts = resolveMounts({ config, bundle, rootPath, cgroup, cgroupMounts: findCgroupMounts() });
   const local: OciPlan = {
     id,
@@ -300,6 +305,9 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
   }
   const inner = innermostPid(pid);
   writeMemory(hookState, JSON.stringify(stateNow(inner, "created")));
+  if (seccompAgent !== undefined) {
+    writeMemory(seccompAgent.stateFd, agentMessage(config, pid, stateNow(pid, "creating")));
+  }
   link.go();
 
   link.expect(ociMessage.ready);
@@ -310,6 +318,9 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
 
   link.expect(ociMessage.created);
   writeMemory(hookState, JSON.stringify(stateNow(inner, "created")));
+  if (seccompAgent !== undefined) {
+    writeMemory(seccompAgent.stateFd, agentMessage(config, pid, stateNow(pid, "created")));
+  }
 }
 
 /** The latest first: one may be mounted on another. */
@@ -353,6 +364,9 @@ function placePlan(
     hookOutput: at(local.hookOutput),
     startFd: at(local.startFd),
   };
+  const { process } = local;
+  const agent = process?.seccompAgent;
+  const agentAt = agent === undefined ? undefined : { socketFd: at(agent.socketFd), stateFd: at(agent.stateFd) };
   const consoleFd = local.consoleFd === undefined ? undefined : at(local.consoleFd);
   const fix = (fd: number) => placed.base + fd;
   return {
@@ -367,6 +381,10 @@ function placePlan(
       hookState: fix(added.hookState),
       hookOutput: fix(added.hookOutput),
       startFd: fix(added.startFd),
+      process:
+        process === undefined || agentAt === undefined
+          ? process
+          : { ...process, seccompAgent: { socketFd: fix(agentAt.socketFd), stateFd: fix(agentAt.stateFd) } },
       ...(consoleFd === undefined ? {} : { consoleFd: fix(consoleFd) }),
     },
     pairs: placed.pairs(),
@@ -415,6 +433,18 @@ export function connectUnix(path: string): number {
   throw new SyscallError("connect", -result, `connect to "${path}"`);
 }
 
+/** Connects to who answers calls that seccomp asks about. @throws {Error} If nobody listens there. */
+export function connectAgent(path: string): number {
+  try {
+    return connectUnix(path);
+  } catch (error) {
+    throw new Error(
+      `Cannot start the process: linux.seccomp.listenerPath: failed to connect with seccomp agent: ${(error as Error).message}`,
+      { cause: error },
+    );
+  }
+}
+
 function openNamespace(type: NamespaceType, path: string): number {
   if (!path.startsWith("/")) throw new OciConfigError(`linux.namespaces: the path "${path}" must be absolute`);
   const fd = open(path, O_RDONLY);
@@ -454,7 +484,8 @@ export function setLimits(pid: number, process: OciProcess): void {
   trySyscall("prlimit64", pid, RLIMIT.RLIMIT_NOFILE, callers, 0);
 }
 
-function writeMemory(fd: number, text: string): void {
+/** Replaces what a file in memory has. */
+export function writeMemory(fd: number, text: string): void {
   const bytes = Buffer.from(text);
   syscall("ftruncate", fd, 0);
   syscall("pwrite64", fd, bytes, bytes.length, 0);

@@ -2,17 +2,18 @@
 import { readFileSync } from "node:fs";
 import { OwnedDescriptors, PlacedDescriptors } from "./descriptors.ts";
 import { cgroupFiles, differingNamespaces } from "./join-target.ts";
-import { SIGKILL, O_WRONLY } from "./linux.ts";
+import { MFD_CLOEXEC, SIGKILL, O_WRONLY } from "./linux.ts";
 import type { OciConfig, OciProcess } from "./oci-config.ts";
-import { connectUnix, inheritStdio, setLimits, writePidFile } from "./oci-container.ts";
+import { connectAgent, connectUnix, inheritStdio, setLimits, writeMemory, writePidFile } from "./oci-container.ts";
 import { ociMessage, planOciExec } from "./oci-plan.ts";
 import { cpuMask } from "./oci-process.ts";
 import { planProcess, type Warn } from "./oci-process-plan.ts";
 import { ProgramLink } from "./oci-program-link.ts";
-import { OciStore } from "./oci-state.ts";
+import { agentMessage, agentPath } from "./oci-seccomp-agent.ts";
+import { OciStore, stateOf } from "./oci-state.ts";
 import { kill } from "./reaper.ts";
 import { startProgram } from "./start-program.ts";
-import { open, syscall, trySyscall } from "./syscall.ts";
+import { cString, open, syscall, trySyscall } from "./syscall.ts";
 
 export interface ExecOptions {
   readonly root: string;
@@ -44,6 +45,7 @@ export function execInContainer(options: ExecOptions): number {
   }
   const config = store.readConfig();
   const process = options.process(config);
+  const stateNow = stateOf(record, status, config.annotations);
   const descriptors = new OwnedDescriptors();
   const { own } = descriptors;
   let pid = 0;
@@ -60,6 +62,11 @@ export function execInContainer(options: ExecOptions): number {
     const cgroups = cgroupFiles(record.pid).map((path) => placed.add(own(open(path, O_WRONLY))));
     const at = [status.write, go.read, pidFd].map((fd) => placed.add(fd));
     const consoleAt = consoleFd === undefined ? undefined : placed.add(consoleFd);
+    const planned = planProcess(process, config, { rootPath: `/proc/${record.pid}/root`, options });
+    const agent = planned.seccomp === undefined ? undefined : agentPath(config, planned.seccomp);
+    const agentSocket = agent === undefined ? undefined : own(connectAgent(agent));
+    const agentState = own(syscall("memfd_create", cString("slipway-agent-state"), MFD_CLOEXEC));
+    const agentAt = agentSocket === undefined ? undefined : [placed.add(agentSocket), placed.add(agentState)];
     const fix = (place: number | undefined) => placed.base + (place ?? 0);
     const statusFd = fix(at[0]);
     const affinity = process.execCPUAffinity;
@@ -75,7 +82,8 @@ export function execInContainer(options: ExecOptions): number {
       namespaces: differingNamespaces(record.pid),
       ...(consoleAt === undefined ? {} : { consoleFd: fix(consoleAt) }),
       process: {
-        ...planProcess(process, config, { rootPath: `/proc/${record.pid}/root`, options }),
+        ...planned,
+        ...(agentAt === undefined ? {} : { seccompAgent: { socketFd: fix(agentAt[0]), stateFd: fix(agentAt[1]) } }),
         keepsGroups: readFileSync(`/proc/${record.pid}/setgroups`, "utf8").trim() === "deny",
       },
       linux: config.linux,
@@ -87,6 +95,9 @@ export function execInContainer(options: ExecOptions): number {
     descriptors.close(status.write, go.read);
     pid = link.expect(ociMessage.initPid);
     trySyscall("wait4", stage, Buffer.alloc(4), 0, 0);
+    if (agentAt !== undefined) {
+      writeMemory(agentState, agentMessage(config, pid, stateNow));
+    }
     link.go();
     link.expect(ociMessage.ready);
     setLimits(pid, process);

@@ -3,6 +3,13 @@ import { capabilityNames } from "./linux.ts";
 import { namespaceTypes } from "./oci-config.ts";
 import { mountOptionNames } from "./oci-mount-options.ts";
 
+const seccompFlags = [
+  "SECCOMP_FILTER_FLAG_TSYNC",
+  "SECCOMP_FILTER_FLAG_LOG",
+  "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+  "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+];
+
 /** The features structure. */
 export function ociFeatures(version: string): object {
   return {
@@ -23,6 +30,7 @@ export function ociFeatures(version: string): object {
           "SCMP_ACT_KILL_PROCESS",
           "SCMP_ACT_KILL_THREAD",
           "SCMP_ACT_LOG",
+          "SCMP_ACT_NOTIFY",
           "SCMP_ACT_TRACE",
           "SCMP_ACT_TRAP",
         ],
@@ -36,8 +44,8 @@ export function ociFeatures(version: string): object {
           "SCMP_CMP_MASKED_EQ",
         ],
         archs: ["SCMP_ARCH_X86", "SCMP_ARCH_X86_64", "SCMP_ARCH_X32", "SCMP_ARCH_ARM", "SCMP_ARCH_AARCH64"],
-        knownFlags: ["SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"],
-        supportedFlags: ["SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"],
+        knownFlags: seccompFlags,
+        supportedFlags: seccompFlags,
       },
       apparmor: { enabled: true },
       selinux: { enabled: true },

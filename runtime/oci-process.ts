@@ -44,6 +44,7 @@ import { OciConfigError } from "./oci-parser.ts";
 import type { OciConfig, OciHook, OciProcess } from "./oci-config.ts";
 import { closeMemory } from "./oci-file-system.ts";
 import type { Operation, Value } from "./program.ts";
+import { loadNotifyingSeccomp, type SeccompAgent } from "./oci-seccomp-agent.ts";
 import { loadSeccomp, type SeccompFilter } from "./seccomp.ts";
 
 /** Capabilities as the program sets them, by set; what this kernel lacks or no set may hold is gone, and told. */
@@ -109,6 +110,8 @@ export interface ProcessPlan {
   readonly capabilities: Capabilities;
   readonly lastCapability: number;
   readonly seccomp: SeccompFilter | undefined;
+  /** Who answers for the kernel, if the filter notifies. */
+  readonly seccompAgent?: SeccompAgent;
   /** An LSM's file below /proc/self/attr and what it takes. */
   readonly label: { readonly file: string; readonly text: string } | undefined;
   /** setgroups(2) is denied in this user namespace. */
@@ -390,7 +393,7 @@ export function dropPrivileges(plan: ProcessPlan): Operation[] {
     ...checkWorkingDirectory(process.cwd, "at first"),
     ...findProgram(process),
   );
-  if (!process.noNewPrivileges && plan.seccomp !== undefined) operations.push(...loadSeccomp(plan.seccomp));
+  if (!process.noNewPrivileges) operations.push(...filterCalls(plan));
   for (let number = 0; number <= lastCapability; number++) {
     if ((capabilities.bounding >> BigInt(number)) & 1n) continue;
     const name = capabilityNames[number] ?? `capability ${number}`;
@@ -433,6 +436,11 @@ export function dropPrivileges(plan: ProcessPlan): Operation[] {
     operations.push({ name: "set no_new_privs", call: "prctl", args: [PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0] });
   }
   return operations;
+}
+
+function filterCalls({ seccomp, seccompAgent }: ProcessPlan): Operation[] {
+  if (seccomp === undefined) return [];
+  return seccompAgent === undefined ? loadSeccomp(seccomp) : loadNotifyingSeccomp(seccomp, seccompAgent);
 }
 
 /** "(unreachable)": outside the root, through a descriptor that somebody leaked (CVE-2024-21626). */
@@ -573,7 +581,7 @@ export function execute(plan: ProcessPlan): Operation[] {
             args: [{ load: "label" }, { text: label.text }, Buffer.byteLength(label.text)] as const,
           },
         ]),
-    ...(process.noNewPrivileges && plan.seccomp !== undefined ? loadSeccomp(plan.seccomp) : []),
+    ...(process.noNewPrivileges ? filterCalls(plan) : []),
     ...candidates.map((path) => execve(path, candidates.length === 1 ? [] : [ENOENT, ENOTDIR, EACCES])),
     { name: `execute "${args[0]}"`, fail: ENOENT },
   ];

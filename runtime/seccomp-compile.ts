@@ -12,6 +12,7 @@ export const SECCOMP_RET_KILL_PROCESS = 0x8000_0000;
 export const SECCOMP_RET_KILL_THREAD = 0;
 export const SECCOMP_RET_TRAP = 0x0003_0000;
 export const SECCOMP_RET_ERRNO = 0x0005_0000;
+export const SECCOMP_RET_USER_NOTIF = 0x7fc0_0000;
 export const SECCOMP_RET_TRACE = 0x7ff0_0000;
 export const SECCOMP_RET_LOG = 0x7ffc_0000;
 export const SECCOMP_RET_ALLOW = 0x7fff_0000;

@@ -5,8 +5,11 @@
 import { EPERM, ENOSYS } from "./linux.ts";
 import {
   SECCOMP_FILTER_FLAG_LOG,
+  SECCOMP_FILTER_FLAG_NEW_LISTENER,
   SECCOMP_FILTER_FLAG_SPEC_ALLOW,
   SECCOMP_FILTER_FLAG_TSYNC,
+  SECCOMP_FILTER_FLAG_TSYNC_ESRCH,
+  SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
   type SeccompFilter,
   seccompFilter,
 } from "./seccomp.ts";
@@ -24,6 +27,7 @@ import {
   SECCOMP_RET_LOG,
   SECCOMP_RET_TRACE,
   SECCOMP_RET_TRAP,
+  SECCOMP_RET_USER_NOTIF,
 } from "./seccomp-compile.ts";
 import type { Architecture } from "./syscall-table.ts";
 
@@ -84,7 +88,8 @@ export function ociSeccomp(
   const defaultAnswer = parseAction(config.defaultAction, config.defaultErrnoRet, "defaultAction");
   const rules = (config.syscalls ?? []).flatMap((syscall, i) => parseSyscall(syscall, `syscalls[${i}]`));
   const chosen = parseArchitectures(config.architectures ?? [], architecture);
-  const flags = parseFlags(config.flags);
+  const notifies = [defaultAnswer, ...rules.map(({ clause }) => clause.answer)].includes(SECCOMP_RET_USER_NOTIF);
+  const flags = flagsToLoad(parseFlags(config.flags), notifies);
 
   const groups = new Map<number, Abi[]>();
   for (const abi of chosen) groups.set(abi.auditArch, [...(groups.get(abi.auditArch) ?? []), abi]);
@@ -111,7 +116,7 @@ export function ociSeccomp(
   const filter = seccompFilter("Seccomp filter", { architectures, otherArchitectures: foreign }, flags);
   const names = new Set(rules.map(({ name }) => name));
   const unknownNames = [...names].filter((name) => !chosen.some((abi) => numbersOf(name, abi).length > 0));
-  return { ...filter, unknownNames };
+  return { ...filter, notifies, unknownNames };
 }
 
 /** libseccomp's default for architectures that were not added. */
@@ -121,7 +126,7 @@ const numberBase = (abi: Abi) => (abi.name === "x32" ? X32_SYSCALL_BIT : 0);
 
 function letsThrough(answer: Answer): boolean {
   const action = (answer & 0xffff_0000) >>> 0;
-  return action === SECCOMP_RET_ALLOW || action === SECCOMP_RET_LOG || action === SECCOMP_RET_TRACE;
+  return [SECCOMP_RET_ALLOW, SECCOMP_RET_LOG, SECCOMP_RET_TRACE, SECCOMP_RET_USER_NOTIF].includes(action);
 }
 
 interface Rule {
@@ -145,6 +150,7 @@ const actions: Readonly<Record<string, Answer>> = {
   SCMP_ACT_KILL_PROCESS: SECCOMP_RET_KILL_PROCESS,
   SCMP_ACT_KILL_THREAD: SECCOMP_RET_KILL_THREAD,
   SCMP_ACT_LOG: SECCOMP_RET_LOG,
+  SCMP_ACT_NOTIFY: SECCOMP_RET_USER_NOTIF,
   SCMP_ACT_TRACE: SECCOMP_RET_TRACE,
   SCMP_ACT_TRAP: SECCOMP_RET_TRAP,
 };
@@ -152,9 +158,6 @@ const actions: Readonly<Record<string, Answer>> = {
 const maxErrno = 4095; // MAX_ERRNO: the kernel answers no higher one
 
 function parseAction(action: string, errnoRet: number | undefined, where: string): Answer {
-  if (action === "SCMP_ACT_NOTIFY") {
-    throw refused(where, "SCMP_ACT_NOTIFY is not supported: there is no agent to answer (listenerPath)");
-  }
   const answer = Object.hasOwn(actions, action) ? actions[action] : undefined;
   if (answer === undefined)
     throw refused(where, `the action "${action}" is not one of ${Object.keys(actions).join(", ")}`);
@@ -217,8 +220,7 @@ const flagValues: Readonly<Record<string, number>> = {
   SECCOMP_FILTER_FLAG_TSYNC: SECCOMP_FILTER_FLAG_TSYNC,
   SECCOMP_FILTER_FLAG_LOG: SECCOMP_FILTER_FLAG_LOG,
   SECCOMP_FILTER_FLAG_SPEC_ALLOW: SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-  // Says how a notified call waits, and the kernel takes it only with a listener.
-  SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: 0,
+  SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
 };
 
 /** Without a word about flags SPEC_ALLOW, as runc and crun do. */
@@ -229,6 +231,13 @@ function parseFlags(flags: readonly string[] | undefined): number {
     if (value === undefined) throw refused("flags", `"${flag}" is not one of ${Object.keys(flagValues).join(", ")}`);
     return all | value;
   }, 0);
+}
+
+/** The kernel takes WAIT_KILLABLE_RECV only with a listener, and TSYNC with one only if both can be told apart. */
+function flagsToLoad(flags: number, notifies: boolean): number {
+  if (!notifies) return flags & ~SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+  const tsync = (flags & SECCOMP_FILTER_FLAG_TSYNC) === 0 ? 0 : SECCOMP_FILTER_FLAG_TSYNC_ESRCH;
+  return flags | SECCOMP_FILTER_FLAG_NEW_LISTENER | tsync;
 }
 
 function refused(where: string, reason: string): SeccompConfigError {

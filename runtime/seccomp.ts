@@ -21,6 +21,7 @@ import {
   SECCOMP_RET_LOG,
   SECCOMP_RET_TRACE,
   SECCOMP_RET_TRAP,
+  SECCOMP_RET_USER_NOTIF,
 } from "./seccomp-compile.ts";
 import { profileRules, type SeccompProfile } from "./seccomp-profile.ts";
 import type { Architecture } from "./syscall-table.ts";
@@ -34,12 +35,20 @@ export const SECCOMP_FILTER_FLAG_TSYNC = 1;
 export const SECCOMP_FILTER_FLAG_LOG = 2;
 /** Without it, kernels before 5.16 also turn on a slow Spectre mitigation, Speculative Store Bypass Disable. */
 export const SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4;
+/** The call that loads the filter answers with a descriptor for whoever answers notified calls. */
+export const SECCOMP_FILTER_FLAG_NEW_LISTENER = 8;
+/** TSYNC's failure is an errno, not a thread's id that could be taken for a listener. */
+export const SECCOMP_FILTER_FLAG_TSYNC_ESRCH = 16;
+/** A notified call whose notification has been received waits for the answer through all signals but deadly ones. */
+export const SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 32;
 
 export interface SeccompFilter {
   /** The instructions, an array of `struct sock_filter`. */
   readonly program: Uint8Array;
   /** SECCOMP_FILTER_FLAG_ values to load it with. */
   readonly flags: number;
+  /** Somebody has to answer some calls; loading it gives the descriptor to do that with. @default false */
+  readonly notifies?: boolean;
   /** What it decides, call by call, and its instructions. */
   describe(): string;
 }
@@ -157,6 +166,8 @@ export function describeAnswer(answer: Answer): string {
       return `trace ${data}`;
     case SECCOMP_RET_TRAP:
       return "trap";
+    case SECCOMP_RET_USER_NOTIF:
+      return "ask the agent";
     default:
       return hex(answer);
   }

@@ -103,17 +103,16 @@ describe("a configuration", () => {
       'createContainer hook #0: "/bin/sleep" failed',
     ],
     [
-      "that wants a listener for seccomp",
+      "whose seccomp filter asks nobody",
       {
         linux: {
           seccomp: {
             defaultAction: "SCMP_ACT_ALLOW",
-            listenerPath: "/x",
             syscalls: [{ names: ["read"], action: "SCMP_ACT_NOTIFY" }],
           },
         },
       },
-      "SCMP_ACT_NOTIFY is not supported",
+      "linux.seccomp.listenerPath is missing: SCMP_ACT_NOTIFY needs somebody who answers",
     ],
     [
       "with more seccomp rules than the kernel takes",

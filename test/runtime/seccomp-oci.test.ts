@@ -121,13 +121,23 @@ describe("ociSeccomp", () => {
     const flags = (list?: string[]) =>
       ociSeccomp({ defaultAction: "SCMP_ACT_ALLOW", ...(list === undefined ? {} : { flags: list }) }, "x64").flags;
     expect([flags(), flags([]), flags(["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_TSYNC"])]).toEqual([4, 0, 3]);
+    expect(flags(["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"])).toBe(0);
+  });
+
+  test("a filter that notifies makes a listener, and asks for what goes with one", () => {
+    const asks = { names: ["mkdir"], action: "SCMP_ACT_NOTIFY" };
+    const load = (list: string[]) =>
+      ociSeccomp({ defaultAction: "SCMP_ACT_ALLOW", flags: list, syscalls: [asks] }, "x64");
+    expect(load(["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"])).toMatchObject({ flags: 8 | 32, notifies: true });
+    expect(load(["SECCOMP_FILTER_FLAG_TSYNC"])).toMatchObject({ flags: 8 | 1 | 16, notifies: true });
+    expect(load([]).describe()).toContain("ask the agent: mkdir");
+    expect(ociSeccomp({ defaultAction: "SCMP_ACT_NOTIFY" }, "x64")).toMatchObject({ notifies: true });
+    expect(ociSeccomp({ defaultAction: "SCMP_ACT_ALLOW" }, "x64")).toMatchObject({ notifies: false });
   });
 
   const read = (change: object) => ({ defaultAction: "SCMP_ACT_ALLOW", syscalls: [{ ...allow(["read"]), ...change }] });
   const argument = (change: object) => read({ args: [{ index: 0, value: 1, op: "SCMP_CMP_EQ", ...change }] });
   test.for<[OciSeccomp, string]>([
-    [{ defaultAction: "SCMP_ACT_NOTIFY" }, "defaultAction: SCMP_ACT_NOTIFY is not supported"],
-    [read({ action: "SCMP_ACT_NOTIFY" }), "syscalls[0]: SCMP_ACT_NOTIFY is not supported"],
     [read({ action: "SCMP_ACT_MAYBE" }), 'the action "SCMP_ACT_MAYBE" is not one of'],
     [read({ action: "toString" }), 'the action "toString" is not one of'],
     [read({ errnoRet: 3 }), "an errno was given for the action SCMP_ACT_ALLOW"],
