@@ -1,15 +1,27 @@
 /**
- * `npm run validate:oci -- callers [NAME...]`: Podman, buildah, containerd and Docker, those that are installed, with
- * `slipway oci` as their runtime, on scratch storage and in mount and network namespaces of their own.
+ * `npm run validate:oci -- callers [--runtime runc] [NAME...]`: Podman, buildah, containerd and Docker, those that are
+ * installed, with `slipway oci` as their runtime, or with another one to compare, on scratch storage and in mount and
+ * network namespaces of their own.
  */
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  copyFileSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { buildahChecks, type Check, containerdChecks, dockerChecks, podmanChecks } from "./caller-checks.ts";
+import { dockerLiveRestoreChecks, dockerOptionChecks, dockerUserChecks } from "./docker-options.ts";
 
 interface Caller {
   readonly name: string;
@@ -24,11 +36,12 @@ interface Caller {
 const inner = "SLIPWAY_CALLERS_INNER";
 
 /** Runs all checks of the callers that are here. @returns The exit code: 1 if one fails. */
-export async function validateCallers(names: readonly string[]): Promise<number> {
+export async function validateCallers(names: readonly string[], runtime: string): Promise<number> {
   if (process.env[inner] === undefined) return becomeIsolated();
   const directory = mkdtempSync(join(tmpdir(), "slipway-callers-"));
+  chmodSync(directory, 0o711); // users that a daemon maps pass through it
   try {
-    const environment = makeWorld(directory);
+    const environment = makeWorld(directory, runtime);
     let failed = 0;
     for (const caller of callers(directory)) {
       if (names.length > 0 && !names.includes(caller.name)) continue;
@@ -38,10 +51,18 @@ export async function validateCallers(names: readonly string[]): Promise<number>
     }
     return failed > 0 ? 1 : 0;
   } finally {
-    spawnSync("umount", ["--recursive", join(directory, "podman/overlay")]);
+    for (const at of mountsBelow(directory)) spawnSync("umount", ["--lazy", at]);
     rmSync(directory, { recursive: true, force: true });
     removeCgroups();
   }
+}
+
+/** The latest first. */
+function mountsBelow(directory: string): string[] {
+  const places = readFileSync("/proc/self/mountinfo", "utf8")
+    .split("\n")
+    .map((line) => line.split(" ")[4] ?? "");
+  return places.filter((place) => place === directory || place.startsWith(`${directory}/`)).toReversed();
 }
 
 /** The parents that the callers make and leave; those in use by others stay. */
@@ -53,7 +74,9 @@ function removeCgroups(): void {
 
 /** Bridges, firewall rules and what is mounted below /run end with these namespaces. */
 function becomeIsolated(): number {
-  const script = 'mount -t tmpfs tmpfs /run && mkdir -p /run/netns && ip link set lo up; exec "$@"';
+  const ids = "echo nobody:100000:65536 > /run/subuid; echo nobody:100000:65536 > /run/subgid";
+  const mounts = "for name in subuid subgid; do touch /etc/$name && mount --bind /run/$name /etc/$name; done";
+  const script = `mount -t tmpfs tmpfs /run && mkdir -p /run/netns && ${ids}; ${mounts}; ip link set lo up; exec "$@"`;
   const argv = [process.execPath, ...process.argv.slice(1)];
   const { status } = spawnSync("unshare", ["-m", "-n", "sh", "-c", script, "sh", ...argv], {
     stdio: "inherit",
@@ -62,11 +85,12 @@ function becomeIsolated(): number {
   return status ?? 1;
 }
 
-/** The runtime as one program, a root file system of links into /usr, a Dockerfile. */
-function makeWorld(directory: string): NodeJS.ProcessEnv {
+/** The runtime as one program, a root file system of links into /usr, a Dockerfile, what is mounted and copied. */
+function makeWorld(directory: string, runtimeName: string): NodeJS.ProcessEnv {
   const runtime = join(directory, "slipway");
   const slipway = fileURLToPath(new URL("../../cli/slipway.cjs", import.meta.url));
-  writeFileSync(runtime, `#!/bin/sh\nexec '${process.execPath}' '${slipway}' oci "$@"\n`);
+  const words = runtimeName === "slipway" ? `'${process.execPath}' '${slipway}' oci` : runtimeName;
+  writeFileSync(runtime, `#!/bin/sh\nexec ${words} "$@"\n`);
   chmodSync(runtime, 0o755);
   const rootfs = join(directory, "rootfs");
   for (const name of ["dev", "etc", "proc", "sbin", "sys", "tmp", "usr"])
@@ -74,13 +98,58 @@ function makeWorld(directory: string): NodeJS.ProcessEnv {
   for (const name of ["bin", "lib", "lib64"]) symlinkSync(`usr/${name}`, join(rootfs, name));
   mkdirSync(join(directory, "context"));
   writeFileSync(join(directory, "context/Dockerfile"), "FROM slipway-test\nRUN echo built > /built && cat /built\n");
-  return { ...process.env, D: directory, RUNTIME: runtime, HOME: directory };
+  makeSharedDirectory(join(directory, "shared"));
+  writeFileSync(join(directory, "file"), "content\n");
+  symlinkSync("file", join(directory, "link"));
+  writeFileSync(join(directory, "env"), "FROM_FILE=file\n");
+  const syscalls = [{ names: ["mkdir", "mkdirat"], action: "SCMP_ACT_ERRNO", errnoRet: 36 }];
+  writeFileSync(join(directory, "seccomp.json"), JSON.stringify({ defaultAction: "SCMP_ACT_ALLOW", syscalls }));
+  makeStaticContext(join(directory, "static"));
+  return { ...process.env, D: directory, RUNTIME: runtime, HOME: directory, DOCKER_BUILDKIT: "0" };
+}
+
+/** Mounts that are made in it reach whoever has it. */
+function makeSharedDirectory(path: string): void {
+  mkdirSync(path);
+  spawnSync("mount", ["-t", "tmpfs", "shared", path]);
+  spawnSync("mount", ["--make-shared", path]);
+}
+
+/** What is built where nothing of the host is mounted: a shell and its libraries. */
+function makeStaticContext(path: string): void {
+  const { stdout } = spawnSync("ldd", ["/bin/sh"], { encoding: "utf8" });
+  for (const file of ["/bin/sh", ...(stdout.match(/\/\S+/g) ?? [])]) {
+    mkdirSync(join(path, "root", dirname(file)), { recursive: true });
+    copyFileSync(file, join(path, "root", file));
+  }
+  writeFileSync(
+    join(path, "Dockerfile"),
+    'FROM scratch\nCOPY root /\nRUN echo RUN RAN\nWORKDIR /w\nUSER 7\nRUN test "$PWD" = /w\n',
+  );
+}
+
+/** For rates of a device. */
+function someDisk(): string {
+  return `/dev/${readdirSync("/sys/block").find((name) => !/^(?:loop|ram|zram|sr)/.test(name)) ?? "vda"}`;
 }
 
 function callers(directory: string): Caller[] {
   const tar = `tar -C ${directory}/rootfs -c .`;
   const podman = `podman --root=${directory}/podman --runroot=/run/podman-test --cgroup-manager=cgroupfs --events-backend=file`;
   const docker = `docker --host unix:///run/docker-test.sock`;
+  const dockerd = `dockerd --data-root=${directory}/docker --exec-root=/run/docker-test --pidfile=/run/docker-test.pid --host=unix:///run/docker-test.sock --add-runtime slipway=${directory}/slipway --default-runtime slipway`;
+  const dockerCaller = (name: string, checks: readonly Check[], options = ""): Caller => ({
+    name,
+    programs: ["docker", "dockerd"],
+    daemon: { command: `${dockerd} ${options}`, answers: `${docker} version` },
+    prepare: `${tar} | ${docker} import - slipway-test`,
+    checks: expand(checks, {
+      docker,
+      dockerd: `${dockerd} ${options}`,
+      o: "-v /usr:/usr:ro slipway-test",
+      disk: someDisk(),
+    }),
+  });
   const ctr = "ctr --address /run/containerd-test.sock";
   // Their own limits are above the machine's where CAP_SYS_RESOURCE is not there to raise them.
   const ulimits = "--ulimit nofile=1024:1024 --ulimit nproc=1024:1024";
@@ -115,16 +184,10 @@ function callers(directory: string): Caller[] {
       prepare: `${podman} image exists slipway-test || ${tar} | ${podman} import - slipway-test; ${podman} save -o ${directory}/image.tar localhost/slipway-test && ${ctr} images import ${directory}/image.tar`,
       checks: expand(containerdChecks, { ctr, o: `--runc-binary $RUNTIME ${mount} localhost/slipway-test:latest` }),
     },
-    {
-      name: "docker",
-      programs: ["docker", "dockerd"],
-      daemon: {
-        command: `dockerd --data-root=${directory}/docker --exec-root=/run/docker-test --pidfile=/run/docker-test.pid --host=unix:///run/docker-test.sock --add-runtime slipway=${directory}/slipway --default-runtime slipway`,
-        answers: `${docker} version`,
-      },
-      prepare: `${tar} | ${docker} import - slipway-test`,
-      checks: expand(dockerChecks, { docker, o: "-v /usr:/usr:ro slipway-test" }),
-    },
+    dockerCaller("docker", dockerChecks),
+    dockerCaller("docker-options", dockerOptionChecks),
+    dockerCaller("docker-userns", dockerUserChecks, "--userns-remap=nobody:nogroup"),
+    dockerCaller("docker-live-restore", dockerLiveRestoreChecks, "--live-restore"),
   ];
 }
 
@@ -168,14 +231,14 @@ async function startDaemon(
   { command, answers }: NonNullable<Caller["daemon"]>,
   env: NodeJS.ProcessEnv,
 ): Promise<ChildProcess> {
-  const daemon = spawn("sh", ["-c", `exec ${command}`], { env, stdio: "ignore" });
+  const daemon = spawn("sh", ["-c", `exec ${command} > "$D/daemon.log" 2>&1`], { env, stdio: "ignore" });
   for (let i = 0; i < 240; i++) {
     if (shell(answers, env).code === 0) return daemon;
     if (daemon.exitCode !== null) break;
     await delay(250);
   }
   await endDaemon(daemon);
-  throw new Error(`Cannot start "${command}"`);
+  throw new Error(`Cannot start "${command}": ${shell('tail -n 3 "$D/daemon.log"', env).output}`);
 }
 
 async function endDaemon(daemon: ChildProcess): Promise<void> {

@@ -2,7 +2,7 @@
  * `npm run validate:oci [-- --suite DIR] [--runtime NAME]... [PROGRAM...]`: the validation programs of opencontainers/runtime-tools on
  * `slipway oci`, and on runc and crun where they are installed, as the table of docs/oci.md.
  *
- * `npm run validate:oci -- callers [NAME...]` does what callers.ts says, `-- crun DIR` and `-- runc DIR` what
+ * `npm run validate:oci -- callers [--runtime NAME] [NAME...]` does what callers.ts says, `-- crun DIR` and `-- runc DIR` what
  * runtime-suites.ts says.
  *
  * As root. Not a part of `npm test`: it needs Go and the suite's source. The exit code is 1 if a program fails on Slipway
@@ -44,7 +44,10 @@ try {
 
 async function main(): Promise<number> {
   const [first, ...names] = positionals;
-  if (first === "callers") return (await import("./callers.ts")).validateCallers(names);
+  if (first === "callers") {
+    const [runtime = "slipway"] = values.runtime;
+    return (await import("./callers.ts")).validateCallers(names, runtime);
+  }
   if (first === "crun" || first === "runc") {
     const [checkout, ...files] = names;
     if (checkout === undefined) throw new Error(`Cannot run ${first}'s suite: name the directory of its sources`);
