@@ -5,9 +5,12 @@ import {
   BuildError,
   buildImages,
   type BuiltImage,
+  Contexts,
+  type ContextSource,
   type FileWorkers,
   formatPlatform,
   hostPlatform,
+  openedMachine,
   StoreImages,
   writeOutput,
 } from "../build/index.ts";
@@ -171,7 +174,9 @@ export class BuildRun implements RunnableStep {
     const { host, uidRange, images, untrusted, builds, workers, made } = this.#context;
     const { resources } = this.#step;
     const { store, client, workspace, signal } = use;
-    using context = workspace.directory(spec.context);
+    using directories = new DisposableStack();
+    const openDirectory = (path: string) => directories.use(workspace.directory(path)).path;
+    const contextDir = openDirectory(spec.context);
     const dockerfile = workspace.read(spec.dockerfile, maxDockerfileBytes);
     if (dockerfile === undefined) {
       throw new BuildError(
@@ -183,13 +188,21 @@ export class BuildRun implements RunnableStep {
     using layerRange = host.claimLayerRange(uidRange);
     const reporter = new BuildLog(this.log, this.#usage);
     using _end = { [Symbol.dispose]: () => reporter.end() };
-    return await buildImages({
-      host,
-      uidRange: layerRange,
+    const where = {
+      machine: openedMachine({ host, uidRange: layerRange, network }),
       store,
       lease: images.lease,
+      workers,
+      resources,
+      reporter,
+      signal,
+    };
+    await using contexts = await Contexts.open(where);
+    return await buildImages({
+      ...where,
       images: this.#baseImages(spec, { store, client, reporter }),
-      contextDir: context.path,
+      contextDir,
+      contexts: await contexts.named(contextSources(spec, openDirectory)),
       dockerfile: {
         content: dockerfile,
         name: spec.dockerfile,
@@ -204,13 +217,8 @@ export class BuildRun implements RunnableStep {
       noCache: !spec.cache,
       cacheNamespace: builds?.cacheNamespace,
       usedLayers: made.layers,
-      resources,
-      network,
       // Else strangers' steps would get their limits as often as they have stages, and disk without end.
       ...(untrusted !== undefined && { parallel: 1, keepsCacheMounts: false }),
-      workers,
-      reporter,
-      signal,
     });
   }
 
@@ -323,6 +331,18 @@ export class BuildRun implements RunnableStep {
     log.note(`error of the agent: ${error.message}`);
     return { status: "error", reason: error.message };
   }
+}
+
+function contextSources(
+  { contexts }: ResolvedBuild,
+  openDirectory: (path: string) => string,
+): ReadonlyMap<string, ContextSource> {
+  const sources = Object.entries(contexts).map(([name, context]): [string, ContextSource] => {
+    if ("url" in context) return [name, { kind: "url", url: context.url }];
+    if ("image" in context) return [name, { kind: "image", name: context.image }];
+    return [name, { kind: "directory", directory: openDirectory(context.directory) }];
+  });
+  return new Map(sources);
 }
 
 function unreadableSecret(id: string, secret: BuildSecret): BuildError {

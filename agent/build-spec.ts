@@ -1,6 +1,6 @@
 /** What a step is to build, with the values of its variables in place. */
 import { BuildError, parsePlatform, type Platform } from "../build/index.ts";
-import { expandVariables, type ImageBuildSpec, type StepSpec } from "../pipelines/index.ts";
+import { type BuildContextSpec, expandVariables, type ImageBuildSpec, type StepSpec } from "../pipelines/index.ts";
 import { formatReference, ImageError, parseReference } from "../runtime/index.ts";
 import { pipelineVariables } from "./environment.ts";
 
@@ -12,12 +12,13 @@ export function isBuild(step: StepSpec): step is BuildStepSpec {
   return step.build !== undefined;
 }
 
-export interface ResolvedBuild extends Omit<ImageBuildSpec, "tags" | "push" | "platforms" | "target"> {
+export interface ResolvedBuild extends Omit<ImageBuildSpec, "tags" | "push" | "platforms" | "target" | "contexts"> {
   readonly target: string | undefined;
   /** Names in full, `docker.io/library/app:1`, without those that it is only pushed to. */
   readonly names: readonly string[];
   /** Where it is pushed to, in full. */
   readonly pushNames: readonly string[];
+  readonly contexts: Readonly<Record<string, BuildContextSpec>>;
   /** Empty: the agent's own. */
   readonly platforms: readonly Platform[];
 }
@@ -28,7 +29,7 @@ export interface ResolvedBuild extends Omit<ImageBuildSpec, "tags" | "push" | "p
  * @throws {BuildError} If a variable has no value for this event, or what comes of it is no name.
  */
 export function resolveBuild(step: BuildStepSpec, variables: Readonly<Record<string, string>>): ResolvedBuild {
-  const { tags, push, platforms, target, args, labels, ...rest } = step.build;
+  const { tags, push, platforms, target, args, labels, contexts = {}, ...rest } = step.build;
   const all = pipelineVariables(step, variables);
   const fill = (text: string) => fillIn(text, all);
   const fillAll = (values: Readonly<Record<string, string>>) =>
@@ -40,10 +41,23 @@ export function resolveBuild(step: BuildStepSpec, variables: Readonly<Record<str
     target: target === undefined ? undefined : fill(target),
     args: fillAll(args),
     labels: fillAll(labels),
+    contexts: Object.fromEntries(Object.entries(contexts).map(([name, context]) => [name, fillContext(context, fill)])),
     names: [...new Set(names)],
     pushNames: [...new Set(pushNames)],
     platforms: platforms.map((text) => readPlatform(text)),
   };
+}
+
+function fillContext(context: BuildContextSpec, fill: (text: string) => string): BuildContextSpec {
+  if ("directory" in context) return context;
+  if ("url" in context) return { url: fill(context.url) };
+  const image = fill(context.image);
+  try {
+    return { image: formatReference(parseReference(image)) };
+  } catch (error) {
+    if (!(error instanceof ImageError)) throw error;
+    throw new BuildError(`${JSON.stringify(image)} names no image: ${error.message}`, { cause: error });
+  }
 }
 
 function pushName(tag: string, push: true | string, fill: (text: string) => string): string {

@@ -3,13 +3,13 @@
  */
 import { type Diagnostic, didYouMean, Problems, quote, type Source, type Span } from "../pipelines/index.ts";
 import { ImageError } from "../runtime/files.ts";
-import { RegistryError } from "../runtime/index.ts";
+import { formatReference, parseReference, RegistryError } from "../runtime/index.ts";
 import type { BaseImages, BaseLayer } from "./base-image.ts";
 import type { BuildCache } from "./build-cache.ts";
 import type { Platform } from "./configuration.ts";
 import type { Dockerfile, Stage, Word } from "./instruction.ts";
 import { cacheKey } from "./key.ts";
-import type { OperationPlanner } from "./operation.ts";
+import type { BuildContext, OperationPlanner } from "./operation.ts";
 import { formatPlatform, platformArgs } from "./platform.ts";
 import { BuildError, type BuildReporter } from "./report.ts";
 import { buildStage } from "./stage-build.ts";
@@ -25,6 +25,8 @@ export interface BuildOptions {
   readonly target?: string | undefined;
   readonly platform: Platform;
   readonly buildArgs: ReadonlyMap<string, string>;
+  /** What stands in place of stages and images, by `contextKey`. */
+  readonly contexts?: ReadonlyMap<string, StageContext> | undefined;
   readonly images: BaseImages;
   readonly cache: BuildCache;
   readonly operations: OperationPlanner;
@@ -34,6 +36,23 @@ export interface BuildOptions {
   readonly epochSeconds?: number | undefined;
   readonly reporter: BuildReporter;
   readonly signal: AbortSignal;
+}
+
+/** What is given a name for a build: files, or another image. */
+export type StageContext =
+  /** As it was given. */
+  { readonly givenName: string } & (
+    | { readonly kind: "directory"; readonly key: string; readonly context: BuildContext }
+    | { readonly kind: "image"; readonly name: string }
+  );
+
+/** How a context is found: `alpine`, `alpine:latest` and `docker.io/library/alpine` are the same. */
+export function contextKey(name: string): string {
+  try {
+    return formatReference(parseReference(name));
+  } catch {
+    return name.toLowerCase();
+  }
 }
 
 /** A layer of a stage. */
@@ -47,6 +66,8 @@ export interface StageResult {
   readonly key: string;
   /** Base layer first. */
   readonly layers: readonly StageLayer[];
+  /** Where its files are as long as no layer holds them. */
+  readonly context?: BuildContext | undefined;
   readonly state: StageState;
 }
 
@@ -85,6 +106,7 @@ export class Build {
   readonly #target: Stage;
   /** Stages and images that were asked for, each once. */
   readonly #results = new Map<string, Promise<StageResult>>();
+  readonly #takenContexts = new Set<string>();
   readonly #warned = new Set<string>();
   #characters = 0;
   #failure: { readonly error: unknown } | undefined;
@@ -99,8 +121,9 @@ export class Build {
 
   async run(): Promise<StageResult> {
     try {
-      const result = await this.stage(this.#target);
+      const result = await this.based(await this.stage(this.#target));
       this.#noteUnusedArgs();
+      this.#noteUnusedContexts();
       return result;
     } catch (error) {
       // The first failure is the reason, whoever noticed it first.
@@ -113,12 +136,48 @@ export class Build {
 
   /** The result of a stage, built if it has not been asked for yet. */
   stage(stage: Stage): Promise<StageResult> {
-    return this.#once(`stage ${stage.index}`, () => buildStage(stage, this));
+    const { base, stageName } = stage.from;
+    const replaced =
+      stageName === undefined
+        ? undefined
+        : this.#named(stageName, { platform: this.options.platform, span: base.span });
+    return replaced ?? this.#once(`stage ${stage.index}`, () => buildStage(stage, this));
   }
 
   /** An image as a stage that no instruction has changed. */
   image(name: string, options: { readonly platform: Platform; readonly span: Span }): Promise<StageResult> {
+    return this.#named(name, options) ?? this.#image(name, options);
+  }
+
+  /** The same with all its files in layers, as a stage needs it that begins with it. */
+  async based(result: StageResult): Promise<StageResult> {
+    const { context, key, state } = result;
+    if (context === undefined) return result;
+    return await this.#once(`layer ${formatPlatform(state.platform)} ${key}`, async () => {
+      // Named by what is in it: what a stage makes of it is made of that.
+      const layer = await this.options.operations.layerOf(context);
+      const layers: StageLayer[] =
+        layer.directory === undefined ? [] : [{ kind: "built", key: layer.key, directory: layer.directory }];
+      return { key: layer.key, layers, state };
+    });
+  }
+
+  #image(name: string, options: { readonly platform: Platform; readonly span: Span }): Promise<StageResult> {
     return this.#once(`image ${formatPlatform(options.platform)} ${name}`, () => this.#resolveImage(name, options));
+  }
+
+  /** What a context gives in place of a stage or an image. */
+  #named(
+    name: string,
+    options: { readonly platform: Platform; readonly span: Span },
+  ): Promise<StageResult> | undefined {
+    const key = contextKey(name);
+    const context = this.options.contexts?.get(key);
+    if (context === undefined) return undefined;
+    this.#takenContexts.add(key);
+    if (context.kind === "image") return this.#image(context.name, options);
+    const state = StageState.empty(options.platform, this.stateOptions);
+    return Promise.resolve({ key: context.key, layers: [], context: context.context, state });
   }
 
   get stateOptions(): StageStateOptions {
@@ -238,6 +297,15 @@ export class Build {
       status,
       cause,
     });
+  }
+
+  #noteUnusedContexts(): void {
+    const { contexts, reporter } = this.options;
+    const unused = [...(contexts ?? [])]
+      .filter(([key]) => !this.#takenContexts.has(key))
+      .map(([, { givenName }]) => givenName);
+    if (unused.length > 0)
+      reporter.noted?.(`no FROM, COPY --from or RUN --mount takes the context ${unused.map(quote).join(", ")}`);
   }
 
   #noteUnusedArgs(): void {

@@ -3,8 +3,9 @@ import { AccountError } from "../runtime/files.ts";
 import { parseMode } from "./mode.ts";
 import type { SelectionSpec, TreeSpec } from "./file-tasks.ts";
 import { cacheKey } from "./key.ts";
-import { type OperationContext, OperationError, type OperationPlace, type OperationPlan } from "./operation.ts";
+import { type OperationContext, OperationError, type OperationPlace, type OperationPlan, treeOf } from "./operation.ts";
 import { PathPatterns } from "./pattern.ts";
+import { timesOf } from "./selection-layer.ts";
 import type { CopyOperation } from "./stage-state.ts";
 
 /** Finds the files, and digests them: their content is the key, not their time. */
@@ -31,7 +32,7 @@ export async function planCopy(
   const { destination, chmod, files, isAdd } = operation;
   const key = cacheKey(operation.link ? "" : place.parentKey, {
     copy: digest,
-    ...(context.context.hasFixedTimes === true && operation.from === undefined && { times: "fixed" }),
+    ...timesOf(selection),
     fetched: fetched.map((each) => each.key),
     files,
     destination,
@@ -84,10 +85,7 @@ async function selectionOf(
 ): Promise<SelectionSpec> {
   const { from, parents, excludes } = operation;
   let tree: TreeSpec = { kind: "context", ...context.context };
-  if (from !== undefined) {
-    const { layers } = await place.source(from);
-    tree = { kind: "layers", layers, name: JSON.stringify(from) };
-  }
+  if (from !== undefined) tree = treeOf(await place.source(from), from);
   return { tree, sources: operation.sources.filter((source) => !isRemote(source)), parents, excludes };
 }
 
@@ -100,7 +98,8 @@ async function digestOf(
   const { workers, view, signal, cache } = context;
   if (selection.sources.length === 0) return { digest: "", fingerprint: "" };
   const spec = { selection, view, maxBytes: cache.diskBytes };
-  if (operation.from === undefined) return await workers.run("digest", spec, signal);
+  if (operation.from === undefined || selection.tree.kind === "context")
+    return await workers.run("digest", spec, signal);
   const { key } = await place.source(operation.from);
   const { sources, parents, excludes } = selection;
   const name = cacheKey(key, { content: sources, parents, excludes });

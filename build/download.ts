@@ -3,7 +3,7 @@ import { createHash } from "node:crypto";
 import { basename } from "node:path";
 import type { Worker } from "node:worker_threads";
 import { fileAt, startThread } from "../runtime/files.ts";
-import type { ImageStore } from "../runtime/index.ts";
+import type { ImageLease, ImageStore } from "../runtime/index.ts";
 import type { Downloaded, DownloadReply, DownloadRequest } from "./download-worker.ts";
 import { cloneRepository, isGitUrl } from "./git-source.ts";
 import type { BuildMachine, OpenMachine } from "./machine.ts";
@@ -28,6 +28,13 @@ export interface FetchedTree {
   readonly directory: string;
   /** What of it is wanted, relative; its links lead nowhere outside of `directory`. */
   readonly inside: string;
+  /** When the commit was made. */
+  readonly mtimeSeconds: number;
+}
+
+/** What fetching is done with. */
+export interface FetchContext extends Pick<OperationContext, "machine" | "resources" | "signal" | "reporter"> {
+  readonly cache: { readonly lease: ImageLease };
 }
 
 export interface FetchOptions {
@@ -67,10 +74,7 @@ export class Downloads implements AsyncDisposable {
   }
 
   /** Fetches what a URL names, once in a build. @throws {OperationError} */
-  fetch(
-    url: string,
-    options: FetchOptions & { readonly context: OperationContext },
-  ): Promise<FetchedFile | FetchedTree> {
+  fetch(url: string, options: FetchOptions & { readonly context: FetchContext }): Promise<FetchedFile | FetchedTree> {
     const name = JSON.stringify([url, options.checksum, options.keepGitDir]);
     let fetched = this.#fetched.get(name);
     if (fetched === undefined) {

@@ -35,6 +35,8 @@ export type TreeSpec =
       readonly ignored: readonly string[];
       /** Its files have no times that mean anything: they get `contextTime`. */
       readonly hasFixedTimes?: boolean | undefined;
+      /** What messages call it. @default the build context */
+      readonly name?: string | undefined;
     }
   | { readonly kind: "layers"; readonly layers: readonly string[]; readonly name: string };
 
@@ -157,6 +159,18 @@ interface Task {
     readonly spec: { readonly layers: readonly string[]; readonly directory: string; readonly view: ViewSpec };
     readonly result: undefined;
   };
+  /** Unpacks an archive into an empty directory. */
+  unpack: {
+    readonly spec: {
+      readonly path: string;
+      readonly directory: string;
+      readonly maxBytes: number;
+      /** The name that a file gets there which is no archive; absent: it is left out. */
+      readonly otherwise?: string | undefined;
+    };
+    /** Whether it is an archive with something in it. */
+    readonly result: boolean;
+  };
   /** The same layer under another name, without a copy of what its files hold. */
   link: { readonly spec: { readonly from: string; readonly to: string }; readonly result: LayerSummary };
 }
@@ -245,6 +259,19 @@ const tasks: {
       }
       return undefined;
     }),
+  async unpack({ path, directory, maxBytes, otherwise }, checkCanceled) {
+    const root = fileAt.openRoot(directory);
+    try {
+      const target = new CopyTarget(root, "/", { ignoreOwners: true, checkCanceled });
+      const archives = { target, owner: undefined, maxBytes, checkCanceled };
+      if (await unpackFile(fileAt.openFile(path), archives)) return true;
+      const file = { name: otherwise ?? "", path, mtimeSeconds: undefined };
+      if (otherwise !== undefined) await copyFetched(file, { ...archives, unpack: false });
+      return false;
+    } finally {
+      fileAt.closeFile(root);
+    }
+  },
   link({ from, to }, checkCanceled) {
     const source = fileAt.openRoot(from);
     try {
@@ -327,7 +354,7 @@ async function withSelections<T>(
   try {
     const tree: SourceTree = {
       root,
-      name: source.kind === "context" ? "the build context" : source.name,
+      name: source.name ?? "the build context",
       ignored: source.kind === "context" ? new PathPatterns(source.ignored) : undefined,
     };
     const options = { parents: spec.parents, excludes: new PathPatterns(spec.excludes), checkCanceled };
@@ -426,7 +453,7 @@ async function unpackFile(file: number, { target, owner, maxBytes, checkCanceled
 }
 
 async function copyFetched(
-  { name, path, mtimeSeconds }: FetchedFile,
+  { name, path, mtimeSeconds }: Pick<FetchedFile, "name" | "path" | "mtimeSeconds">,
   { unpack, ...archives }: ArchiveTarget & { readonly unpack: boolean },
 ): Promise<void> {
   if (unpack && (await unpackFile(fileAt.openFile(path), archives))) return;

@@ -5,15 +5,18 @@
  * own credentials are not there.
  */
 import { createHash } from "node:crypto";
-import { chmodSync, mkdirSync, rmSync } from "node:fs";
+import { chmodSync } from "node:fs";
 import { ExecError, resolveImage, runContainer } from "../runtime/index.ts";
-import type { FetchedTree, FetchOptions } from "./download.ts";
-import { type OperationContext, OperationError } from "./operation.ts";
+import type { FetchContext, FetchedTree, FetchOptions } from "./download.ts";
+import { OperationError } from "./operation.ts";
+import { scratchDirectory } from "./scratch.ts";
 
 interface GitUrl {
   readonly remote: string;
   readonly ref: string | undefined;
   readonly directory: string;
+  /** The commit that it must be, or how that begins. */
+  readonly commit: string | undefined;
 }
 
 /** Whether ADD takes a URL for a repository: one of a file has no `.git` at the end of its path. */
@@ -21,16 +24,48 @@ export function isGitUrl(url: string): boolean {
   return parseGitUrl(url) !== undefined;
 }
 
+/** @throws {OperationError} If the URL asks for something that is not known. */
 function parseGitUrl(url: string): GitUrl | undefined {
-  if (/^(?:ssh:\/\/|git@)/.test(url)) return { remote: url, ref: undefined, directory: "" };
-  const match = /^((?:https?|git):\/\/[^#?\s]+?(?:\.git)?)(?:#([^:\s]*)(?::(.*))?)?$/.exec(url);
+  if (/^(?:ssh:\/\/|git@)/.test(url)) return { remote: url, ref: undefined, directory: "", commit: undefined };
+  const match = /^((?:https?|git):\/\/[^#?\s]+)(?:\?([^#\s]*))?(?:#([^:\s]*)(?::(.*))?)?$/.exec(url);
   if (match === null) return undefined;
-  const [, remote = "", ref, directory = ""] = match;
+  const [, remote = "", query = "", ref, directory] = match;
   if (!remote.endsWith(".git") && !remote.startsWith("git://")) return undefined;
-  return { remote, ref: ref === undefined || ref === "" ? undefined : ref, directory };
+  const asked = readQuery(url, query);
+  return {
+    remote,
+    ref: (ref || undefined) ?? asked.get("ref"),
+    directory: (directory || undefined) ?? asked.get("subdir") ?? "",
+    commit: asked.get("commit"),
+  };
 }
 
-/** Prints the commit; leaves its files in the working directory. */
+const queryKeys = new Map([
+  ["ref", "ref"],
+  ["branch", "ref"],
+  ["tag", "ref"],
+  ["subdir", "subdir"],
+  ["checksum", "commit"],
+  ["commit", "commit"],
+]);
+
+/** What BuildKit reads behind a question mark. */
+function readQuery(url: string, query: string): ReadonlyMap<string, string> {
+  const asked = new Map<string, string>();
+  for (const [key, value] of new URLSearchParams(query)) {
+    const name = queryKeys.get(key);
+    const text = key === "branch" ? `refs/heads/${value}` : key === "tag" ? `refs/tags/${value}` : value;
+    if (name === undefined || (asked.has(name) && asked.get(name) !== text)) {
+      throw new OperationError(`${url} cannot be fetched: ${JSON.stringify(`${key}=${value}`)} is not understood`, {
+        suggestion: "write one of ref, branch and tag, subdir, commit; or #ref:subdir",
+      });
+    }
+    if (value !== "") asked.set(name, text);
+  }
+  return asked;
+}
+
+/** Prints the commit and when it was made; leaves its files in the working directory. */
 const script = `
 set -eu
 git init -q -b main .
@@ -38,7 +73,7 @@ git remote add origin -- "$REMOTE"
 git fetch -q --depth 1 --no-tags -- origin "$REF" || git fetch -q -- origin "$REF"
 git -c advice.detachedHead=false checkout -q FETCH_HEAD
 git -c protocol.file.allow=never submodule --quiet update --init --recursive --depth 1
-git rev-parse HEAD
+git log -1 --format='%H %ct'
 if [ "$KEEP" = no ]; then find . -name .git -prune -exec rm -rf {} +; fi
 `;
 
@@ -50,7 +85,7 @@ if [ "$KEEP" = no ]; then find . -name .git -prune -exec rm -rf {} +; fi
  */
 export async function cloneRepository(
   url: string,
-  options: FetchOptions & { readonly context: OperationContext; readonly stack: AsyncDisposableStack },
+  options: FetchOptions & { readonly context: FetchContext; readonly stack: AsyncDisposableStack },
 ): Promise<FetchedTree> {
   const parsed = parseGitUrl(url) as GitUrl;
   if (!/^(?:https?|git):/.test(parsed.remote)) {
@@ -58,15 +93,14 @@ export async function cloneRepository(
       suggestion: "write its https address",
     });
   }
-  const { checksum, keepGitDir, context, stack } = options;
-  const directory = `${context.machine.stateDir}/build/git-${crypto.randomUUID()}`;
-  mkdirSync(directory, { recursive: true, mode: 0o700 });
+  const { keepGitDir, context, stack } = options;
+  const checksum = (options.checksum || undefined) ?? parsed.commit;
+  const directory = scratchDirectory(context.machine.stateDir, "git", stack);
   chmodSync(directory, 0o755);
-  stack.defer(() => rmSync(directory, { recursive: true, force: true }));
   const ref = parsed.ref ?? "HEAD";
   const env = { REMOTE: parsed.remote, REF: ref, KEEP: keepGitDir ? "yes" : "no" };
-  const commit = await runGit(script, { directory, context, env });
-  if (checksum !== undefined && checksum !== "" && !commit.startsWith(checksum)) {
+  const [commit = "", time] = (await runGit(script, { directory, context, env })).split(" ");
+  if (checksum !== undefined && !commit.startsWith(checksum)) {
     throw new OperationError(`${url} is at the commit ${commit}, expected is ${checksum}`);
   }
   const key = createHash("sha256")
@@ -74,7 +108,7 @@ export async function cloneRepository(
     .digest("hex");
   const inside = parsed.directory.split("/").filter((component) => component !== "" && component !== ".");
   if (inside.includes("..")) throw new OperationError(`${url} names a directory outside of the repository`);
-  return { kind: "tree", key, directory, inside: inside.join("/") };
+  return { kind: "tree", key, directory, inside: inside.join("/"), mtimeSeconds: Number(time) };
 }
 
 async function runGit(
@@ -85,7 +119,7 @@ async function runGit(
     env,
   }: {
     readonly directory: string;
-    readonly context: OperationContext;
+    readonly context: FetchContext;
     readonly env: Readonly<Record<string, string>>;
   },
 ): Promise<string> {

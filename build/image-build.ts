@@ -2,7 +2,6 @@
 import { chmodSync, mkdirSync } from "node:fs";
 import type { Diagnostic } from "../pipelines/index.ts";
 import {
-  fileAt,
   type Host,
   type ImageLease,
   type ImageStore,
@@ -13,21 +12,21 @@ import {
 } from "../runtime/index.ts";
 import type { BaseImages } from "./base-image.ts";
 import { BuildCache, type CachedLayer, type CacheImport } from "./build-cache.ts";
-import { buildTarget } from "./build.ts";
+import { buildTarget, contextKey, type StageContext } from "./build.ts";
 import { type CachePlace, exportCache, openCache } from "./cache-transfer.ts";
 import { CacheMounts } from "./cache-mounts.ts";
 import type { Platform } from "./configuration.ts";
+import { type DockerfileSource, readDockerfile, readIgnored } from "./context-files.ts";
+import type { NamedContext } from "./contexts.ts";
 import { Downloads } from "./download.ts";
-import { epochOf } from "./epoch.ts";
+import { resolveEpoch } from "./epoch.ts";
 import type { Compression } from "./file-tasks.ts";
 import { FileWorkers } from "./file-workers.ts";
 import { type FinishedImage, finishImage } from "./finish-image.ts";
-import { ignoreFileNames, readIgnoreFile } from "./ignore-file.ts";
-import { LIMITS } from "./limits.ts";
+import { cacheKey } from "./key.ts";
 import { type BuildMachine, openedMachine } from "./machine.ts";
 import { OperationPlanner, type SecretSource } from "./operation.ts";
 import { parseDockerfile } from "./parse.ts";
-import { PathPatternError } from "./pattern.ts";
 import { hostPlatform } from "./platform.ts";
 import { BuildError, type BuildReporter } from "./report.ts";
 import { sweepSecrets } from "./run-mounts.ts";
@@ -45,10 +44,12 @@ export interface ImageBuildOptions {
   readonly lease: ImageLease;
   /** Absolute. */
   readonly contextDir: string;
-  /** In the context; or its content, and what messages call it. @default "Dockerfile" */
-  readonly dockerfile?:
-    | string
-    | { readonly content: Uint8Array; readonly name: string; readonly ignore?: string | undefined };
+  /** When what is in it was made, if whoever gave it says so: in seconds since 1970. */
+  readonly contextSeconds?: number | undefined;
+  /** What stands for a name in FROM, COPY --from and RUN --mount, in place of a stage or an image. */
+  readonly contexts?: ReadonlyMap<string, NamedContext> | undefined;
+  /** In the context; or its content, and what messages call it. @default "Dockerfile", or "Containerfile" */
+  readonly dockerfile?: DockerfileSource | undefined;
   readonly target?: string | undefined;
   /** @default this machine's */
   readonly platform?: Platform | undefined;
@@ -94,12 +95,11 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
   const machine = machineOf(options);
   const { store, contextDir, lease, reporter = {}, platform = hostPlatform() } = options;
   const signal = options.signal ?? new AbortController().signal;
-  const buildArgs = options.buildArgs ?? new Map<string, string>();
-  const read = readDockerfile(options);
+  const givenArgs = options.buildArgs ?? new Map<string, string>();
+  const read = readDockerfile(contextDir, options.dockerfile);
   const { dockerfile, diagnostics, source } = parseDockerfile(read.content, { file: read.name });
   for (const diagnostic of diagnostics) if (diagnostic.severity === "warning") reporter.warned?.(diagnostic);
   if (dockerfile === undefined) throw unreadable(diagnostics);
-  const epochSeconds = epochOf(dockerfile, buildArgs);
   const directory = `${machine.stateDir}/build`;
   const emptyDir = `${directory}/empty`;
   sweepSecrets();
@@ -124,6 +124,14 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
     onNote: (note) => reporter.noted?.(note),
   });
   await using downloads = new Downloads({ store, machine, signal, maxBytes: () => cache.leftBytes });
+  const { seconds: epochSeconds, buildArgs } = await resolveEpoch(dockerfile, givenArgs, {
+    contextSeconds: options.contextSeconds,
+    contexts: options.contexts,
+    fetch: (url, checksum) => {
+      const context = { machine, resources: options.resources, signal, reporter, cache };
+      return downloads.fetch(url, { checksum, keepGitDir: false, context });
+    },
+  });
   const operations = new OperationPlanner({
     machine,
     workers,
@@ -148,6 +156,7 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
     target: options.target,
     platform,
     buildArgs,
+    contexts: stageContexts(options.contexts, epochSeconds !== undefined),
     images: options.images,
     cache,
     operations,
@@ -207,59 +216,24 @@ function machineOf({ machine, host, uidRange, network }: ImageBuildOptions): Bui
   throw new Error("A build needs a machine, or a host, a uid range and a network");
 }
 
-interface ReadDockerfile {
-  readonly content: string | Uint8Array;
-  readonly name: string;
-  readonly ignored: readonly string[];
-}
-
-/** The Dockerfile and its ignore file: `X.dockerignore` beside the Dockerfile X, or else that of the context. */
-function readDockerfile({ contextDir, dockerfile = "Dockerfile" }: ImageBuildOptions): ReadDockerfile {
-  let root: number;
-  try {
-    root = fileAt.openRoot(contextDir);
-  } catch (error) {
-    throw new BuildError(
-      `the build context ${JSON.stringify(contextDir)} cannot be opened: ${(error as NodeJS.ErrnoException).code}`,
-      { cause: error },
-    );
-  }
-  try {
-    const read = (path: string) => fileAt.readTextInRoot(root, fileAt.byteString(path), LIMITS.fileBytes);
-    const name = typeof dockerfile === "string" ? dockerfile : dockerfile.name;
-    const content = typeof dockerfile === "string" ? read(dockerfile) : dockerfile.content;
-    if (content === undefined) {
-      throw new BuildError(`there is no ${JSON.stringify(name)} in the build context, or it is no readable file`);
-    }
-    const readIgnored = (path: string) => {
-      const found = read(path);
-      // What cannot be read ignores nothing, and files would get into the image that were to stay out.
-      if (found === undefined && fileAt.statAt(root, fileAt.byteString(path)) !== undefined) {
-        throw new BuildError(
-          `${JSON.stringify(path)} cannot be used: it is no file in the build context of at most ${LIMITS.fileBytes >> 20} MiB; make it one, or remove it`,
-        );
-      }
-      return found;
+/** Files of a context count as those of the build's own do. */
+function stageContexts(
+  contexts: ReadonlyMap<string, NamedContext> = new Map(),
+  hasFixedTimes: boolean,
+): ReadonlyMap<string, StageContext> {
+  const all = [...contexts].map(([name, context]): [string, StageContext] => {
+    const key = contextKey(name);
+    if (context.kind === "image") return [key, { ...context, givenName: name }];
+    const { directory } = context;
+    const files = {
+      name: `the context ${JSON.stringify(name)}`,
+      directory,
+      ignored: readIgnored(directory),
+      hasFixedTimes,
     };
-    const own = typeof dockerfile === "string" ? readIgnored(`${dockerfile}.dockerignore`) : dockerfile.ignore;
-    if (own !== undefined) return { content, name, ignored: parseIgnored(own, `${name}.dockerignore`) };
-    for (const ignoreName of ignoreFileNames) {
-      const text = readIgnored(ignoreName);
-      if (text !== undefined) return { content, name, ignored: parseIgnored(text, ignoreName) };
-    }
-    return { content, name, ignored: [] };
-  } finally {
-    fileAt.closeFile(root);
-  }
-}
-
-function parseIgnored(content: string, name: string): readonly string[] {
-  try {
-    return readIgnoreFile(content);
-  } catch (error) {
-    if (error instanceof PathPatternError) throw new BuildError(`${name}: ${error.message}`, { cause: error });
-    throw error;
-  }
+    return [key, { kind: "directory", givenName: name, key: cacheKey("context", { name: key }), context: files }];
+  });
+  return new Map(all);
 }
 
 function unreadable(diagnostics: readonly Diagnostic[]): BuildError {

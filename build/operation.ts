@@ -1,13 +1,14 @@
 /** What an instruction does to the files of a stage: its key in the cache, and how its layer is made if it is not there. */
 import type { LayerSummary, StepResources } from "../runtime/index.ts";
-import type { BuildCache, LayerDraft } from "./build-cache.ts";
+import type { BuildCache, CachedLayer, LayerDraft } from "./build-cache.ts";
 import type { CacheMounts } from "./cache-mounts.ts";
 import type { Platform } from "./configuration.ts";
 import { planCopy } from "./copy-operation.ts";
 import type { Downloads } from "./download.ts";
 import type { FileWorkers } from "./file-workers.ts";
-import type { ViewSpec } from "./file-tasks.ts";
+import type { TreeSpec, ViewSpec } from "./file-tasks.ts";
 import { cacheKey } from "./key.ts";
+import { layerOf } from "./selection-layer.ts";
 import type { BuildReporter, BuildStep } from "./report.ts";
 import type { BuildMachine } from "./machine.ts";
 import { planRun } from "./run-operation.ts";
@@ -36,6 +37,8 @@ export interface OperationContext {
 
 /** The directory that COPY and ADD take from. */
 export interface BuildContext {
+  /** What messages call one that is not the build's own. */
+  readonly name?: string | undefined;
   /** Absolute. */
   readonly directory: string;
   /** Patterns of .dockerignore. */
@@ -61,6 +64,14 @@ export interface OperationPlace {
 export interface SourceFiles {
   readonly key: string;
   readonly layers: readonly string[];
+  /** Where the files are instead, if they are not in layers. */
+  readonly context?: BuildContext | undefined;
+}
+
+/** Where files of another stage, an image or a context are. */
+export function treeOf({ layers, context }: SourceFiles, name: string): TreeSpec {
+  if (context !== undefined) return { kind: "context", ...context };
+  return { kind: "layers", layers, name: JSON.stringify(name) };
 }
 
 export interface OperationPlan {
@@ -89,6 +100,14 @@ export class OperationPlanner {
 
   constructor(context: OperationContext) {
     this.#context = context;
+  }
+
+  /** All of a context as a layer: what a stage begins with that is FROM it. */
+  async layerOf(tree: BuildContext): Promise<CachedLayer> {
+    const { workers, view, signal, cache } = this.#context;
+    const selection = { tree: { kind: "context", ...tree } as const, sources: ["."], parents: false, excludes: [] };
+    const found = await workers.run("digest", { selection, view, maxBytes: cache.diskBytes }, signal);
+    return await layerOf(selection, found, this.#context);
   }
 
   /** Finds out what names the layer, and how it would be made. */

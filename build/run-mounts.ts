@@ -3,13 +3,13 @@ import { release } from "node:os";
 import { chmodSync, chownSync, lstatSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { basename } from "node:path";
 import { diskOwner, fileAt, tryLock } from "../runtime/index.ts";
-import type { CachedLayer, LayerDraft } from "./build-cache.ts";
-import type { SelectionSpec } from "./file-tasks.ts";
-import { cacheKey } from "./key.ts";
-import { type OperationContext, OperationError, type OperationPlace } from "./operation.ts";
+import type { LayerDraft } from "./build-cache.ts";
+import type { SelectionSpec, TreeSpec } from "./file-tasks.ts";
+import { type OperationContext, OperationError, type OperationPlace, treeOf } from "./operation.ts";
 import { cleanPath } from "./pattern.ts";
 import type { RunMount } from "./run-mount.ts";
 import type { CommandMount } from "./run-operation.ts";
+import { copySelection, layerOf, timesOf } from "./selection-layer.ts";
 import { forwardAgent } from "./ssh-agent.ts";
 import type { RunOperation } from "./stage-state.ts";
 
@@ -69,47 +69,27 @@ async function planBind(mount: RunMount, on: MountContext): Promise<PlannedMount
   const { workers, cache, view, signal } = context;
   const target = targetOf(mount, on);
   const from = mount.from === undefined || mount.from === "" ? undefined : mount.from;
-  const source = from === undefined ? undefined : await place.source(from);
-  const selection: SelectionSpec = {
-    tree:
-      source === undefined
-        ? { kind: "context", ...context.context }
-        : { kind: "layers", layers: source.layers, name: JSON.stringify(from) },
-    sources: [mount.source ?? "."],
-    parents: false,
-    excludes: [],
-  };
+  const tree: TreeSpec =
+    from === undefined ? { kind: "context", ...context.context } : treeOf(await place.source(from), from);
+  const selection: SelectionSpec = { tree, sources: [mount.source ?? "."], parents: false, excludes: [] };
   const found = await workers.run("digest", { selection, view, maxBytes: cache.diskBytes }, signal);
-  const { digest, fingerprint } = found;
-  const copyTo = (upper: string, work: string) => {
-    // A directory's content is at the top, a file in there by a name of ours.
-    const copy = {
-      selection,
-      fingerprint,
-      destination: found.isDirectory ? "/" : "/file",
-      files: [],
-      maxBytes: cache.leftBytes,
-    };
-    return workers.run("copy", { into: { layers: [], upper, work }, copy, view }, signal);
-  };
-  const isFixed = source === undefined && context.context.hasFixedTimes === true;
-  const times = isFixed ? { times: "fixed" } : {};
-  const sourceIn = (directory: string) => (found.isDirectory ? directory : `${directory}/file`);
+  const { digest, isDirectory } = found;
+  // A directory's content is at the top, a file in there by a name of ours.
+  const sourceIn = (directory: string) => (isDirectory ? directory : `${directory}/file`);
   return {
-    key: ["bind", target, digest, ...Object.values(times)],
+    key: ["bind", target, digest, ...Object.values(timesOf(selection))],
     async open({ draft }) {
-      const { isDirectory } = found;
       if (!mount.readonly) {
         // What is written is thrown away.
         const upper = draft.scratch(`bind-${crypto.randomUUID()}`);
-        await copyTo(upper, draft.scratch(`work-${crypto.randomUUID()}`));
+        await copySelection(
+          { selection, found },
+          { upper, work: draft.scratch(`work-${crypto.randomUUID()}`) },
+          context,
+        );
         return { mounts: [{ mount: { type: "bind", source: sourceIn(upper), target }, isDirectory }] };
       }
-      const key = cacheKey("bind", { digest, ...times });
-      const layer: CachedLayer =
-        (await cache.find(key, signal)) ??
-        (await cache.make(key, (made) => copyTo(made.files, made.scratch("work")), signal));
-      const directory = layer.directory ?? view.emptyDir;
+      const directory = (await layerOf(selection, found, context)).directory ?? view.emptyDir;
       return {
         mounts: [{ mount: { type: "bind", source: sourceIn(directory), target, readonly: true }, isDirectory }],
       };
@@ -128,8 +108,7 @@ function planCache(mount: RunMount, on: MountContext): PlannedMount {
   const begins = [mount.uid, mount.gid, mount.mode, mount.from, mount.source];
   const name = begins.every((each) => each === undefined) ? id : JSON.stringify([id, ...begins]);
   const seed = async (directory: string, { draft, from }: { readonly draft: LayerDraft; readonly from: string }) => {
-    const { layers } = await place.source(from);
-    const tree = { kind: "layers" as const, layers, name: JSON.stringify(from) };
+    const tree = treeOf(await place.source(from), from);
     const selection = { tree, sources: [mount.source ?? "."], parents: false, excludes: [] };
     const { fingerprint } = await workers.run("digest", { selection, view, maxBytes: context.cache.diskBytes }, signal);
     const into = { layers: [], upper: directory, work: draft.scratch(`work-${crypto.randomUUID()}`) };

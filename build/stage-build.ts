@@ -92,8 +92,11 @@ class StageBuild {
     const stage =
       before.findLast((each) => each.from.stageName === name) ??
       (/^\d{1,4}$/.test(name) ? before[Number(name)] : undefined);
-    if (stage !== undefined) return await this.#build.stage(stage);
-    return await this.#build.image(name, { platform: this.#platform, span: from.base.span });
+    const base =
+      stage === undefined
+        ? this.#build.image(name, { platform: this.#platform, span: from.base.span })
+        : this.#build.stage(stage);
+    return await this.#build.based(await base);
   }
 
   #stateOn(base: StageState | undefined): StageState {
@@ -179,7 +182,8 @@ class StageBuild {
       step,
       source: async (name) => {
         const source = await this.#source(name, instruction.nameSpan);
-        return { key: source?.key ?? "scratch", layers: directoriesOf(source?.layers ?? []) };
+        const { key = "scratch", layers: found = [], context } = source ?? {};
+        return { key, layers: directoriesOf(found), context };
       },
     });
     const key = noCache === true ? await cache.forget(plan.key) : plan.key;

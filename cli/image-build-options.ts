@@ -1,7 +1,7 @@
 /** The values of `slipway image build` that are more than one word: secrets, ssh agents, outputs. */
 import { readFileSync, statSync } from "node:fs";
 import { resolve } from "node:path";
-import type { BuildOutput, CachePlace, SecretSource } from "../build/index.ts";
+import type { BuildOutput, CachePlace, ContextSource, SecretSource } from "../build/index.ts";
 import { UsageError } from "./arguments.ts";
 import type { Context } from "./verb.ts";
 
@@ -113,6 +113,52 @@ export function parseSsh(texts: readonly string[], context: Context): Map<string
     agents.set(id, path);
   }
   return agents;
+}
+
+/** A context that is given a name, or an OCI layout to be imported for it. */
+export type NamedSource = ContextSource | { readonly kind: "layout"; readonly path: string; readonly digest?: string };
+
+/** What stands for files somewhere else: Docker takes `github.com/` for a repository, too. */
+export function isRemoteContext(text: string): boolean {
+  return /^(?:https?|git|ssh):\/\//.test(text) || /^git@[^/:]+:/.test(text) || text.startsWith("github.com/");
+}
+
+/** The URL of files somewhere else. */
+export function remoteUrl(text: string): string {
+  if (!text.startsWith("github.com/")) return text;
+  const [, repository, fragment = ""] = /^([^#]*)(#.*)?$/s.exec(text) as unknown as [string, string, string?];
+  return `https://${repository.replace(/(?:\.git)?\/?$/, ".git")}${fragment}`;
+}
+
+/** `NAME=DIRECTORY`, `NAME=docker-image://IMAGE`, `NAME=oci-layout://PATH` or `NAME=URL`. */
+export function parseContexts(texts: readonly string[], { directory }: Context): Map<string, NamedSource> {
+  const contexts = new Map<string, NamedSource>();
+  for (const text of texts) {
+    const equals = text.indexOf("=");
+    const name = text.slice(0, Math.max(0, equals));
+    const value = text.slice(equals + 1);
+    if (name === "" || value === "")
+      throw new UsageError(`--build-context must be NAME=PLACE, not ${JSON.stringify(text)}`);
+    if (contexts.has(name)) throw new UsageError(`--build-context has ${JSON.stringify(name)} twice`);
+    contexts.set(name, namedSource(value, directory));
+  }
+  return contexts;
+}
+
+function namedSource(value: string, directory: string): NamedSource {
+  const image = /^(?:docker-image|container-image|docker):\/\/(.+)$/.exec(value)?.[1];
+  if (image !== undefined) return { kind: "image", name: image };
+  const layout = /^oci-layout:(?:\/\/)?(.+?)(?:@(sha256:[0-9a-f]{64}))?$/.exec(value);
+  if (layout !== null) {
+    const [, path = "", digest] = layout;
+    return { kind: "layout", path: resolve(directory, path), ...(digest !== undefined && { digest }) };
+  }
+  if (isRemoteContext(value)) return { kind: "url", url: remoteUrl(value) };
+  const path = resolve(directory, value);
+  if (statSync(path, { throwIfNoEntry: false })?.isDirectory() === true) return { kind: "directory", directory: path };
+  throw new UsageError(
+    `--build-context: there is no directory ${JSON.stringify(value)}; an image is docker-image://NAME, a layout oci-layout://PATH`,
+  );
 }
 
 /** `REFERENCE`, a path with a slash in front, or `type=registry,ref=…` and `type=local,dest=…` (or src) as BuildKit has them. */

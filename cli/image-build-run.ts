@@ -1,11 +1,15 @@
 /** The build that `slipway image build` asks for, as `docker build` and `buildah bud` do it. */
+import { closeSync, createWriteStream, writeSync } from "node:fs";
 import { availableParallelism, totalmem } from "node:os";
 import { basename, dirname, join } from "node:path";
+import { pipeline } from "node:stream/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import {
   BuildError,
   type BuiltImage,
   buildImages,
+  Contexts,
+  type ContextSource,
   FileWorkers,
   parsePlatform,
   type Platform,
@@ -13,12 +17,20 @@ import {
   writeOutput,
 } from "../build/index.ts";
 import { formatDiagnostic } from "../pipelines/index.ts";
-import { formatReference, type ImageStore, layerKey, parseReference } from "../runtime/index.ts";
+import {
+  formatReference,
+  type ImageLease,
+  type ImageStore,
+  importImage,
+  layerKey,
+  parseReference,
+} from "../runtime/index.ts";
 import { UsageError } from "./arguments.ts";
 import type { Memo } from "./build-memo.ts";
 import { BuildProgress } from "./build-progress.ts";
 import { type BuildRequest, writeReports } from "./image-build.ts";
 import { openTransfer, parseName } from "./image-store.ts";
+import type { NamedSource } from "./image-build-options.ts";
 import { parseLimits } from "./limits.ts";
 import { LocalMachine } from "./local-host.ts";
 import { imageStoreDir } from "./registries.ts";
@@ -61,15 +73,18 @@ export async function runBuild(request: BuildRequest, context: Context): Promise
     onNote: (note) => progress.noted(note),
   });
   try {
+    const resources = { memoryBytes: totalmem(), cpu: availableParallelism(), pids: MAX_PIDS };
+    const where = { machine, store, lease, workers, resources, reporter: progress, signal };
+    await using contexts = await Contexts.open(where);
+    const main = await openMain(what.source, { contexts, store, signal });
     const built = await buildImages({
       ...what,
-      contextDir: what.contextDir ?? (await store.emptyDirectory()),
-      machine,
-      store,
-      lease,
-      workers,
+      ...where,
+      contextDir: main.directory,
+      contextSeconds: main.modifiedSeconds,
+      contexts: await contexts.named(await importLayouts(what.contexts, { store, lease, signal })),
+      dockerfile: main.dockerfile === undefined ? what.dockerfile : { content: main.dockerfile, name: "Dockerfile" },
       images,
-      resources: { memoryBytes: totalmem(), cpu: availableParallelism(), pids: MAX_PIDS },
       platforms,
       names,
       isKept: true,
@@ -77,8 +92,6 @@ export async function runBuild(request: BuildRequest, context: Context): Promise
       importCache: request.importCache,
       exportCache: request.exportCache,
       client,
-      reporter: progress,
-      signal,
     });
     for (const output of outputs) {
       await writeOutput(built, output, {
@@ -108,6 +121,53 @@ export async function runBuild(request: BuildRequest, context: Context): Promise
     else throw error;
     return exitCodes.buildFailed;
   }
+}
+
+/** Makes the context ready: standard input is read to its end, for archives are read twice. */
+async function openMain(
+  source: BuildRequest["what"]["source"],
+  {
+    contexts,
+    store,
+    signal,
+  }: { readonly contexts: Contexts; readonly store: ImageStore; readonly signal: AbortSignal },
+) {
+  if (source.kind === "none") return { directory: await store.emptyDirectory() };
+  if (source.kind !== "input") return await contexts.main(source);
+  const file = await store.scratchFile();
+  try {
+    writeSync(file, source.head);
+    await pipeline(process.stdin, createWriteStream("", { fd: file, autoClose: false, start: source.head.length }), {
+      signal,
+    });
+    return await contexts.main({ kind: "archive", path: `/proc/self/fd/${file}`, name: "standard input" });
+  } finally {
+    closeSync(file);
+  }
+}
+
+/** Layouts become images of the store, which are found by their digest. */
+async function importLayouts(
+  named: ReadonlyMap<string, NamedSource>,
+  options: { readonly store: ImageStore; readonly lease: ImageLease; readonly signal: AbortSignal },
+): Promise<ReadonlyMap<string, ContextSource>> {
+  const sources = new Map<string, ContextSource>();
+  for (const [name, source] of named) {
+    if (source.kind !== "layout") {
+      if (source.kind === "image") parseName(source.name, parseReference);
+      sources.set(name, source);
+      continue;
+    }
+    const { manifest } = await importImage(source.path, { ...options, names: [] });
+    if (source.digest !== undefined && source.digest !== manifest.digest)
+      throw new UsageError(
+        `--build-context ${name}: the layout has the image ${manifest.digest}, not ${source.digest}`,
+      );
+    const reference = { registry: "localhost", repository: "layout", digest: manifest.digest };
+    await options.store.names.set(formatReference(reference), { manifest, isLocal: true });
+    sources.set(name, { kind: "image", name: formatReference(reference) });
+  }
+  return sources;
 }
 
 function parsePlatforms(texts: readonly string[]): readonly Platform[] | undefined {

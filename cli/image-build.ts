@@ -2,18 +2,21 @@
  * `slipway image build`: what is asked for, and the answer where nothing has changed since it was last asked; the build itself
  * is in image-build-run.ts, for which most of Slipway is loaded.
  */
-import { existsSync, lstatSync, readFileSync, realpathSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, lstatSync, readFileSync, readSync, realpathSync, statSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import type { BuildOutput } from "../build/index.ts";
 import { parseArguments, parseChoice, type Usage, UsageError, type Values } from "./arguments.ts";
 import { BuildMemos, fingerprintContext, type Memo, memoKey } from "./build-memo.ts";
 import {
   parseBuildArgs,
+  isRemoteContext,
   parseCaches,
+  parseContexts,
   parseOutputs,
   parsePairs,
   parseSecrets,
   parseSsh,
+  remoteUrl,
 } from "./image-build-options.ts";
 import { registriesOption } from "./registries.ts";
 import { duration, painter, plain } from "./terminal.ts";
@@ -25,8 +28,8 @@ export const usage = {
   summary: "Build an image from a Dockerfile",
   description: `
 Each RUN is one of our containers, its changes a layer in the store; what an earlier build has made of the same is taken from
-there. CONTEXT is the directory that COPY and ADD take from [default: the current one]; - has none and reads the Dockerfile
-from standard input. Stages side by side where they do not need each other, without those that the target does not need.
+there. CONTEXT is the directory that COPY and ADD take from [default: the current one], a Git repository (URL.git#REF:DIRECTORY) or an
+archive (URL); - is an archive, or a Dockerfile alone, from standard input. Stages side by side where they do not need each other, without those that the target does not need.
 
 Prints the image's digest: of its manifest, or of the index of several platforms. The exit code is 1 if the build failed.`,
   options: {
@@ -36,6 +39,11 @@ Prints the image's digest: of its manifest, or of the index of several platforms
       help: "The Dockerfile, - for standard input\n[default: Dockerfile or Containerfile in the context]",
     },
     tag: { short: "t", value: "NAME", multiple: true, help: "What the store is to call the image; may be repeated" },
+    "build-context": {
+      value: "NAME=PLACE",
+      multiple: true,
+      help: "What FROM NAME and --from=NAME mean: a directory, a URL, docker-image://IMAGE or\noci-layout://PATH; may be repeated",
+    },
     target: { value: "STAGE", help: "The stage to build [default: the last]" },
     "build-arg": {
       value: "NAME[=VALUE]",
@@ -128,6 +136,7 @@ function readCommandLine(argv: readonly string[], context: Context) {
   const outputs: readonly BuildOutput[] = values.push ? [...given.outputs, { kind: "registry" }] : given.outputs;
   const what = {
     ...findSource(operands[0] ?? ".", values.file, context),
+    contexts: parseContexts(values["build-context"], context),
     target: values.target,
     buildArgs: withEpoch(parseBuildArgs(values["build-arg"], context), context),
     secrets: parseSecrets(values.secret, context),
@@ -151,15 +160,18 @@ function readCommandLine(argv: readonly string[], context: Context) {
 }
 
 function findMemo({ what, values, ...request }: ReturnType<typeof readCommandLine>): BuildRequest["memo"] {
-  const { contextDir, dockerfile, buildArgs, secrets, ssh, ...rest } = what;
+  const { source: place, contexts, dockerfile, buildArgs, secrets, ssh, ...rest } = what;
   if (
     values["no-cache"] ||
     values.pull ||
     request.outputs.length > 0 ||
     request.exportCache.length > 0 ||
-    contextDir === undefined
+    place.kind !== "directory" ||
+    dockerfile === undefined ||
+    contexts.size > 0
   )
     return undefined;
+  const contextDir = place.directory;
   const { names, platforms, networkKind } = request;
   const isInContext = typeof dockerfile === "string";
   const read = [...contextIgnores, ...(isInContext ? [dockerfile, `${dockerfile}.dockerignore`] : [])];
@@ -239,40 +251,95 @@ function withEpoch(args: Map<string, string>, { environment }: Context): Map<str
 }
 
 interface Source {
-  /** In the context; or its content, and what messages call it. */
-  readonly dockerfile: string | { readonly content: Buffer; readonly name: string; readonly ignore?: string };
-  /** Absent for an empty one. */
-  readonly contextDir: string | undefined;
+  /** In the context; or its content, and what messages call it. Absent: what the context has. */
+  readonly dockerfile:
+    | string
+    | { readonly content: Buffer; readonly name: string; readonly ignore?: string }
+    | undefined;
+  /** Where the files come from. */
+  readonly source: Place;
 }
+
+type Place =
+  | { readonly kind: "none" }
+  | { readonly kind: "input"; readonly head: Buffer }
+  | { readonly kind: "directory"; readonly directory: string }
+  | { readonly kind: "url"; readonly url: string };
 
 /** Where the files come from, and the Dockerfile. @throws {UsageError} */
 function findSource(operand: string, file: string | undefined, context: Context): Source {
   if (operand === "-") {
-    if (file !== undefined) throw new UsageError("Without a context there is no file: slipway image build -f FILE .");
-    const content = readStandardInput();
-    if (content.subarray(257, 262).toString() === "ustar" || content[0] === 0x1f) {
-      throw new UsageError("Standard input is an archive; unpack it and name the directory");
+    const head = readHead();
+    if (isArchive(head)) {
+      if (file === "-") throw new UsageError("Standard input cannot be both the context and the Dockerfile");
+      return { source: { kind: "input", head }, dockerfile: namedDockerfile(file) };
     }
-    return { contextDir: undefined, dockerfile: { content, name: "-" } };
+    if (file !== undefined) throw new UsageError("Without a context there is no file: slipway image build -f FILE .");
+    const content = Buffer.concat([head, readFileSync(0)]);
+    return { source: { kind: "none" }, dockerfile: { content, name: "-" } };
   }
-  if (/^(?:https?|git|ssh):\/\//.test(operand)) {
-    throw new UsageError(`The context must be a directory, not ${JSON.stringify(operand)}: clone it before`);
+  const directory = resolve(context.directory, operand);
+  const isDirectory = statSync(directory, { throwIfNoEntry: false })?.isDirectory() === true;
+  if (!isDirectory && isRemoteContext(operand)) {
+    const source = { kind: "url", url: remoteUrl(operand) } as const;
+    return { source, dockerfile: namedDockerfile(file) };
   }
-  const contextDir = resolve(context.directory, operand);
-  if (statSync(contextDir, { throwIfNoEntry: false })?.isDirectory() !== true) {
-    throw new UsageError(`There is no directory ${JSON.stringify(operand)} to take as the context`);
-  }
+  if (!isDirectory) throw new UsageError(`There is no directory ${JSON.stringify(operand)} to take as the context`);
+  const source = { kind: "directory", directory } as const;
   if (file === undefined) {
-    const name = ["Dockerfile", "Containerfile"].find((each) => existsSync(join(contextDir, each)));
-    if (name !== undefined) return { contextDir, dockerfile: name };
+    const name = ["Dockerfile", "Containerfile"].find((each) => existsSync(join(directory, each)));
+    if (name !== undefined) return { source, dockerfile: name };
     throw new UsageError(`There is no Dockerfile in ${JSON.stringify(operand)}: name one with --file`);
   }
-  if (file === "-") return { contextDir, dockerfile: { content: readStandardInput(), name: "-" } };
-  const path = [resolve(context.directory, file), resolve(contextDir, file)].find((each) => existsSync(each));
+  if (file === "-") return { source, dockerfile: { content: readStandardInput(), name: "-" } };
+  const path = [resolve(context.directory, file), resolve(directory, file)].find((each) => existsSync(each));
   if (path === undefined) throw new UsageError(`There is no file ${JSON.stringify(file)}`);
   const ignore = `${path}.dockerignore`;
   const ignored = existsSync(ignore) ? { ignore: readNamed(ignore).toString() } : {};
-  return { contextDir, dockerfile: { content: readNamed(path), name: file, ...ignored } };
+  return { source, dockerfile: { content: readNamed(path), name: file, ...ignored } };
+}
+
+/** Of a context that is not here yet: in it, as Docker has it, or standard input. */
+function namedDockerfile(file: string | undefined): Source["dockerfile"] {
+  return file === "-" ? { content: readStandardInput(), name: "-" } : file;
+}
+
+/** Reads so much of standard input that an archive is known by it. */
+function readHead(): Buffer {
+  if (process.stdin.isTTY) throw new UsageError("The Dockerfile is read from standard input, which is a terminal");
+  const head = Buffer.alloc(512);
+  let length = 0;
+  for (let read = -1; read !== 0 && length < head.length; length += read) read = readInput(head, length);
+  return head.subarray(0, length);
+}
+
+/** As readFileSync does: whoever writes may be slower than we are. */
+function readInput(buffer: Buffer, at: number): number {
+  for (;;) {
+    try {
+      return readSync(0, buffer, at, buffer.length - at, null);
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
+      if (code === "EOF") return 0;
+      if (code !== "EAGAIN") throw error;
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10);
+    }
+  }
+}
+
+/** How tar archives begin, compressed or not. */
+const magics = [
+  [0x1f, 0x8b],
+  [0x28, 0xb5, 0x2f, 0xfd],
+  [0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00],
+  [0x42, 0x5a, 0x68],
+];
+
+function isArchive(head: Buffer): boolean {
+  return (
+    head.subarray(257, 262).toString() === "ustar" ||
+    magics.some((magic) => head.subarray(0, magic.length).equals(Buffer.from(magic)))
+  );
 }
 
 /** A file, or the pipe of a `<(command)`: a link to /dev/zero has no end. @throws {UsageError} */

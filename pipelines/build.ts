@@ -1,69 +1,18 @@
 /** `build:`, a step that makes an image of a Dockerfile: its keys, and what is checked of them together. */
 import { dictionary, list } from "./collection.ts";
+import { contexts, describeContext } from "./build-context.ts";
 import { checkReference } from "./image-name.ts";
 import { DEFAULTS, LIMITS } from "./limits.ts";
 import { secretName } from "./secret.ts";
 import type { BuildSecret, ImageBuildSpec } from "./pipeline.ts";
 import type { Problems } from "./problems.ts";
+import { clean, leadsOut, path } from "./repository-path.ts";
 import { exceed, type FieldValues, flag, type Located, mapping, mismatch, refuse, type Shape } from "./shape.ts";
 import type { Span } from "./source.ts";
 import { quote } from "./suggestion.ts";
+import { templated } from "./templated.ts";
 import { label, scalarText, variable } from "./value.ts";
-import { checkVariables, findVariables } from "./variables.ts";
-
-/** A file or directory of the repository, as it is handed on: without `.` and empty components, `.` for the repository itself. */
-const path: Shape<string> = {
-  expected: "a path in the repository",
-  schema: { type: "string", minLength: 1, maxLength: LIMITS.pathLength },
-  read(node, place) {
-    const text = scalarText(node);
-    if (text === undefined || text === "") return mismatch(node, place, 'a path in the repository like "services/api"');
-    if (text.length > LIMITS.pathLength) return exceed(node, place, `${text.length} characters`, LIMITS.pathLength);
-    if (/[\0-\x1f\x7f]/.test(text)) return refuse(node, place, "a path has no control characters");
-    if (/^[a-z][a-z0-9+.-]*:\/\/|^git@/i.test(text)) {
-      return refuse(node, place, "it is an address", "the commit is in the workspace already: name a directory of it");
-    }
-    if (/^[/~]/.test(text)) {
-      return refuse(node, place, "it leads out of the repository", "write it relative to the repository");
-    }
-    if (text.includes("${")) return refuse(node, place, "variables are not replaced in paths");
-    return text;
-  },
-};
-
-/** Why a path leads out of what it is relative to, if so. */
-function leadsOut(text: string): boolean {
-  let depth = 0;
-  for (const component of text.split("/")) {
-    if (component === "..") depth -= 1;
-    else if (component !== "" && component !== ".") depth += 1;
-    if (depth < 0) return true;
-  }
-  return false;
-}
-
-/** Without `.`, `..` and empty components; `.` if nothing is left. */
-function clean(text: string): string {
-  const kept: string[] = [];
-  for (const component of text.split("/")) {
-    if (component === "..") kept.pop();
-    else if (component !== "" && component !== ".") kept.push(component);
-  }
-  return kept.length === 0 ? "." : kept.join("/");
-}
-
-/** Text in which `${NAME}` stands for a variable of the step. */
-function templated(inner: Shape<string>): Shape<string> {
-  return {
-    ...inner,
-    read(node, place) {
-      const text = inner.read(node, place);
-      if (text === undefined) return undefined;
-      const fault = checkVariables(text);
-      return fault === undefined ? text : refuse(node, place, fault.problem, fault.suggestion);
-    },
-  };
-}
+import { findVariables } from "./variables.ts";
 
 const tag: Shape<string> = {
   expected: "the name of an image",
@@ -226,6 +175,11 @@ const buildTable = {
       summary: "The Dockerfile, relative to the context; it may be beside the context with ../ in front.",
       default: DEFAULTS.dockerfile,
     },
+    contexts: {
+      shape: contexts,
+      summary:
+        "Name → what FROM and --from of this name mean: a directory of the repository, docker-image://NAME, or the URL of a Git repository or archive.",
+    },
     target: { shape: templated(label), summary: "The stage to build: the last one if left out." },
     args: { shape: args, summary: "Values of the Dockerfile's ARGs. ${NAME} stands for a variable of the step." },
     secrets: {
@@ -279,6 +233,10 @@ const buildTable = {
     dockerfile_path: "dockerfile",
     Dockerfile: "dockerfile",
     stage: "target",
+    build_contexts: "contexts",
+    "build-contexts": "contexts",
+    additional_contexts: "contexts",
+    "build-context": "contexts",
     build_args: "args",
     "build-args": "args",
     buildargs: "args",
@@ -372,9 +330,13 @@ export function describeBuild(
     else secretsOf[name] = found;
   }
   const pushTo = fields.push?.value ?? false;
+  const named = (fields.contexts?.value ?? []).flatMap(({ name, value }) =>
+    value === undefined ? [] : [[name, describeContext(value)] as const],
+  );
   return {
     context: clean(context),
     dockerfile: clean(`${context}/${dockerfile}`),
+    ...(named.length > 0 && { contexts: Object.fromEntries(named) }),
     ...(fields.target !== undefined && { target: fields.target.value }),
     args: record(fields.args?.value),
     secrets: secretsOf,
@@ -430,9 +392,16 @@ function checkPush({ push: to, tags }: BuildFields, problems: Problems): void {
   }
 }
 
-function templatesOf({ target, args: given, tags, push: to, labels: named }: BuildFields): Located<string>[] {
-  const entries = [...(given?.value ?? []), ...(named?.value ?? [])].flatMap(({ value, valueSpan }) =>
-    value === undefined ? [] : [{ value, span: valueSpan }],
+function templatesOf({
+  target,
+  args: given,
+  tags,
+  push: to,
+  labels: named,
+  contexts: from,
+}: BuildFields): Located<string>[] {
+  const entries = [...(given?.value ?? []), ...(named?.value ?? []), ...(from?.value ?? [])].flatMap(
+    ({ value, valueSpan }) => (value === undefined ? [] : [{ value, span: valueSpan }]),
   );
   const pushTo = typeof to?.value === "string" ? [{ value: to.value, span: to.span }] : [];
   return [...(target === undefined ? [] : [target]), ...(tags?.value ?? []), ...pushTo, ...entries];

@@ -69,6 +69,7 @@ export const LIMITS = {
   /** Of one build. */
   buildArguments: 200,
   buildLabels: 100,
+  buildContexts: 100,
   buildTags: 20,
   buildSecrets: 50,
   buildPlatforms: 10,

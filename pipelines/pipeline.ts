@@ -66,12 +66,20 @@ export interface RegistryLogin {
 export type BuildSecret = { readonly secret: string } | { readonly env: string } | { readonly file: string };
 
 /**
+ * What a name of a Dockerfile means: a directory, relative to the workspace, an image, or files at a URL. In image and URL `${NAME}`
+ * stands for a variable of the step.
+ */
+export type BuildContextSpec = { readonly directory: string } | { readonly image: string } | { readonly url: string };
+
+/**
  * An image that a step builds. Paths are relative to the workspace and do not lead out of it as they are written. In `target`,
  * `args`, `tags`, `push` and `labels`, `${NAME}` stands for a variable of the step (`expandVariables`).
  */
 export interface ImageBuildSpec {
   readonly context: string;
   readonly dockerfile: string;
+  /** By name; absent where there are none. */
+  readonly contexts?: Readonly<Record<string, BuildContextSpec>>;
   /** Absent: the last stage. */
   readonly target?: string;
   readonly args: Readonly<Record<string, string>>;

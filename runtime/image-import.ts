@@ -130,7 +130,8 @@ class Import {
   async #image(image: FoundImage): Promise<ImportedImage> {
     const { store, lease } = this.#options;
     const names = this.#options.names ?? fullNames(image.names);
-    if (names.length === 0) throw new ImageError("it does not say what it is called; give it a name");
+    if (names.length === 0 && this.#options.names === undefined)
+      throw new ImageError("it does not say what it is called; give it a name");
     const layers = await allOrNone(
       image.layers.map((layer) => this.#layer(layer)),
       (error) => this.#workers.cancel(error),

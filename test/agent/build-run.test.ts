@@ -43,6 +43,28 @@ describe("a step that builds", () => {
     expect(result.steps[1]).toMatchObject({ exitCode: 0, imageDigest: /built (\S+)/.exec(result.logs[1] ?? "")?.[1] });
   });
 
+  test("takes files from directories and images that it gives names", async () => {
+    const result = await fixture.run(
+      `
+      - build: { dockerfile: First, tags: "first:1" }
+      - build:
+          context: app
+          contexts: { shared: lib, alpine: "docker-image://first:\${N}" }
+          tags: second
+        env: { N: 1 }
+      - run: cat /first /shared
+        image: second
+`,
+      {
+        First: "FROM BASE\nRUN echo one > /first\n",
+        "app/Dockerfile": "FROM alpine\nCOPY --from=shared f /shared\n",
+        "lib/f": "two",
+      },
+    );
+    expect(result).toMatchObject({ status: "success", problems: [] });
+    expect(result.logs[2]).toMatch(/one\ntwo$/);
+  });
+
   test("says what its commands have used together, and nothing where none has run", async () => {
     const work = "i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done";
     const result = await fixture.run(
@@ -365,6 +387,7 @@ describe("a hostile workspace", () => {
     symlinkSync(join(fixture.directory, "outside-dir"), join(dir, "context"));
     for (const step of [
       "build: context",
+      "build: { contexts: { x: context } }",
       "build: { dockerfile: File }",
       "build: { secrets: { s: { file: passwd } } }",
     ]) {

@@ -35,7 +35,7 @@ describe.skipIf(!isRoot)("a build with SOURCE_DATE_EPOCH", () => {
     expect(await made(dockerfile, "1600000000")).toBe("2020-09-13T12:26:40Z");
     expect(Date.parse((await made(dockerfile, "")) as string)).toBeGreaterThan(Date.parse("2025-01-01"));
     await expect(made(dockerfile.replace("15", "soon"))).rejects.toThrow(
-      'SOURCE_DATE_EPOCH is "soon00000000", not a number of seconds since 1970',
+      'SOURCE_DATE_EPOCH is "soon00000000", neither a number of seconds since 1970',
     );
   });
 

@@ -4,11 +4,13 @@ import { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync, rmSyn
 import { createServer } from "node:net";
 import { dirname, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { imageStorePath } from "../../runtime/index.ts";
 import { busyboxLayer, writeLayout } from "../build/build-fixture.ts";
 import { isRoot } from "../runtime/image-fixture.ts";
 import { DebianRegistry } from "../runtime/registry-fixture.ts";
+import { tarArchive } from "../runtime/tar-archive.ts";
 import { bin, type CommandOptions, environment, slipway, TemporaryDirectory } from "./command.ts";
 
 const digest = /^sha256:[0-9a-f]{64}\n$/;
@@ -201,6 +203,32 @@ describe.skipIf(!isRoot)("slipway image build", () => {
     expect(without.stderr).toContain('-:2:1: error: there is no "file" in the build context');
   });
 
+  test("takes its context out of an archive on standard input, and other files by name", async () => {
+    const archive = tarArchive([
+      { name: "docker/File", content: "FROM alpine\nCOPY f /f\nRUN --mount=from=more,target=/m cat /f /m/g\n" },
+      { name: "f", content: "one " },
+    ]);
+    const more = context({ g: "two" });
+    const args = ["-f", "docker/File", "--build-context", `more=${more}`];
+    const image = "alpine=docker-image://localhost/base";
+    for (const input of [archive, gzipSync(archive)]) {
+      const built = await build([...args, "--build-context", image, "--no-cache", "-"], { input });
+      expect(built).toMatchObject({ code: 0 });
+      expect(built.stderr).toContain("[2/2] one two\n");
+    }
+    const layout = await build([...args, "--build-context", `alpine=oci-layout://${path("base")}`, "-"], {
+      input: archive,
+    });
+    expect(layout).toMatchObject({ code: 0 });
+    const digest = `sha256:${"0".repeat(64)}`;
+    const wrong = await build([...args, "--build-context", `alpine=oci-layout://${path("base")}@${digest}`, "-"], {
+      input: archive,
+    });
+    expect(wrong).toMatchObject({ code: 2, stderr: expect.stringContaining(`not ${digest}`) as string });
+    const missing = await build(["-"], { input: archive });
+    expect(missing).toMatchObject({ code: 1, stderr: expect.stringContaining('no "Dockerfile"') as string });
+  });
+
   test("writes outputs, and files for scripts", async () => {
     const dir = context({ Dockerfile: "FROM scratch\nCOPY a /sub/a\n", a: "content" });
     const outputs = ["type=oci,dest=oci.tar", "type=oci,dest=oci/,tar=false", "type=docker,dest=docker.tar", "files"];
@@ -286,8 +314,10 @@ describe.skipIf(!isRoot)("slipway image build", () => {
   });
 
   test.for([
+    [["--build-context", "x", "."], "--build-context must be NAME=PLACE"],
+    [["--build-context", "x=none", "."], 'there is no directory "none"'],
+    [["--build-context", "x=docker-image://a b", "."], "a b"],
     [["nowhere"], 'There is no directory "nowhere"'],
-    [["https://example.org/x.git"], "The context must be a directory"],
     [["--push", "."], "A push needs a name"],
     [["--platform", "plan9/x", "."], "--platform must be like linux/arm64"],
     [["--output", "type=tape,dest=x", "."], 'no type "tape"'],
