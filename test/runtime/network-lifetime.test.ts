@@ -63,7 +63,7 @@ test("100 networks leave no link, neighbor, rule, element, namespace or descript
   };
   const namespaces = () => world.host.sh("ip netns list-id").trim().split("\n").length;
   /** The kernel takes namespaces and their links down when it finds the time. */
-  const gone = (count: number) => expect.poll(namespaces, { timeout: 20_000 }).toBe(count);
+  const gone = (count: number) => expect.poll(namespaces).toBe(count);
   await agent.ask({ kind: "settle" });
   const namespacesBefore = namespaces();
   await cycle();
@@ -168,5 +168,5 @@ test("networks go away with their agent even if nobody sweeps", async () => {
   expect(count()).toBe(before + 2);
   await agent.kill();
   // The kernel takes namespaces down when it finds the time.
-  await expect.poll(count, { timeout: 20_000 }).toBe(before);
+  await expect.poll(count).toBe(before);
 });

@@ -25,7 +25,7 @@ function here(file: string): string {
 
 /** What stands on standard output when a command has ended; its failure throws. */
 function run(program: string, args: readonly string[]): string {
-  return execFileSync(program, args, { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"], timeout: 30_000 });
+  return execFileSync(program, args, { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"], timeout: 120_000 });
 }
 
 async function stop(child: ChildProcess): Promise<void> {
@@ -127,7 +127,8 @@ export class Job {
   connect(address: string, port: number = peerPort): string {
     const script = `exec 3<>/dev/tcp/${address}/${port} && cat <&3`;
     try {
-      return run("nsenter", [this.enter, "timeout", "4", "bash", "-c", script]).trim();
+      // No test expects silence, so the limit is for a machine at its slowest.
+      return run("nsenter", [this.enter, "timeout", "60", "bash", "-c", script]).trim();
     } catch (error) {
       const { status, stderr } = error as { status: number; stderr: string };
       if (status === 124) return "no answer";
