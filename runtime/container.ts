@@ -1,18 +1,12 @@
 /** One container from its start to its end. */
-import { readFileSync, statSync } from "node:fs";
-import { constants } from "node:os";
+import { statSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import { formatBytes } from "./bytes.ts";
 import type { Cgroup } from "./cgroup.ts";
 import type { CgroupUsage } from "./cgroup-usage.ts";
-import {
-  type ContainerResult,
-  type ContainerUsage,
-  type EndReason,
-  ExecError,
-  type PreparedConfig,
-  type ProcessConfig,
-} from "./container-config.ts";
+import { type ContainerResult, ExecError, type PreparedConfig, type ProcessConfig } from "./container-config.ts";
+import { descendants, isPayload } from "./container-processes.ts";
+import { describeEnd, type StopReason } from "./container-result.ts";
 import { type DiskLimit, filesFor } from "./disk-limit.ts";
 import { abortConnections } from "./fuse.ts";
 import type { Host } from "./host.ts";
@@ -25,7 +19,7 @@ import { PipeReader } from "./output.ts";
 import { processBlock } from "./process-block.ts";
 import { sampleProcesses } from "./process-sample.ts";
 import { failMessage, messageBytes, type Operation, type Program } from "./program.ts";
-import { decodeWaitStatus, kill, type Reaped, readProcessIo, reap, signalAll } from "./reaper.ts";
+import { kill, type Reaped, readProcessIo, reap, signalAll } from "./reaper.ts";
 import type { RootFileSystem } from "./root-pool.ts";
 import type { StepResources } from "./step-resources.ts";
 import { close, errnoName, syscall, trySyscall } from "./syscall.ts";
@@ -64,9 +58,7 @@ export class Container implements AsyncDisposable {
   #startedAtMs = 0;
   #printedAtMs: number | undefined;
   #exitedAtMs: number | undefined;
-  #stopReason:
-    | { readonly reason: Exclude<EndReason, "exited" | "signaled" | "oom">; readonly message: string }
-    | undefined;
+  #stopReason: StopReason | undefined;
   #watching: Disposable | undefined;
   #disk: DiskLimit | undefined;
   #sample: readonly OomProcess[] | undefined;
@@ -463,47 +455,18 @@ export class Container implements AsyncDisposable {
     waited: Pick<Reaped, "readBytes" | "writtenBytes">,
   ): ContainerResult {
     const usage = this.#cgroup?.usage();
-    const oomKilled = (usage?.oomKills ?? 0) > 0;
-    // Without the payload's own status init was killed, and the payload with it.
-    let status: { exitCode?: number; signal?: number } =
-      this.#payloadStatus === undefined ? { signal: end?.signal ?? SIGKILL } : decodeWaitStatus(this.#payloadStatus);
-    // It was quicker than the kill: v1 kills one process only.
-    if (oomKilled && this.#stopReason === undefined && status.exitCode === 0) status = { signal: SIGKILL };
-    const exitCode = status.exitCode ?? 128 + (status.signal ?? 0);
-    const signal = status.signal === undefined ? undefined : signalName(status.signal);
-    const { reason, text } = this.#why({ exitCode, signal, oomKilled, usage });
-    return {
-      reason,
-      exitCode,
-      ...(signal === undefined ? {} : { signal }),
-      oomKilled,
-      ...(text === undefined ? {} : { message: text }),
+    return describeEnd({
+      payloadStatus: this.#payloadStatus,
+      initSignal: end?.signal,
+      stopped: this.#stopReason,
+      granted: this.#granted,
       startedAtMs: this.#startedAtMs,
       finishedAtMs,
-      usage: describeUsage(usage, waited, this.#disk?.size?.bytes),
-    };
-  }
-
-  #why(end: {
-    readonly exitCode: number;
-    readonly signal: string | undefined;
-    readonly oomKilled: boolean;
-    readonly usage: CgroupUsage | undefined;
-  }): { reason: EndReason; text?: string } {
-    const { pids } = this.#granted;
-    const refused = end.usage?.pidsRefused ?? 0;
-    const forks = refused === 0 ? "" : ` (${refused} forks were refused at the limit of ${pids} processes)`;
-    if (this.#stopReason !== undefined) {
-      const { reason, message } = this.#stopReason;
-      const how = { timeout: "timed out", canceled: "canceled", disk: "killed", log: "killed" }[reason];
-      return { reason, text: `${how}: ${message}${forks}` };
-    }
-    if (end.oomKilled) return { reason: "oom", text: this.#describeOom(end.usage) };
-    if (end.signal !== undefined) return { reason: "signaled", text: `killed by ${end.signal}${forks}` };
-    if (end.exitCode === 0) return { reason: "exited" };
-    const disk = this.#disk?.explainFailure();
-    if (disk !== undefined) return { reason: "disk", text: `exit code ${end.exitCode}: ${disk}` };
-    return { reason: "exited", ...(refused > 0 && { text: `exit code ${end.exitCode}${forks}` }) };
+      usage,
+      waited,
+      disk: this.#disk,
+      explainOom: () => this.#explainOom(usage),
+    });
   }
 
   /** Of init, if there ever was one. */
@@ -511,7 +474,7 @@ export class Container implements AsyncDisposable {
     return this.pid === 0 ? undefined : await this.#gone.promise;
   }
 
-  #describeOom(usage: CgroupUsage | undefined): string {
+  #explainOom(usage: CgroupUsage | undefined): string {
     const cgroup = this.#cgroup?.logName ?? "";
     const reachedOwnLimit = this.#cgroup?.reachedOwnMemoryLimit();
     return describeOom({
@@ -552,35 +515,6 @@ export function writeProcess(processFd: number, address: bigint, process: Proces
   syscall("pwrite64", processFd, block, block.length, 0);
 }
 
-/** Whether a process is the second one of the pid namespace that an init has begun. */
-function isPayload(pid: number, init: number): boolean {
-  const ids = (id: number) =>
-    /^NSpid:\t(.*)$/m.exec(readFileSync(`/proc/${id}/status`, "latin1"))?.[1]?.split("\t") ?? [];
-  try {
-    const own = ids(pid);
-    return own.at(-1) === "2" && own.length === ids(init).length;
-  } catch {
-    return false; // ended meanwhile
-  }
-}
-
-/** All processes below one, where no cgroup counts them. */
-function descendants(pid: number): number[] {
-  const found: number[] = [];
-  const ahead = [pid];
-  for (let at = ahead.pop(); at !== undefined; at = ahead.pop()) {
-    try {
-      for (const child of readFileSync(`/proc/${at}/task/${at}/children`, "utf8").trim().split(" ").filter(Boolean)) {
-        found.push(Number(child));
-        ahead.push(Number(child));
-      }
-    } catch {
-      // ended meanwhile
-    }
-  }
-  return found;
-}
-
 /** Of a message that has a struct timespec behind it; milliseconds with a fraction. */
 function timeOf(bytes: Buffer): number {
   return Number(bytes.readBigInt64LE(messageBytes)) * 1000 + Number(bytes.readBigInt64LE(messageBytes + 8)) / 1e6;
@@ -589,33 +523,6 @@ function timeOf(bytes: Buffer): number {
 function reasonOf(reason: unknown): string {
   if (reason instanceof Error) return reason.message;
   return typeof reason === "string" ? reason : "no reason given";
-}
-
-function signalName(signal: number): string {
-  const found = Object.entries(constants.signals).find(([, number]) => number === signal);
-  return found?.[0] ?? `signal ${signal}`;
-}
-
-/** @param waited Of init, which has waited for everybody. */
-function describeUsage(
-  counted: CgroupUsage | undefined,
-  waited: Partial<Reaped>,
-  diskBytes: number | undefined,
-): ContainerUsage {
-  const { oomKills: _, pidsRefused: __, ...usage } = counted ?? { oomKills: 0, pidsRefused: 0 };
-  // v1 counts no cached writes, and a process none that it had no part in: the larger of both is nearer to the truth.
-  const [read, written] = [
-    Math.max(usage.ioReadBytes ?? 0, waited.readBytes ?? 0),
-    Math.max(usage.ioWriteBytes ?? 0, waited.writtenBytes ?? 0),
-  ];
-  return {
-    ...usage,
-    cpuTimeMs: usage.cpuTimeMs ?? waited.cpuTimeMs ?? 0,
-    ioReadBytes: read,
-    ioWriteBytes: written,
-    // Less than nothing: the step has deleted what was there before.
-    ...(diskBytes !== undefined && { diskBytes: Math.max(0, diskBytes) }),
-  };
 }
 
 function isDirectory(path: string): boolean {
