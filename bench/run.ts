@@ -13,10 +13,10 @@ import { type JobSpec, parsePipeline } from "../pipelines/index.ts";
 import { Host } from "../runtime/index.ts";
 import { machine, milliseconds, summarize, table } from "./stats.ts";
 
-/** Without a network: making one is measured elsewhere, and what a step is in does not change the gap. */
+/** In the network that a job has by default: its steps share it, and making it is measured elsewhere. */
 function parseJob(scripts: readonly string[]): JobSpec {
   const steps = scripts.map((run, i) => ({ name: `step ${i}`, run }));
-  const [job] = parsePipeline(JSON.stringify({ network: "none", jobs: { bench: { steps } } }), {}).pipeline?.jobs ?? [];
+  const [job] = parsePipeline(JSON.stringify({ jobs: { bench: { steps } } }), {}).pipeline?.jobs ?? [];
   if (job === undefined) throw new Error("The benchmark's own pipeline is invalid");
   return job;
 }
