@@ -6,15 +6,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type Container, ExecError, prepareContainer, runContainer } from "../../runtime/index.ts";
 import { TestHost } from "./host-fixture.ts";
-
-/** What a descriptor of this process is; one that is closed meanwhile is nothing. */
-function targetOf(fd: string): string {
-  try {
-    return readlinkSync(`/proc/self/fd/${fd}`);
-  } catch {
-    return "";
-  }
-}
+import { openDescriptors } from "./open-descriptors.ts";
 
 let host: TestHost;
 beforeAll(async () => {
@@ -533,7 +525,7 @@ describe("overlays by path, as kernels before 6.15 want them", () => {
   test("throw changes away and leave no mount or descriptor on the host", async () => {
     await old.run("echo changed > /etc/passwd");
     // Without the sockets of launchers, which come and go.
-    const descriptors = () => readdirSync("/proc/self/fd").filter((fd) => !targetOf(fd).startsWith("socket:")).length;
+    const descriptors = () => openDescriptors().filter((target) => !target.startsWith("socket:")).length;
     const before = descriptors();
     for (let i = 0; i < 5; i++) await old.run("true");
     await expect.poll(descriptors).toBe(before);

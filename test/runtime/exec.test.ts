@@ -12,6 +12,7 @@ import {
   runContainer,
 } from "../../runtime/index.ts";
 import { TestHost } from "./host-fixture.ts";
+import { openDescriptors } from "./open-descriptors.ts";
 
 let host: TestHost;
 beforeAll(async () => {
@@ -84,7 +85,7 @@ const terminal = { rows: 24, columns: 80 };
 /** What this process and the machine hold, as far as a further process of a container could leave it behind. */
 function traces() {
   return {
-    descriptors: readdirSync("/proc/self/fd").length - host.host.launchers.ready,
+    descriptors: openDescriptors().length - host.host.launchers.ready,
     mounts: readFileSync("/proc/self/mountinfo", "utf8").split("\n").length,
     children: execFileSync("ps", ["-o", "pid=,stat=,args=", "--ppid", `${process.pid}`])
       .toString()
