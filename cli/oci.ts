@@ -3,7 +3,7 @@
  *
  * Options and output are runc's where the specification leaves them open, because that is what callers expect.
  */
-import { appendFileSync, readFileSync } from "node:fs";
+import { closeSync, constants, openSync, readFileSync, writeSync } from "node:fs";
 import { resolve } from "node:path";
 import type * as OciModule from "../runtime/oci.ts";
 import type { OciConfig, OciProcess } from "../runtime/oci.ts";
@@ -30,6 +30,7 @@ const bundleOptions = {
   config: { short: "f", value: "FILE", help: "The configuration, from the bundle on [default: config.json]" },
   "pid-file": { value: "FILE", help: "Write the process's id there" },
   "console-socket": { value: "SOCKET", help: "Send the terminal's master end there" },
+  "pidfd-socket": { value: "SOCKET", help: "Send a descriptor of the process there, see pidfd_open(2)" },
   "preserve-fds": { value: "COUNT", help: "Pass so many descriptors from 3 on to the program [default: 0]" },
   "no-pivot": { help: "Change the root with chroot, for a root file system on a RAM disk" },
   "no-new-keyring": { help: "Keep the caller's session keyring" },
@@ -101,7 +102,13 @@ const usages = {
       detach: { short: "d", help: "Do not wait" },
       "pid-file": bundleOptions["pid-file"],
       "console-socket": bundleOptions["console-socket"],
+      "pidfd-socket": bundleOptions["pidfd-socket"],
       "preserve-fds": bundleOptions["preserve-fds"],
+      cgroup: {
+        value: "[CONTROLLER[,CONTROLLER]:]PATH",
+        multiple: true,
+        help: "A cgroup below the container's for it; with controllers on cgroup v1, without for all",
+      },
     },
     examples: [["slipway oci exec hello ps", "Run ps in it"]],
   },
@@ -118,7 +125,10 @@ const usages = {
   spec: {
     name: "oci spec",
     summary: "Write a config.json to begin with",
-    options: { bundle: { short: "b", value: "DIR", help: "The bundle [default: the current directory]" } },
+    options: {
+      bundle: { short: "b", value: "DIR", help: "The bundle [default: the current directory]" },
+      rootless: { help: "For a user namespace in which the user is root, with the host's network" },
+    },
     examples: [["slipway oci spec --bundle /srv/hello", "Write /srv/hello/config.json"]],
   },
   features: {
@@ -167,7 +177,7 @@ const commands: Readonly<Record<keyof typeof usages, OciCommand>> = {
   spec: async (argv, context) => {
     const { values } = parseArguments(usages.spec, argv);
     const { writeExampleConfig } = await import("../runtime/oci.ts");
-    writeExampleConfig(resolve(context.directory, values.bundle ?? "."));
+    writeExampleConfig(resolve(context.directory, values.bundle ?? "."), { rootless: values.rootless });
     return exitCodes.success;
   },
   features: async (argv, context) => {
@@ -184,7 +194,7 @@ function createOptions(
   { context, global, oci }: { readonly context: Context; readonly global: OciGlobal; readonly oci: typeof OciModule },
 ) {
   const { root, systemdCgroup, warn, environment } = global;
-  const { "pid-file": pidFile, "console-socket": consoleSocket } = values;
+  const { "pid-file": pidFile, "console-socket": consoleSocket, "pidfd-socket": pidfdSocket } = values;
   // What systemd hands down (sd_listen_fds(3)) goes on to the program.
   const listening = Number(context.environment["LISTEN_FDS"] ?? 0) || 0;
   return {
@@ -194,6 +204,7 @@ function createOptions(
     ...(values.config === undefined ? {} : { configFile: values.config }),
     ...(pidFile === undefined ? {} : { pidFile: resolve(context.directory, pidFile) }),
     ...(consoleSocket === undefined ? {} : { consoleSocket: resolve(context.directory, consoleSocket) }),
+    ...(pidfdSocket === undefined ? {} : { pidfdSocket: resolve(context.directory, pidfdSocket) }),
     preserveFds: oci.callersDescriptors(listening + count("--preserve-fds", values["preserve-fds"])),
     listenFds: listening,
     usesPivot: !values["no-pivot"],
@@ -250,7 +261,7 @@ async function exec(argv: readonly string[], context: Context, { root, warn }: O
   const { values, operands } = parseArguments(usages.exec, own);
   const oci = await import("../runtime/oci.ts");
   const preserveFds = oci.callersDescriptors(count("--preserve-fds", values["preserve-fds"]));
-  const { "pid-file": pidFile, "console-socket": consoleSocket } = values;
+  const { "pid-file": pidFile, "console-socket": consoleSocket, "pidfd-socket": pidfdSocket } = values;
   for (const name of values.cap) {
     if (!oci.isCapability(name)) throw new UsageError(`--cap: there is no capability ${JSON.stringify(name)}`);
   }
@@ -290,6 +301,8 @@ async function exec(argv: readonly string[], context: Context, { root, warn }: O
     process,
     ...(pidFile === undefined ? {} : { pidFile: resolve(context.directory, pidFile) }),
     ...(consoleSocket === undefined ? {} : { consoleSocket: resolve(context.directory, consoleSocket) }),
+    ...(pidfdSocket === undefined ? {} : { pidfdSocket: resolve(context.directory, pidfdSocket) }),
+    subCgroups: values.cgroup,
     ...(terminal === undefined ? {} : { consoleFd: terminal.theirs, onTerminal: () => terminal.take() }),
     preserveFds,
     acceptsPaused: values["ignore-paused"],
@@ -431,9 +444,20 @@ async function runOci(argv: readonly string[], context: Context): Promise<number
 /** A caller who reads errors from a file must not wait for one that cannot be written. */
 function checkLog(file: string): void {
   try {
-    appendFileSync(file, "");
+    appendLog(file, "");
   } catch (error) {
     throw new Error(`Cannot write the log "${file}": ${(error as NodeJS.ErrnoException).code}`, { cause: error });
+  }
+}
+
+/** Without waiting: a log may be a FIFO that nobody reads, and that is an error then, ENXIO. */
+function appendLog(file: string, text: string): void {
+  const { O_WRONLY, O_APPEND, O_CREAT, O_NONBLOCK, O_NOCTTY } = constants;
+  const fd = openSync(file, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_NOCTTY, 0o644);
+  try {
+    if (text !== "") writeSync(fd, text);
+  } finally {
+    closeSync(fd);
   }
 }
 
@@ -450,7 +474,7 @@ function logger(values: { readonly log: string | undefined; readonly "log-format
         ? JSON.stringify({ level, msg, time })
         : `time="${time}" level=${level} msg=${JSON.stringify(msg)}`;
     try {
-      appendFileSync(file, `${line}\n`);
+      appendLog(file, `${line}\n`);
     } catch {
       // The caller hears of it by the exit code and standard error.
     }

@@ -86,29 +86,50 @@ function systemdPath(cgroupsPath: string): string {
   return `/${[...slices, unit].join("/")}`;
 }
 
+/** What `makeCgroup` would make now: to be written down before, lest a runtime that is killed leave what nobody knows of. */
+export function planCgroup(path: string, mounts: readonly CgroupMount[]): OciCgroup {
+  const parts = path.split("/").filter(Boolean);
+  const at = (mountPoint: string, count: number) => [mountPoint, ...parts.slice(0, count)].join("/");
+  const all = mounts.flatMap(({ mountPoint }) => parts.map((_, i) => at(mountPoint, i + 1)));
+  return {
+    directories: mounts.map(({ mountPoint, ...mount }) => ({ path: at(mountPoint, parts.length), ...mount })),
+    made: all.filter((directory) => !existsSync(directory)).toSorted((a, b) => b.length - a.length),
+  };
+}
+
+/** How often a parent may go while the container's own is being made. */
+const mostAttempts = 1000;
+
 /** Makes the container's directories and the controllers usable in them. @throws {Error} */
-export function makeCgroup(path: string, mounts: readonly CgroupMount[]): OciCgroup {
-  const made: string[] = [];
-  const directories: CgroupDirectory[] = [];
-  try {
-    for (const { mountPoint, version, controllers } of mounts) {
-      let at = mountPoint;
-      for (const part of path.split("/").filter(Boolean)) {
-        if (version === 2) enableControllers(at, controllers);
-        at = `${at}/${part}`;
-        if (!existsSync(at)) {
-          mkdirSync(at, { mode: 0o755 });
-          made.unshift(at);
-        }
-        // One that somebody else made may never have been given any.
-        if (version === 1 && controllers.includes("cpuset")) copyCpuset(at);
+export function makeCgroup(path: string, mounts: readonly CgroupMount[]): void {
+  for (const mount of mounts) {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        makeDirectories(path, mount);
+        break;
+      } catch (error) {
+        const { code, message } = error as NodeJS.ErrnoException;
+        // Whoever removes the last container of a parent takes that along. ENODEV: a file of what has just gone.
+        const hasGone = code === "ENOENT" || code === "ENODEV";
+        if (hasGone && existsSync(mount.mountPoint) && attempt < mostAttempts) continue;
+        throw new Error(`Cannot make cgroup "${path}": ${message}`, { cause: error });
       }
-      directories.push({ path: at, version, controllers });
     }
-    return { directories, made };
-  } catch (error) {
-    removeCgroup({ directories, made });
-    throw new Error(`Cannot make cgroup "${path}": ${(error as Error).message}`, { cause: error });
+  }
+}
+
+function makeDirectories(path: string, { mountPoint, version, controllers }: CgroupMount): void {
+  let at = mountPoint;
+  for (const part of path.split("/").filter(Boolean)) {
+    if (version === 2) enableControllers(at, controllers);
+    at = `${at}/${part}`;
+    try {
+      mkdirSync(at, { mode: 0o755 });
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+    }
+    // One that somebody else made may never have been given any.
+    if (version === 1 && controllers.includes("cpuset")) copyCpuset(at);
   }
 }
 
@@ -136,7 +157,9 @@ function enableControllers(path: string, controllers: readonly string[]): void {
 /** Removes what was made, as far as nobody else uses it. */
 export function removeCgroup({ directories, made }: OciCgroup): void {
   for (const path of made.toSorted((a, b) => b.length - a.length)) {
-    removeTree(path);
+    // In a parent there may be another container's by now, still without a process.
+    if (directories.some((directory) => directory.path === path)) removeTree(path);
+    else removeEmpty(path);
   }
   // Our own parent was made for whichever container came first; the one that goes last removes it.
   for (const { path } of directories) {
@@ -183,6 +206,37 @@ export function cgroupProcesses({ directories }: OciCgroup): number[] {
   if (chosen !== undefined) visit(chosen.path);
   pids.delete(0); // of a pid namespace that is not ours
   return [...pids];
+}
+
+/**
+ * Directories below a container's own, one of each hierarchy; its own where none is named.
+ *
+ * @param wanted Each `PATH`, of all hierarchies, or `CONTROLLER,CONTROLLER:PATH`.
+ * @throws {OciConfigError} If there is none such.
+ */
+export function subCgroups({ directories }: OciCgroup, wanted: readonly string[]): string[] {
+  const paths = new Map<string, string>();
+  for (const word of wanted) {
+    const colon = word.indexOf(":");
+    if (colon < 0 && wanted.length > 1)
+      throw new OciConfigError(`--cgroup ${word}: name a controller for each of several`);
+    for (const controller of colon < 0 ? [""] : word.slice(0, colon).split(",")) {
+      const known =
+        controller === "" ? colon < 0 : directories.some(({ controllers }) => controllers.includes(controller));
+      if (!known) throw new OciConfigError(`--cgroup ${word}: unknown controller "${controller}"`);
+      if (paths.has(controller)) throw new OciConfigError(`--cgroup ${word}: "${controller}" is named twice`);
+      paths.set(controller, word.slice(colon + 1));
+    }
+  }
+  return directories.map(({ path, controllers }) => {
+    const below =
+      paths.get("") ?? controllers.map((name) => paths.get(name)).find((found) => found !== undefined) ?? "";
+    if (below.split("/").includes(".."))
+      throw new OciConfigError(`--cgroup: bad sub cgroup path "${below}": it leads upwards`);
+    const at = posix.normalize(`${path}/${below}`).replace(/\/+$/, "");
+    if (existsSync(at)) return at;
+    throw new OciConfigError(`--cgroup: cannot join cgroup "${at}": no such file or directory`);
+  });
 }
 
 /** Sets what the configuration asks for. @throws {OciConfigError} If this host cannot. */

@@ -40,6 +40,7 @@ import {
   findCgroupMounts,
   limitCgroup,
   makeCgroup,
+  planCgroup,
   type OciCgroup,
   removeCgroup,
 } from "./oci-cgroup.ts";
@@ -61,7 +62,17 @@ import { recordIndex } from "./program.ts";
 import { kill } from "./reaper.ts";
 import { parseSignal } from "./signal-number.ts";
 import { startProgram } from "./start-program.ts";
-import { architecture, close, cString, open, socketPair, SyscallError, syscall, trySyscall } from "./syscall.ts";
+import {
+  architecture,
+  close,
+  cString,
+  open,
+  sendDescriptors,
+  socketPair,
+  SyscallError,
+  syscall,
+  trySyscall,
+} from "./syscall.ts";
 
 /** What operations that run hooks need of their caller. */
 export interface Callers {
@@ -81,6 +92,8 @@ export interface CreateOptions extends Callers {
   readonly consoleSocket?: string;
   /** A connected socket instead; the caller's to close. */
   readonly consoleFd?: number;
+  /** Receives a pidfd of the container's process. */
+  readonly pidfdSocket?: string;
   /** Descriptors that the program gets, too. @see callersDescriptors */
   readonly preserveFds: readonly number[];
   /** How many of those are listening sockets that systemd handed down; the program is told. @see sd_listen_fds(3) */
@@ -122,9 +135,11 @@ export function createContainer(options: CreateOptions): OciRecord {
     update({});
     const mounts = findCgroupMounts();
     const path = cgroupPath(options.id, config.linux?.cgroupsPath, options.systemdCgroup);
-    update({ cgroup: makeCgroup(path, mounts) });
+    update({ cgroup: planCgroup(path, mounts) });
+    makeCgroup(path, mounts);
     checkCgroupIsFree(path, record.cgroup);
     launch({ options, store, config, record, descriptors, update, onHooks: () => (ranHooks = true) });
+    if (options.pidfdSocket !== undefined) sendPidFd(options.pidfdSocket, record.pid);
     if (options.pidFile !== undefined) writePidFile(options.pidFile, record.pid);
     return record;
   } catch (error) {
@@ -187,6 +202,21 @@ function checkConsole(process: OciProcess | undefined, options: CreateOptions): 
 export function writePidFile(path: string, pid: number): void {
   writeFileSync(`${path}.new`, `${pid}`);
   renameSync(`${path}.new`, path);
+}
+
+/** Sends a descriptor of a process, by which nobody can mean another one. @throws {Error} If nobody takes it. */
+export function sendPidFd(path: string, pid: number): void {
+  const descriptors = new OwnedDescriptors();
+  try {
+    const socket = descriptors.own(connectUnix(path));
+    sendDescriptors(socket, [descriptors.own(syscall("pidfd_open", pid, 0))], Buffer.from("pidfd"));
+  } catch (error) {
+    throw new Error(`Cannot send the process to --pidfd-socket "${path}": ${(error as Error).message}`, {
+      cause: error,
+    });
+  } finally {
+    descriptors.closeAll();
+  }
 }
 
 interface Launch {
@@ -610,10 +640,13 @@ export function deleteContainer(root: string, id: string, options: Callers & { r
   const status = store.status(record);
   if (status !== "stopped") {
     if (!options.force) throw new Error(`Cannot delete container "${id}": it is ${status}, not stopped; kill it first`);
+    // There is none yet where the runtime has been killed; what it had begun ends with its cgroup, in `destroy`.
     if (record.pid !== 0) kill(record.pid, SIGKILL);
     thaw(record.cgroup);
-    if (store.status(record) !== "stopped") takeBack(record.cgroup, record.pid);
-    awaitStop(store, record);
+    if (record.pid !== 0) {
+      if (store.status(record) !== "stopped") takeBack(record.cgroup, record.pid);
+      awaitStop(store, record);
+    }
   }
   let config: OciConfig | undefined;
   try {

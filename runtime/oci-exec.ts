@@ -2,15 +2,24 @@
 import { readFileSync } from "node:fs";
 import { OwnedDescriptors, PlacedDescriptors } from "./descriptors.ts";
 import { cgroupFiles, differingNamespaces } from "./join-target.ts";
+import { subCgroups } from "./oci-cgroup.ts";
 import { MFD_CLOEXEC, SIGKILL, O_WRONLY } from "./linux.ts";
 import type { OciConfig, OciProcess } from "./oci-config.ts";
-import { connectAgent, connectUnix, inheritStdio, setLimits, writeMemory, writePidFile } from "./oci-container.ts";
+import {
+  connectAgent,
+  connectUnix,
+  inheritStdio,
+  sendPidFd,
+  setLimits,
+  writeMemory,
+  writePidFile,
+} from "./oci-container.ts";
 import { ociMessage, planOciExec } from "./oci-plan.ts";
 import { cpuMask } from "./oci-process.ts";
 import { planProcess, type Warn } from "./oci-process-plan.ts";
 import { ProgramLink } from "./oci-program-link.ts";
 import { agentMessage, agentPath } from "./oci-seccomp-agent.ts";
-import { OciStore, stateOf } from "./oci-state.ts";
+import { type OciRecord, OciStore, stateOf } from "./oci-state.ts";
 import { kill } from "./reaper.ts";
 import { startProgram } from "./start-program.ts";
 import { cString, open, syscall, trySyscall } from "./syscall.ts";
@@ -23,6 +32,10 @@ export interface ExecOptions {
   readonly pidFile?: string;
   readonly consoleSocket?: string;
   readonly consoleFd?: number;
+  /** Receives a pidfd of it. */
+  readonly pidfdSocket?: string;
+  /** Cgroups below the container's to be in, each `PATH` or `CONTROLLER,CONTROLLER:PATH`. */
+  readonly subCgroups?: readonly string[];
   /** The terminal has been sent, the program has not been started. */
   readonly onTerminal?: () => void;
   readonly preserveFds: readonly number[];
@@ -59,7 +72,7 @@ export function execInContainer(options: ExecOptions): number {
     const status = descriptors.pipe();
     const go = descriptors.pipe();
     const placed = new PlacedDescriptors(options.preserveFds);
-    const cgroups = cgroupFiles(record.pid).map((path) => placed.add(own(open(path, O_WRONLY))));
+    const cgroups = processFiles(record, options).map((path) => placed.add(own(open(path, O_WRONLY))));
     const at = [status.write, go.read, pidFd].map((fd) => placed.add(fd));
     const consoleAt = consoleFd === undefined ? undefined : placed.add(consoleFd);
     const planned = planProcess(process, config, { rootPath: `/proc/${record.pid}/root`, options });
@@ -101,6 +114,7 @@ export function execInContainer(options: ExecOptions): number {
     link.go();
     link.expect(ociMessage.ready);
     setLimits(pid, process);
+    if (options.pidfdSocket !== undefined) sendPidFd(options.pidfdSocket, pid);
     options.onTerminal?.();
     link.go();
     link.expectExecution();
@@ -115,4 +129,10 @@ export function execInContainer(options: ExecOptions): number {
   } finally {
     descriptors.closeAll();
   }
+}
+
+/** Where a further process joins cgroups: those in which the container's is now, unless the caller names others. */
+function processFiles({ pid, cgroup }: OciRecord, { subCgroups: wanted = [] }: ExecOptions): string[] {
+  if (wanted.length === 0) return cgroupFiles(pid);
+  return subCgroups(cgroup, wanted).map((path) => `${path}/cgroup.procs`);
 }

@@ -119,6 +119,15 @@ export class OciWorld implements Disposable {
     return { code: status, stdout: readFileSync(output, "utf8"), stderr: readFileSync(`${output}.err`, "utf8") };
   }
 
+  /** As `run`, beside others. */
+  async runAside(args: readonly string[]): Promise<Outcome> {
+    const output = join(this.directory, `output-${++this.#sequence}`);
+    const shell = `"$0" "$@" > ${output} 2> ${output}.err < /dev/null`;
+    const argv = ["-c", shell, process.execPath, command, "oci", "--root", this.root, ...args];
+    const [status] = (await once(spawn("bash", argv, { stdio: "ignore" }), "exit")) as [number | null];
+    return { code: status, stdout: readFileSync(output, "utf8"), stderr: readFileSync(`${output}.err`, "utf8") };
+  }
+
   /** Runs a bundle to the end of its program. */
   runBundle(script: string | readonly string[], change: Change = {}): Outcome {
     const id = this.id();

@@ -1,11 +1,13 @@
 /** What those who come from runc and crun expect of an OCI runtime's command line beyond the specification. */
-import { mkdirSync, readFileSync, rmdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, rmdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { findCgroupMounts } from "../../runtime/oci-cgroup.ts";
 import { parseOciConfig } from "../../runtime/oci-config.ts";
-import { exampleConfig } from "../../runtime/oci-spec.ts";
+import { AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM } from "../../runtime/linux.ts";
+import { exampleConfig, rootlessConfig } from "../../runtime/oci-spec.ts";
 import { startTime } from "../../runtime/oci-state.ts";
+import { close, receiveDescriptor, syscall } from "../../runtime/syscall.ts";
 import { needRight } from "./host-rights.ts";
 import { namespaces, OciWorld } from "./oci-bundle.ts";
 
@@ -301,5 +303,74 @@ describe("oci delete", () => {
       writeFileSync(`${foreign}/freezer.state`, "THAWED");
       rmdirSync(foreign);
     }
+  });
+});
+
+describe("oci spec --rootless", () => {
+  test("maps the caller to root, with the host's network and /sys, and no limits", () => {
+    const config = parseOciConfig(JSON.stringify(rootlessConfig(exampleConfig())));
+    expect(config.linux?.uidMappings).toEqual([{ containerID: 0, hostID: process.geteuid?.(), size: 1 }]);
+    const types = config.linux?.namespaces?.map(({ type }) => type);
+    expect(types).toContain("user");
+    expect(types).not.toContain("network");
+    expect(config.linux?.resources).toBeUndefined();
+    const options = (at: string) => config.mounts?.find(({ destination }) => destination === at)?.options;
+    expect(options("/sys")).toContain("rbind");
+    expect(options("/dev/pts")?.join()).not.toContain("gid=");
+    const bundle = join(world.directory, "rootless");
+    mkdirSync(bundle);
+    expect(world.run("spec", "--rootless", "--bundle", bundle)).toMatchObject({ code: 0 });
+    expect(JSON.parse(readFileSync(join(bundle, "config.json"), "utf8"))).toEqual(
+      JSON.parse(JSON.stringify(rootlessConfig(exampleConfig()))),
+    );
+  });
+});
+
+describe("oci exec --cgroup", () => {
+  test("has the process join cgroups below the container's", () => {
+    const id = running();
+    const pids = findCgroupMounts().find(({ controllers }) => controllers.includes("pids"));
+    const place = `${pids?.mountPoint}/slipway-oci/${id}`;
+    mkdirSync(`${place}/below`);
+    const count = (...words: string[]) =>
+      world.run("exec", ...words, id, "grep", "-c", ":/below$", "/proc/self/cgroup").stdout.trim();
+    expect(count("--cgroup", pids?.version === 1 ? "pids:below" : "below")).toBe("1");
+    expect(count("--cgroup", "/")).toBe("0");
+    expect(count()).toBe("0");
+    const refused = world.run("exec", "--cgroup", "../..", id, "true");
+    expect(refused).toMatchObject({ code: 255, stderr: expect.stringContaining('bad sub cgroup path "../.."') });
+    expect(world.run("delete", "--force", id)).toMatchObject({ code: 0 });
+    expect(existsSync(place)).toBe(false);
+  });
+});
+
+describe("--pidfd-socket", () => {
+  test("gets a descriptor of the process, of create and of exec", () => {
+    const path = join(world.directory, "pidfd");
+    const listening = syscall("socket", AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const address = Buffer.concat([Buffer.from([AF_UNIX, 0]), Buffer.from(`${path}\0`)]);
+    syscall("bind", listening, address, address.length);
+    syscall("listen", listening, 8);
+    const received = () => {
+      const connection = syscall("accept4", listening, 0, 0, SOCK_CLOEXEC);
+      const pidFd = receiveDescriptor(connection);
+      const pid = /^Pid:\s+(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${pidFd}`, "utf8"))?.[1];
+      for (const fd of [pidFd, connection]) close(fd);
+      return Number(pid);
+    };
+    const id = world.id();
+    const bundle = world.bundle("exec sleep 100").path;
+    expect(world.run("create", "--pidfd-socket", path, "--bundle", bundle, id)).toMatchObject({ code: 0 });
+    expect(received()).toBe(world.state(id).pid);
+    const pidFile = join(world.directory, "pidfd-pid");
+    const exec = ["exec", "--detach", "--pidfd-socket", path, "--pid-file", pidFile, id, "sleep", "100"];
+    expect(world.run(...exec)).toMatchObject({ code: 0 });
+    expect(received()).toBe(Number(readFileSync(pidFile, "utf8")));
+    world.run("delete", "--force", id);
+    close(listening);
+    const other = world.id();
+    const refused = world.run("create", "--pidfd-socket", path, "--bundle", bundle, other);
+    expect(refused).toMatchObject({ code: 1, stderr: expect.stringContaining(`--pidfd-socket "${path}"`) });
+    expect(world.run("state", other).stderr).toContain("does not exist");
   });
 });
