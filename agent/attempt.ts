@@ -103,7 +103,7 @@ async function execute(
   try {
     for (const path of [logDir, workspaceDir])
       mkdirSync(path, { recursive: true, mode: path === logDir ? 0o700 : 0o755 });
-    host.adoptWorkspace(workspaceDir);
+    host.workspaces.adopt(workspaceDir);
     const ready = checkout({
       mirrorsDir: options.mirrorsDir,
       repositoryId: repository.id,

@@ -294,12 +294,12 @@ export class BuildRun implements RunnableStep {
 
   #openWorkspace(): OpenWorkspace {
     const { host, workspace, uidRange } = this.#context;
-    return new OpenWorkspace(host.openWorkspace(workspace, uidRange));
+    return new OpenWorkspace(host.workspaces.open(workspace, uidRange));
   }
 
   #limitWorkspace(): Disposable {
     const { host, workspace, uidRange } = this.#context;
-    return host.limitWorkspace(workspace, uidRange, {
+    return host.workspaces.limit(workspace, uidRange, {
       bytes: this.#step.resources.diskBytes,
       exceeded: (message) => this.#limit.abort(new StepLimit(message)),
     });

@@ -104,7 +104,7 @@ export class JobCaches {
 
   #make(directory: string): void {
     mkdirSync(directory, { mode: 0o700 });
-    this.#options.host.adoptWorkspace(directory);
+    this.#options.host.workspaces.adopt(directory);
   }
 
   async #end(name: string, directory: string, keep: boolean): Promise<void> {

@@ -201,8 +201,8 @@ async function runJob(asked: JobSpec, options: JobOptions & { readonly made: Mad
     await ready;
     if (uidRange !== undefined) {
       const { dir, copyOnWrite } = options.workspace;
-      if (copyOnWrite === true && (await images.haveUsers())) options.host.copyWorkspace(dir, uidRange);
-      await options.host.giveWorkspace(options.workspace, uidRange);
+      if (copyOnWrite === true && (await images.haveUsers())) options.host.workspaces.copy(dir, uidRange);
+      await options.host.workspaces.give(options.workspace, uidRange);
     }
   } catch (error) {
     ahead.discard();

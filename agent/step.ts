@@ -323,7 +323,7 @@ export class StepRun implements RunnableStep {
   #makeWritableDir(name: string): string {
     this.#writableDir = `${this.#context.host.keptDir}/${name}`;
     mkdirSync(this.#writableDir, { recursive: true, mode: 0o700 });
-    this.#context.host.adoptWorkspace(this.#writableDir);
+    this.#context.host.workspaces.adopt(this.#writableDir);
     return this.#writableDir;
   }
 

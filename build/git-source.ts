@@ -125,7 +125,7 @@ async function runGit(
 ): Promise<string> {
   const { machine, resources, signal, cache } = context;
   const { host, uidRange, network } = await machine.open();
-  await host.giveWorkspace({ dir: directory }, uidRange);
+  await host.workspaces.give({ dir: directory }, uidRange);
   const image = await resolveImage("host", { baseDir: directory, storeDir: host.imageStoreDir, lease: cache.lease });
   const output = { stdout: "", stderr: "" };
   try {

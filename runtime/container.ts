@@ -248,7 +248,7 @@ export class Container implements AsyncDisposable {
         ...(nested?.stores === undefined ? [] : [{ path: nested.stores, isOwn: false }]),
         ...(workspace === undefined || workspace.isOthers
           ? []
-          : [{ path: this.#host.workspaceStore(workspace, uidRange), isOwn: false }]),
+          : [{ path: this.#host.workspaces.store(workspace, uidRange), isOwn: false }]),
       ],
       startedAtMs: this.#startedAtMs,
       processes: () => this.#processes(),

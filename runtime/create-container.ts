@@ -235,7 +235,7 @@ export function describeStep(
 
 /** Where a copy-on-write workspace keeps what is written; undefined if it has not been made. */
 function storeOf(host: Host, workspace: NonNullable<PreparedConfig["workspace"]>, range: UidRange): string | undefined {
-  const store = host.workspaceStore(workspace, range);
+  const store = host.workspaces.store(workspace, range);
   return store === workspace.dir ? undefined : store;
 }
 
@@ -403,7 +403,7 @@ function ownerMap(host: Host, range: UidRange, owner: StepUser | undefined): num
 
 /** A copy-on-write workspace. */
 function showWorkspace(host: Host, { workspace, uidRange: range, user }: PreparedConfig): number {
-  const shown = host.copyOnWriteWorkspace(workspace?.dir ?? "", range);
+  const shown = host.workspaces.copyOnWrite(workspace?.dir ?? "", range);
   const attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
   if (typeof shown === "string") {
     return cloneForContainer(shown, range, { attributes, recursive: false, idMapFd: ownerMap(host, range, user) });

@@ -1,4 +1,3 @@
-import { execFile, execFileSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import {
   chmodSync,
@@ -11,17 +10,14 @@ import {
   rmdirSync,
   rmSync,
   statSync,
-  writeFileSync,
 } from "node:fs";
 import { basename, dirname } from "node:path";
-import { promisify } from "node:util";
 import { canMountDetachedOverlays, checkHost } from "./check.ts";
 import type { Cgroups } from "./cgroup.ts";
 import type { ShownHierarchy } from "./cgroup-mounts.ts";
 import { removeCgroupsBelow, sweepDeadAgents } from "./cgroup-sweep.ts";
 import { ContainerCaches } from "./container-caches.ts";
 import { Disk } from "./disk.ts";
-import { filesFor } from "./disk-limit.ts";
 import { HostLimits } from "./host-limits.ts";
 import { OomReports } from "./kernel-log.ts";
 import { adoptTree, isRootless } from "./file-owners.ts";
@@ -35,7 +31,6 @@ import {
   FS_TOPDIR_FL,
   LOCK_EX,
   LOCK_NB,
-  O_CLOEXEC,
   O_CREAT,
   O_DIRECTORY,
   O_RDONLY,
@@ -49,13 +44,15 @@ import { NetworkFiles } from "./network-files.ts";
 import { ProgramCache } from "./program-cache.ts";
 import { Removals } from "./removals.ts";
 import { RootPool } from "./root-pool.ts";
-import { findMaskedPaths, findReadonlyPaths, LayerMounts, mountOverlay } from "./rootfs.ts";
+import { findMaskedPaths, findReadonlyPaths, LayerMounts } from "./rootfs.ts";
 import { runDirectory } from "./run-directory.ts";
 import { ShiftedLayers } from "./shifted-layers.ts";
 import type { HostFacts } from "./step-config.ts";
 import type { Ceiling } from "./step-resources.ts";
-import { close, cString, open, SyscallError, syscall, trySyscall } from "./syscall.ts";
+import { close, open, SyscallError, syscall, trySyscall } from "./syscall.ts";
 import { type UidRange, UidRanges } from "./uid-range.ts";
+import { writeSkeleton } from "./skeleton.ts";
+import { Workspaces } from "./workspaces.ts";
 import { WorkspaceOwners } from "./workspace-owner.ts";
 import { Watch } from "./watch.ts";
 
@@ -115,6 +112,7 @@ export class Host implements AsyncDisposable {
   readonly oomReports = OomReports.open();
   readonly layerMounts: LayerMounts;
   readonly #shifted: ShiftedLayers;
+  readonly workspaces = new Workspaces(this);
   readonly workspaceOwners = new WorkspaceOwners();
   readonly networkFiles = new NetworkFiles(this);
   readonly roots: RootPool;
@@ -131,8 +129,6 @@ export class Host implements AsyncDisposable {
   readonly shownHierarchies: readonly ShownHierarchy[];
   readonly #uidRanges: UidRanges;
   readonly #lock: number;
-  /** Copy-on-write workspaces by range and directory: one overlay for all containers of a job. */
-  readonly #workspaces = new Map<string, { readonly shown: number | string; readonly directory: string }>();
   #attachPoints = 0;
   readonly #removals = new Set<Promise<void>>();
   readonly #networkOptions: HostNetworks;
@@ -241,8 +237,7 @@ export class Host implements AsyncDisposable {
     return {
       ...range,
       [Symbol.dispose]: () => {
-        for (const key of this.#workspaces.keys())
-          if (key.startsWith(`${range.key} `)) this.track(this.#endWorkspace(key));
+        this.workspaces.release(range);
         this.roots.release(range);
         this.networkFiles.release(range);
         const { mounts, copies } = this.layerMounts.release(range);
@@ -297,130 +292,12 @@ export class Host implements AsyncDisposable {
     }
   }
 
-  /**
-   * What shows `dir` to a job without ever changing it: a detached overlay that belongs to the host, or on older kernels
-   * the path of a copy.
-   */
-  copyOnWriteWorkspace(dir: string, range: UidRange): number | string {
-    const key = `${range.key} ${dir}`;
-    const known = this.#workspaces.get(key);
-    if (known !== undefined) return known.shown;
-    const directory = this.#makeWorkspace(range);
-    const shown =
-      this.mountsDetachedOverlays && !isRootless()
-        ? mountOverlay(directory, [this.layerMounts.get(dir, range).mount], range)
-        : copyTree(dir, `${directory}/copy`);
-    this.#workspaces.set(key, { shown, directory });
-    return shown;
-  }
-
-  /**
-   * Copies a directory to be a job's copy-on-write workspace, in place of an overlay: for jobs whose steps run as different
-   * users, each of which is to own the workspace, which an overlay cannot be mounted for.
-   */
-  copyWorkspace(dir: string, range: UidRange): void {
-    const key = `${range.key} ${dir}`;
-    if (isRootless() || this.#workspaces.has(key)) return;
-    const directory = this.#makeWorkspace(range);
-    this.#workspaces.set(key, { shown: copyTree(dir, `${directory}/copy`), directory });
-  }
-
-  /**
-   * Gives a workspace to a job, before a step of it starts: where mounts map no ids, its files must have the owners that
-   * the job sees. A copy-on-write workspace is copied then; any other one belongs to the job's range from now on.
-   */
-  async giveWorkspace(
-    { dir, copyOnWrite = false }: { readonly dir: string; readonly copyOnWrite?: boolean },
-    range: UidRange,
-  ): Promise<void> {
-    if (!isRootless()) return;
-    const key = `${range.key} ${dir}`;
-    if (copyOnWrite && this.#workspaces.has(key)) return;
-    const target = copyOnWrite ? this.#makeWorkspace(range) : undefined;
-    const shown = target === undefined ? dir : `${target}/copy`;
-    const run = promisify(execFile);
-    try {
-      if (target !== undefined)
-        await run("cp", ["--archive", "--no-preserve=ownership", "--reflink=auto", "--", dir, shown]);
-      await run("chown", ["--recursive", "--no-dereference", `${range.base}:${range.base}`, "--", shown]);
-    } catch (error) {
-      if (target !== undefined) await this.removeTree(target);
-      const { stderr, message } = error as { readonly stderr?: string; readonly message: string };
-      throw new Error(`Cannot give "${dir}" to a job: ${stderr?.trim().split("\n")[0] || message}`, { cause: error });
-    }
-    if (target !== undefined) this.#workspaces.set(key, { shown, directory: target });
-  }
-
-  #makeWorkspace(range: UidRange): string {
-    const directory = `${this.stateDir}/workspaces/${range.key}-${randomBytes(6).toString("hex")}`;
-    mkdirSync(directory, { recursive: true, mode: 0o700 });
-    this.disk.adopt(directory);
-    return directory;
-  }
-
-  /**
-   * Has the file system count what jobs write into a workspace, where it can: before anything is in there. Without, a step's
-   * disk is measured when there is reason to.
-   */
-  adoptWorkspace(dir: string): void {
-    this.disk.adopt(dir);
-  }
-
-  /** Where a job's writes to its workspace are kept. */
-  workspaceStore(
-    { dir, copyOnWrite }: { readonly dir: string; readonly copyOnWrite?: boolean },
-    range: UidRange,
-  ): string {
-    return copyOnWrite ? (this.#workspaces.get(`${range.key} ${dir}`)?.directory ?? dir) : dir;
-  }
-
-  /**
-   * Opens a workspace as its job's steps see it, files and directories with the owners on disk; the caller closes the descriptor.
-   * For reading, and for writing what belongs to the owner of the directory itself.
-   */
-  openWorkspace(
-    { dir, copyOnWrite }: { readonly dir: string; readonly copyOnWrite?: boolean },
-    range: UidRange,
-  ): number {
-    const shown = copyOnWrite ? this.copyOnWriteWorkspace(dir, range) : dir;
-    if (typeof shown === "string") return open(shown, O_RDONLY | O_DIRECTORY);
-    return syscall("openat", shown, cString("."), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
-  }
-
-  /**
-   * Limits what is added to a workspace while no step's container answers for it: a service may write there, too.
-   *
-   * @param options.exceeded Called with the reason when there is more.
-   */
-  limitWorkspace(
-    workspace: { readonly dir: string; readonly copyOnWrite?: boolean },
-    range: UidRange,
-    { bytes, exceeded }: { readonly bytes: number; readonly exceeded: (message: string) => void },
-  ): Disposable {
-    const limit = this.disk.limit({
-      limit: { bytes, files: filesFor(bytes) },
-      directories: [{ path: this.workspaceStore(workspace, range), isOwn: false }],
-      startedAtMs: Date.now(),
-      processes: () => [],
-      kill: exceeded,
-    });
-    return { [Symbol.dispose]: () => this.disk.release(limit) };
-  }
-
   /** Makes the directories on which a launcher attaches layers and overlay, where it has to. */
   makeAttachPoints(layers: number): void {
     if (this.#attachPoints >= layers) return;
     for (const name of ["base", "root"]) mkdirSync(`${this.attachDir}/${name}`, { recursive: true });
     for (let i = this.#attachPoints; i < layers; i++) mkdirSync(`${this.attachDir}/l/${i}`, { recursive: true });
     this.#attachPoints = layers;
-  }
-
-  async #endWorkspace(key: string): Promise<void> {
-    const workspace = this.#workspaces.get(key);
-    this.#workspaces.delete(key);
-    if (workspace === undefined) return;
-    if (typeof workspace.shown === "number") await closeMounts([workspace.shown]);
-    await this.removeTree(workspace.directory);
   }
 
   /** Deletes a directory tree that steps wrote into (any owner, any mode); what cannot be deleted now goes at the next start. */
@@ -475,7 +352,7 @@ export class Host implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const key of this.#workspaces.keys()) this.track(this.#endWorkspace(key));
+    this.workspaces.close();
     await Promise.all([
       this.launchers.close(),
       this.#networks?.then(
@@ -525,16 +402,6 @@ function spreadDirectories(path: string): void {
 /** fsconfig(2) takes strings of 255 bytes, and upper directories are below the state directory. */
 const maxStateDirBytes = 200;
 
-/** A copy that changes nothing about owners, modes and links; by reference where the file system can. */
-function copyTree(source: string, target: string): string {
-  try {
-    execFileSync("cp", ["--archive", "--reflink=auto", "--", source, target], { stdio: ["ignore", "ignore", "pipe"] });
-  } catch (error) {
-    throw new Error(`Cannot copy "${source}" for a job`, { cause: error });
-  }
-  return target;
-}
-
 /** The same for every start on one state directory, so that leftovers are found; another for every other agent. */
 function cgroupName(stateDir: string): string {
   const { dev, ino } = statSync(stateDir);
@@ -563,32 +430,4 @@ function lockState(stateDir: string): number {
     );
   }
   throw new SyscallError("flock", -result, `lock state directory "${stateDir}"`);
-}
-
-function writeSkeleton(directory: string): void {
-  for (const name of ["dev", "etc", "proc", "sys", "tmp", "workspace"]) {
-    mkdirSync(`${directory}/${name}`, { recursive: true });
-    chmodSync(`${directory}/${name}`, name === "tmp" ? 0o1777 : 0o755);
-  }
-  chmodSync(directory, 0o755);
-  const hosts = "127.0.0.1\tlocalhost slipway\n::1\tlocalhost ip6-localhost ip6-loopback\n";
-  for (const [name, content] of [
-    ["hosts", hosts],
-    ["hostname", "slipway\n"],
-    ["resolv.conf", resolvConf()],
-  ] as const) {
-    const path = `${directory}/etc/${name}`;
-    writeFileSync(path, content);
-    chmodSync(path, 0o644); // whatever the umask says: steps of any user read them
-  }
-}
-
-/** The host's name servers, search domains and options; nothing else that may stand in the file. */
-function resolvConf(): string {
-  try {
-    const lines = readFileSync("/etc/resolv.conf", "utf8").split("\n");
-    return `${lines.filter((line) => /^(nameserver|search|domain|options)\s/.test(line)).join("\n")}\n`;
-  } catch {
-    return "";
-  }
 }

@@ -94,7 +94,7 @@ export class TestHost implements AsyncDisposable {
       ...options,
     });
     const { workspace, uidRange } = config;
-    if (workspace?.copyOnWrite === true) await this.host.giveWorkspace(workspace, uidRange);
+    if (workspace?.copyOnWrite === true) await this.host.workspaces.give(workspace, uidRange);
     const container: Container = await runContainer(this.host, config);
     const result = await container.result;
     await container[Symbol.asyncDispose]();
@@ -117,7 +117,7 @@ export function adoptLayer(directory: string): void {
   if (isRootless()) shiftTree(directory, asInImages, firstRange());
 }
 
-/** Where mounts map no ids, a tree becomes that of a job, as `Host.giveWorkspace` makes it. */
+/** Where mounts map no ids, a tree becomes that of a job, as `Workspaces.give` makes it. */
 function giveTree(directory: string, range: UidRange): void {
   const path = existsSync(directory) ? lstatSync(directory) : undefined;
   if (!isRootless() || path === undefined || containerId(range, path.uid) !== undefined) return;

@@ -65,7 +65,7 @@ for (const step of asked) {
     const workspace = step.workspace === undefined ? undefined : { dir: `${host.directory}/${step.workspace}` };
     if (workspace !== undefined) {
       mkdirSync(workspace.dir, { recursive: true });
-      await host.host.giveWorkspace(workspace, range);
+      await host.host.workspaces.give(workspace, range);
     }
     const network = step.network === undefined ? undefined : await host.host.claimNetwork();
     if (step.network?.allowed !== undefined) await network?.restrict({ destinations: step.network.allowed, names: [] });
