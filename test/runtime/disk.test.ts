@@ -161,10 +161,16 @@ test("a disk that is nearly full costs the one that has filled it, and neither t
   using disk = new SmallDisk([], "noatime");
   {
     await using host = await TestHost.open({ stateDir: join(disk.path, "state") });
+    const written = Promise.withResolvers<void>();
     await using neighbour = await runContainer(
       host.host,
-      host.script(`${write("/file", 10)}; sleep 1000`, { resources: base }),
+      host.script(`${write("/file", 10)}; echo written; sleep 1000`, {
+        resources: base,
+        output: () => written.resolve(),
+      }),
     );
+    // Later there may be no room for it.
+    await written.promise;
     const result = await host.run(`${write("/file", 2000)}; sleep 1000`, { resources: base });
     expect(result).toMatchObject({ reason: "disk" });
     // Whoever writes faster than we look has failed meanwhile.
@@ -195,7 +201,7 @@ describe("project quotas", () => {
     expect(host.host.disk.isCounted).toBe(true);
     const dir = join(mounted.path, "workspace");
     mkdirSync(dir);
-    host.host.adoptWorkspace(dir);
+    host.host.workspaces.adopt(dir);
     const workspace = { dir };
     const resources = { ...base, diskBytes: 40 * MiB };
     const kept = await host.run(`${write("/a", 10)}; ${write("/workspace/b", 10)}`, { resources, workspace });
