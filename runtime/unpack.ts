@@ -7,10 +7,12 @@ import { closeSync, constants, mkdirSync, openSync, readSync, statfsSync, writeS
 import { createGunzip, createZstdDecompress } from "node:zlib";
 import { ChannelReader, type SharedChannel } from "./byte-channel.ts";
 import { freeMemory } from "./bytes.ts";
+import { decompressBzip2 } from "./bzip2.ts";
 import { formatBytes, ImageError } from "./image-error.ts";
 import { type LayerLimits, type LayerSummary, LayerWriter } from "./layer.ts";
 import { type TarEntry, TarReader, type TarSink } from "./tar-reader.ts";
 import { walkTree } from "./tree.ts";
+import { decompressXz } from "./xz.ts";
 
 /** Part of an open file. The descriptor is borrowed. */
 export interface ByteRange {
@@ -103,12 +105,12 @@ export async function unpackOver(
           end: () => writer.end(),
         };
   const reader = new TarReader(sink, { endMarker: "optional", maxHeaders: limits.maxEntries * 4 });
-  await readArchive({ source }, limits, checkCanceled, (chunk) => reader.write(chunk));
+  await readArchive({ source, rare: true }, limits, checkCanceled, (chunk) => reader.write(chunk));
   reader.end();
   writer.finish();
 }
 
-/** Whether a file is a tar archive with something in it, compressed or not. */
+/** Whether a file is a tar archive with something in it, compressed or not; with xz and bzip2, too. */
 export async function isTarArchive(source: ByteRange, limits: LayerLimits): Promise<boolean> {
   const found = new Error("There is an entry");
   const sink: TarSink = {
@@ -121,7 +123,7 @@ export async function isTarArchive(source: ByteRange, limits: LayerLimits): Prom
   const reader = new TarReader(sink, { endMarker: "optional" });
   try {
     await readArchive(
-      { source },
+      { source, rare: true },
       limits,
       () => {},
       (chunk) => reader.write(chunk),
@@ -136,13 +138,14 @@ export async function isTarArchive(source: ByteRange, limits: LayerLimits): Prom
 
 /** Reads a range to its end through decompression, checking size ratio and digests. */
 async function readArchive(
-  request: Pick<UnpackRequest, "source" | "digest" | "diffId">,
+  request: Pick<UnpackRequest, "source" | "digest" | "diffId"> & { readonly rare?: boolean },
   limits: LayerLimits,
   checkCanceled: CheckCanceled,
   consume: (chunk: Buffer) => void,
 ): Promise<void> {
   using input = openInput(request.source);
-  const compression = compressionOf(await input.head());
+  const head = await input.head();
+  const compression = request.rare === true ? (rareCompressionOf(head) ?? compressionOf(head)) : compressionOf(head);
   const digest = new DigestCheck(request.digest, "digest");
   const diffId = new DigestCheck(
     request.diffId,
@@ -180,7 +183,9 @@ async function readArchive(
         yield chunk;
       }
     };
-    await decompress(chunks(), compression, counted);
+    if (compression === "xz") await decompressXz(chunks(), counted);
+    else if (compression === "bzip2") await decompressBzip2(chunks(), counted);
+    else await decompress(chunks(), compression, counted);
   }
   digest.check();
   diffId.check();
@@ -296,6 +301,13 @@ export function detectCompression(range: ByteRange): Compression {
   return compressionOf(readHead(range));
 }
 
+/** What nothing but ADD takes: slow, and no layer of an image may have it. */
+function rareCompressionOf(head: Buffer): "xz" | "bzip2" | undefined {
+  const magic = head.toString("latin1");
+  if (magic === "\xfd7zXZ\0") return "xz";
+  return magic.startsWith("BZh") ? "bzip2" : undefined;
+}
+
 function compressionOf(head: Buffer): Compression {
   const magic = Buffer.alloc(HEAD_BYTES);
   head.copy(magic);
@@ -304,15 +316,8 @@ function compressionOf(head: Buffer): Compression {
   // A zstd frame, or one that is skipped, as stargz-like archives begin with.
   if (word === 0xfd2fb528 || (word >= 0x184d2a50 && word <= 0x184d2a5f)) return "zstd";
   const unsupported =
-    magic.toString("latin1") === "\xfd7zXZ\0"
-      ? "xz"
-      : magic.toString("latin1", 0, 3) === "BZh"
-        ? "bzip2"
-        : word === 0x184d2204
-          ? "lz4"
-          : magic.toString("latin1", 0, 4) === "PK\x03\x04"
-            ? "zip"
-            : undefined;
+    rareCompressionOf(magic) ??
+    (word === 0x184d2204 ? "lz4" : magic.toString("latin1", 0, 4) === "PK\x03\x04" ? "zip" : undefined);
   if (unsupported !== undefined) {
     throw new ImageError(`it is compressed with ${unsupported}; use gzip, zstd or no compression`);
   }

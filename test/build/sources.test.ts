@@ -95,6 +95,27 @@ describe.skipIf(!isRoot)("ADD", () => {
     );
   });
 
+  test.for([
+    [
+      "xz",
+      "/Td6WFoAAATm1rRGAgAhAQwAAACPmEGc4Cf/AF9dADIaSqcleZESjjivSb1cNikk2c7j+BvRU6jDFKZLo/d0nPuM/ViOEJ1l4svXdVz1nOr9vW7pqJRgqKY/ZL7rFRILnVEe2oUAXpNjWKIVrQ3jWztwpiYvWWCtPSmTP74AAAC0bOadTVRfDAABe4BQAAAA75Zb2LHEZ/sCAAAAAARZWg==",
+    ],
+    [
+      "bzip2",
+      "QlpoOTFBWSZTWVEiL28AAG57gMmQAAJAAM+AAEBnJB5ACAggAFRCamIwQeiZqZqCSSepkaNAAB9rMghBJ0IRfzXIwnVFAhg7gRo9jIdhBkIEcD6N72BLxCrjCIzOtKq8iIgH4u5IpwoSCiRF7eA=",
+    ],
+  ] as const)("unpacks what is compressed with %s", async ([, base64]) => {
+    const archive = Buffer.from(base64, "base64");
+    const built = await fixture.build("FROM scratch\nADD a /to/\nADD cut /cut/\n", {
+      a: archive,
+      cut: archive.subarray(0, 9),
+    });
+    const merged = mergeLayers(await fixture.layers(built));
+    expect(merged["to/dir/file"]).toBe("f 0:0 640 text\n");
+    // What is no archive is a file.
+    expect(merged).toHaveProperty(["cut/cut"]);
+  });
+
   test("ends with its build", async () => {
     const canceling = new AbortController();
     const building = build(`FROM scratch\nADD ${url}/waits /x\n`, { signal: canceling.signal });
