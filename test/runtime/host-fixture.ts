@@ -1,6 +1,6 @@
 /** A host for tests: its own state directory, and containers whose output is collected. */
 import { execFileSync } from "node:child_process";
-import { existsSync, lstatSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { existsSync, lstatSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { firstRange, shiftTree } from "../../runtime/file-owners.ts";
@@ -53,6 +53,13 @@ export class TestHost implements AsyncDisposable {
     const workspace = join(this.directory, `workspace-${++this.#sequence}`);
     mkdirSync(workspace);
     return workspace;
+  }
+
+  /** Where something is mounted, as this process sees it, without what tests beside this one have mounted in directories of their own. */
+  mountPoints(): string[] {
+    const lines = readFileSync("/proc/self/mountinfo", "utf8").trimEnd().split("\n");
+    const places = lines.map((line) => line.split(" ")[4] ?? "");
+    return places.filter((path) => !path.startsWith(`${tmpdir()}/`) || path.startsWith(`${this.directory}/`));
   }
 
   /** Whose a file is, as containers of the range see it. */

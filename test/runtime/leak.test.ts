@@ -35,7 +35,7 @@ async function traces() {
   const { ready } = host.host.launchers;
   const cgroups = host.host.cgroups?.directories ?? [];
   return {
-    mounts: readFileSync("/proc/self/mountinfo", "utf8").split("\n").length,
+    mounts: host.mountPoints(),
     cgroups: cgroups.map(
       (directory) =>
         readdirSync(directory, { withFileTypes: true }).filter((entry) => entry.isDirectory()).length - ready,
