@@ -79,7 +79,7 @@ for d in range(1000):
     expect(result.reason).toBe("disk");
     expect(result.message).toMatch(/^killed: wrote \d+ files, of 5000 that 1 GiB disk allow$/);
     expect(await isClean(host)).toBe(true);
-  }, 300_000);
+  }, 900_000);
 
   test("in a workspace that is on another's account is not killed for it", async () => {
     const workspace = { dir: host.workspace(), isOthers: true };
@@ -222,5 +222,5 @@ for i in range(30000): os.close(os.open("/f%d" % i, os.O_CREAT))'`;
     const tooMany = await host.run(files, { resources: { ...resources, diskFiles: 5000 }, workspace });
     expect(tooMany.exitCode).not.toBe(0);
     expect(await isClean(host)).toBe(true);
-  }, 300_000);
+  }, 900_000);
 });
