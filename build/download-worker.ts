@@ -8,6 +8,7 @@ import { get as getHttp, type IncomingMessage } from "node:http";
 import { get as getHttps } from "node:https";
 import { parentPort, workerData } from "node:worker_threads";
 import { enterNetwork } from "../runtime/index.ts";
+import { lookupIn, type NameFiles } from "./name-lookup.ts";
 
 export interface DownloadRequest {
   readonly id: number;
@@ -35,10 +36,16 @@ export interface Downloaded {
   readonly mtimeSeconds: number | undefined;
 }
 
+/** Where it lives; the host's network if there is none. */
+export interface DownloadNetwork extends NameFiles {
+  readonly namespaceFd: number;
+}
+
 if (parentPort === null) throw new Error("download-worker.ts is the entry of a worker thread");
 const port = parentPort;
-const { namespaceFd } = workerData as { namespaceFd: number | undefined };
-if (namespaceFd !== undefined) enterNetwork(namespaceFd);
+const { network } = workerData as { network: DownloadNetwork | undefined };
+if (network !== undefined) enterNetwork(network.namespaceFd);
+const lookup = network === undefined ? undefined : lookupIn(network);
 
 const MAX_REDIRECTS = 10;
 /** A server that sends nothing for so long has gone. */
@@ -73,7 +80,7 @@ async function open(url: URL, redirects: number): Promise<IncomingMessage> {
   const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>();
   const get = url.protocol === "https:" ? getHttps : getHttp;
   const headers = { "user-agent": "slipway", accept: "*/*", "accept-encoding": "identity" };
-  const request = get(url, { headers, timeout: STALL_MS }, resolve);
+  const request = get(url, { headers, timeout: STALL_MS, ...(lookup !== undefined && { lookup }) }, resolve);
   request
     .once("timeout", () => request.destroy(new Error(`nothing came for ${STALL_MS / 1000} s`)))
     .once("error", reject);

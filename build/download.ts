@@ -4,9 +4,9 @@ import { basename } from "node:path";
 import type { Worker } from "node:worker_threads";
 import { fileAt, startThread } from "../runtime/files.ts";
 import type { ImageLease, ImageStore } from "../runtime/index.ts";
-import type { Downloaded, DownloadReply, DownloadRequest } from "./download-worker.ts";
+import type { Downloaded, DownloadNetwork, DownloadReply, DownloadRequest } from "./download-worker.ts";
 import { cloneRepository, isGitUrl } from "./git-source.ts";
-import type { BuildMachine, OpenMachine } from "./machine.ts";
+import { type BuildMachine, hostname, type OpenMachine } from "./machine.ts";
 import { type OperationContext, OperationError } from "./operation.ts";
 
 /** A file that was fetched. */
@@ -133,9 +133,11 @@ export class Downloads implements AsyncDisposable {
   }
 
   #start(network: OpenMachine["network"]): Worker {
-    const worker = startThread(new URL("./download-worker.ts", import.meta.url), {
-      workerData: { namespaceFd: typeof network === "object" ? network.namespaceFd : undefined },
-    });
+    const own: DownloadNetwork | undefined =
+      typeof network === "object"
+        ? { namespaceFd: network.namespaceFd, hosts: network.hosts(hostname), resolvConf: network.resolvConf }
+        : undefined;
+    const worker = startThread(new URL("./download-worker.ts", import.meta.url), { workerData: { network: own } });
     worker.on("message", (reply: DownloadReply) => this.#waiting.get(reply.id)?.(reply));
     worker.on("error", (error) => {
       this.#worker = undefined;

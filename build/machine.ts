@@ -1,6 +1,9 @@
 /** Where the commands of a build run. */
 import type { ContainerNetwork, Host, UidRange } from "../runtime/index.ts";
 
+/** What a command finds its machine called. */
+export const hostname = "slipway";
+
 /** What a command is run with. */
 export interface OpenMachine {
   readonly host: Host;

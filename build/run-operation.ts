@@ -11,14 +11,12 @@ import {
 } from "../runtime/index.ts";
 import type { LayerDraft } from "./build-cache.ts";
 import { cacheKey } from "./key.ts";
-import type { OpenMachine } from "./machine.ts";
+import { hostname, type OpenMachine } from "./machine.ts";
 import { type OperationContext, OperationError, type OperationPlace, type OperationPlan } from "./operation.ts";
 import { formatPlatform, hostPlatform } from "./platform.ts";
 import { type PlannedMount, planMount } from "./run-mounts.ts";
 import { proxyArgs, type RunOperation } from "./stage-state.ts";
 import type { MountTarget } from "./stubs.ts";
-
-const hostname = "slipway";
 
 /** Finds out what the command depends on: what stands below, the command, its variables, and what is mounted. */
 export async function planRun(

@@ -2,7 +2,7 @@
 import { execFileSync, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { once } from "node:events";
-import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { closeSync, mkdirSync, openSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer, type Server } from "node:http";
 import { type AddressInfo, createServer as createTcpServer } from "node:net";
 import { join } from "node:path";
@@ -86,6 +86,18 @@ describe.skipIf(!isRoot)("ADD", () => {
     const text = await failure(`FROM scratch\nADD ${flag} ${url}${path} /x\n`);
     expect(text).toContain(message);
     expect(text).toMatch(/^Dockerfile:2:/);
+  });
+
+  test("looks names up where its commands do", async () => {
+    const namespaceFd = openSync("/proc/self/ns/net", "r");
+    try {
+      const network = { namespaceFd, resolvConf: "", hosts: () => "127.0.0.1 files.test\n" };
+      const { port } = server.address() as AddressInfo;
+      const built = await build(`FROM scratch\nADD http://files.test:${port}/x /x\n`, { network });
+      expect(mergeLayers(await fixture.layers(built))).toHaveProperty(["x"]);
+    } finally {
+      closeSync(namespaceFd);
+    }
   });
 
   test("gives up a file that is larger than what the build may have", async () => {
