@@ -1,15 +1,16 @@
 /** Files from elsewhere than the build's own directory: by a name, in an archive, at a URL. */
-import { execFileSync, spawn } from "node:child_process";
+import { execFileSync } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdirSync, readFileSync, symlinkSync, utimesSync, writeFileSync } from "node:fs";
 import { createServer, type Server } from "node:http";
-import { type AddressInfo, connect } from "node:net";
+import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { BuildError, Contexts, type ContextSource, type NamedContext } from "../../build/index.ts";
 import { openedMachine } from "../../build/machine.ts";
 import { BuildFixture, busyboxLayer } from "./build-fixture.ts";
+import { serveGit } from "./git-daemon.ts";
 import { mergeLayers } from "./image-files.ts";
 import { isRoot } from "../runtime/image-fixture.ts";
 import { tarArchive } from "../runtime/tar-archive.ts";
@@ -216,37 +217,22 @@ describe.skipIf(!isRoot)("a context", () => {
     git("add", ".");
     git("commit", "-qm", "first");
     git("tag", "v1");
-    const probe = createServer().listen(0, "127.0.0.1");
-    await once(probe, "listening");
-    const { port } = probe.address() as AddressInfo;
-    probe.close();
-    await once(probe, "close");
-    const daemon = spawn(
-      "/usr/lib/git-core/git-daemon",
-      ["--reuseaddr", "--listen=127.0.0.1", `--port=${port}`, "--export-all", `--base-path=${fixture.directory}/git`],
-      { stdio: "ignore" },
-    );
-    try {
-      await listening(port);
-      const remote = `git://127.0.0.1:${port}/repo.git`;
-      await using contexts = await openContexts();
-      for (const address of [`${remote}#v1:dir`, `${remote}?tag=v1&subdir=dir`, `${remote}?branch=main#:dir`]) {
-        const { directory: contextDir, modifiedSeconds } = await contexts.main({ kind: "url", url: address });
-        expect(modifiedSeconds).toBe(1_500_000_000);
-        const built = await fixture.build("", {}, { contextDir, dockerfile: undefined });
-        expect(Object.keys(await merged(built))).toEqual(["Dockerfile"]);
-      }
-      for (const [address, reason] of [
-        [`${remote}#v1:out`, "there is no directory"],
-        [`${remote}?commit=${"0".repeat(40)}`, "expected is"],
-        [`${remote}?what=1`, "is not understood"],
-        [`${remote}?ref=a&tag=b`, "is not understood"],
-      ] as const)
-        await expect(contexts.main({ kind: "url", url: address })).rejects.toThrow(reason);
-    } finally {
-      daemon.kill();
-      await once(daemon, "exit");
+    await using daemon = await serveGit(join(fixture.directory, "git"));
+    const remote = `${daemon.url}/repo.git`;
+    await using contexts = await openContexts();
+    for (const address of [`${remote}#v1:dir`, `${remote}?tag=v1&subdir=dir`, `${remote}?branch=main#:dir`]) {
+      const { directory: contextDir, modifiedSeconds } = await contexts.main({ kind: "url", url: address });
+      expect(modifiedSeconds).toBe(1_500_000_000);
+      const built = await fixture.build("", {}, { contextDir, dockerfile: undefined });
+      expect(Object.keys(await merged(built))).toEqual(["Dockerfile"]);
     }
+    for (const [address, reason] of [
+      [`${remote}#v1:out`, "there is no directory"],
+      [`${remote}?commit=${"0".repeat(40)}`, "expected is"],
+      [`${remote}?what=1`, "is not understood"],
+      [`${remote}?ref=a&tag=b`, "is not understood"],
+    ] as const)
+      await expect(contexts.main({ kind: "url", url: address })).rejects.toThrow(reason);
   });
 
   test("leaves nothing behind, and removes what a build has left that was killed", async () => {
@@ -266,17 +252,3 @@ describe.skipIf(!isRoot)("a context", () => {
     expect(fixture.leftovers()).toEqual([]);
   });
 });
-
-async function listening(port: number): Promise<void> {
-  for (;;) {
-    const socket = connect(port, "127.0.0.1");
-    try {
-      await once(socket, "connect");
-      return;
-    } catch {
-      // Not yet.
-    } finally {
-      socket.destroy();
-    }
-  }
-}

@@ -1,16 +1,17 @@
 /** What ADD fetches, from servers of the test's own. */
-import { execFileSync, spawn } from "node:child_process";
+import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { closeSync, mkdirSync, openSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer, type Server } from "node:http";
-import { type AddressInfo, createServer as createTcpServer } from "node:net";
+import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { BuildError } from "../../build/index.ts";
 import { formatDiagnostic } from "../../pipelines/index.ts";
 import { BuildFixture } from "./build-fixture.ts";
+import { serveGit } from "./git-daemon.ts";
 import { mergeLayers } from "./image-files.ts";
 import { isRoot } from "../runtime/image-fixture.ts";
 
@@ -157,46 +158,34 @@ describe.skipIf(!isRoot)("ADD", () => {
     writeFileSync(join(repository, "dir/file"), "second");
     git("commit", "-qam", "second");
     const commit = git("rev-parse", "v1");
-    // One daemon for each connection, on a port that nobody else can have taken meanwhile.
-    const options = ["daemon", "--inetd", "--export-all", `--base-path=${fixture.directory}/git`];
-    const daemon = createTcpServer({ pauseOnConnect: true }, (socket) => {
-      spawn("git", options, { stdio: [socket, socket, "ignore"] });
-      socket.destroy();
-    });
-    daemon.listen(0, "127.0.0.1");
-    await once(daemon, "listening");
-    try {
-      const remote = `git://127.0.0.1:${(daemon.address() as AddressInfo).port}/repo.git`;
-      const dockerfile = [
-        "FROM scratch",
-        `ADD ${remote}#main /main/`,
-        `ADD --checksum=${commit} ${remote}#v1:dir /tag/`,
-        `ADD --keep-git-dir=true ${remote} /kept/`,
-        `ADD ${remote}#main:inside /inside/`,
-      ].join("\n");
-      const merged = mergeLayers(await fixture.layers(await build(dockerfile)));
-      expect(merged["main/dir/file"]).toMatch(/ second$/);
-      expect(merged["tag/file"]).toMatch(/ first$/);
-      expect(merged).toHaveProperty(["kept/.git/HEAD"]);
-      expect(merged["inside/file"]).toMatch(/ second$/);
-      expect(merged).not.toHaveProperty(["main/.git"]);
-      expect(await failure(`FROM scratch\nADD --checksum=${commit} ${remote}#main /x\n`)).toContain("is at the commit");
-      expect(await failure(`FROM scratch\nADD ${remote}#absent /x\n`)).toContain("cannot be fetched");
-      expect(await failure(`FROM scratch\nADD ${remote}#main:../.. /x\n`)).toContain("outside of the repository");
-      // Links of the repository lead nowhere outside of it.
-      for (const path of ["outside", "outside/below", "inside/../outside/below", "absent", "dir/file"])
-        expect(await failure(`FROM scratch\nADD ${remote}#main:${path} /x\n`)).toMatch(
-          /there is no directory ".*" in the repository|outside of the repository/,
-        );
-      // What git would take for an option, or for a command.
-      for (const ref of ["--upload-pack=touch${IFS}/tmp/x", "-oProxyCommand=x", "$(id)"])
-        expect(await failure(`FROM scratch\nADD ["${remote}#${ref}", "/x"]\n`)).toMatch(
-          /cannot be fetched|syntax|unclosed|not/,
-        );
-    } finally {
-      daemon.close();
-      await once(daemon, "close");
-    }
+    await using daemon = await serveGit(join(fixture.directory, "git"));
+    const remote = `${daemon.url}/repo.git`;
+    const dockerfile = [
+      "FROM scratch",
+      `ADD ${remote}#main /main/`,
+      `ADD --checksum=${commit} ${remote}#v1:dir /tag/`,
+      `ADD --keep-git-dir=true ${remote} /kept/`,
+      `ADD ${remote}#main:inside /inside/`,
+    ].join("\n");
+    const merged = mergeLayers(await fixture.layers(await build(dockerfile)));
+    expect(merged["main/dir/file"]).toMatch(/ second$/);
+    expect(merged["tag/file"]).toMatch(/ first$/);
+    expect(merged).toHaveProperty(["kept/.git/HEAD"]);
+    expect(merged["inside/file"]).toMatch(/ second$/);
+    expect(merged).not.toHaveProperty(["main/.git"]);
+    expect(await failure(`FROM scratch\nADD --checksum=${commit} ${remote}#main /x\n`)).toContain("is at the commit");
+    expect(await failure(`FROM scratch\nADD ${remote}#absent /x\n`)).toContain("cannot be fetched");
+    expect(await failure(`FROM scratch\nADD ${remote}#main:../.. /x\n`)).toContain("outside of the repository");
+    // Links of the repository lead nowhere outside of it.
+    for (const path of ["outside", "outside/below", "inside/../outside/below", "absent", "dir/file"])
+      expect(await failure(`FROM scratch\nADD ${remote}#main:${path} /x\n`)).toMatch(
+        /there is no directory ".*" in the repository|outside of the repository/,
+      );
+    // What git would take for an option, or for a command.
+    for (const ref of ["--upload-pack=touch${IFS}/tmp/x", "-oProxyCommand=x", "$(id)"])
+      expect(await failure(`FROM scratch\nADD ["${remote}#${ref}", "/x"]\n`)).toMatch(
+        /cannot be fetched|syntax|unclosed|not/,
+      );
   });
 
   test("leaves nothing behind", async () => {
