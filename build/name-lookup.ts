@@ -1,6 +1,7 @@
 /** Names as the commands of a build find them: by hosts(5) and resolv.conf(5) of their network, not the agent's. */
 import { Resolver } from "node:dns/promises";
 import { isIP, type LookupFunction } from "node:net";
+import { callbackify } from "node:util";
 
 export interface NameFiles {
   readonly hosts: string;
@@ -42,23 +43,18 @@ export function lookupIn({ hosts, resolvConf }: NameFiles): LookupFunction {
       code,
     });
   };
+  const wanted = callbackify(async (name: string, family: number) => {
+    const found = (await find(name)).filter((each) => (family === 4 || family === 6 ? each.family === family : true));
+    if (found.length > 0) return found;
+    throw Object.assign(new Error(`the name ${JSON.stringify(name)} has no such address`), { code: "ENODATA" });
+  });
   return (name, options, callback) => {
-    find(name).then(
-      (found) => {
-        const wanted = found.filter(
-          ({ family }) => ![4, 6].includes(Number(options.family)) || family === options.family,
-        );
-        const [first] = wanted;
-        if (first === undefined) {
-          const error = Object.assign(new Error(`the name ${JSON.stringify(name)} has no such address`), {
-            code: "ENODATA",
-          });
-          callback(error, "");
-        } else if (options.all === true) callback(null, [...wanted]);
-        else callback(null, first.address, first.family);
-      },
-      (error: unknown) => callback(error as NodeJS.ErrnoException, ""),
-    );
+    wanted(name, Number(options.family ?? 0), (error, found) => {
+      const [first] = found ?? [];
+      if (first === undefined) callback(error, "");
+      else if (options.all === true) callback(null, [...found]);
+      else callback(null, first.address, first.family);
+    });
   };
 }
 
