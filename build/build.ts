@@ -32,6 +32,8 @@ export interface BuildOptions {
   readonly operations: OperationPlanner;
   /** Uses no layer of an earlier build. @default false */
   readonly noCache?: boolean | undefined;
+  /** Stages that use none, by name or number; names in small letters. */
+  readonly noCacheStages?: ReadonlySet<string> | undefined;
   /** When everything was made: SOURCE_DATE_EPOCH, in seconds since 1970. @default when each layer was made */
   readonly epochSeconds?: number | undefined;
   readonly reporter: BuildReporter;

@@ -64,6 +64,10 @@ export interface ImageBuildOptions {
   readonly annotations?: Readonly<Record<string, string>> | undefined;
   readonly compression?: Compression | undefined;
   readonly noCache?: boolean | undefined;
+  /** Stages that use nothing of earlier builds, by name or number. */
+  readonly noCacheStages?: readonly string[] | undefined;
+  /** Lines of /etc/hosts beside those of the network, for commands: address, space, name. */
+  readonly extraHosts?: readonly string[] | undefined;
   /** Caches of other machines, the best first. */
   readonly importCache?: readonly CachePlace[] | undefined;
   /** Where to export what this build has made or found, when it has succeeded. */
@@ -139,6 +143,7 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
     view: { emptyDir, byPath: machine.overlaysByPath },
     context: { directory: contextDir, ignored: read.ignored, hasFixedTimes: epochSeconds !== undefined },
     resources: options.resources,
+    extraHosts: options.extraHosts ?? [],
     secrets: options.secrets ?? new Map(),
     ssh: options.ssh ?? new Map(),
     cacheMounts: new CacheMounts(machine.stateDir, options.cacheNamespace ?? "", {
@@ -161,6 +166,7 @@ export async function buildImage(options: ImageBuildOptions): Promise<FinishedIm
     cache,
     operations,
     noCache: options.noCache,
+    noCacheStages: new Set(options.noCacheStages?.map((name) => name.toLowerCase())),
     epochSeconds,
     reporter,
     signal,

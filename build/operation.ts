@@ -24,6 +24,8 @@ export interface OperationContext {
   readonly context: BuildContext;
   /** Limits of each command. */
   readonly resources: StepResources;
+  /** Lines of /etc/hosts. */
+  readonly extraHosts: readonly string[];
   readonly secrets: ReadonlyMap<string, SecretSource>;
   /** Sockets of ssh agents, by id. */
   readonly ssh: ReadonlyMap<string, string>;

@@ -39,6 +39,7 @@ export async function planRun(
     cwd,
     user,
     network,
+    ...(context.extraHosts.length > 0 && { hosts: context.extraHosts }),
     mounts: mounts.map((mount) => mount.key),
   });
   return {
@@ -166,10 +167,11 @@ class Command {
 
   /** /etc/hosts and resolv.conf, which the command sees and may change, and the image does not. */
   #networkFiles({ host, network }: OpenMachine): CommandMount[] {
+    const { extraHosts } = this.#context;
     const isJob = typeof network === "object" && this.#operation.network !== "none";
     const skeleton = (name: string) => readFileSync(`${host.skeletonDir}/etc/${name}`, "utf8");
     const contents = {
-      hosts: isJob ? network.hosts(hostname) : skeleton("hosts"),
+      hosts: [isJob ? network.hosts(hostname) : skeleton("hosts"), ...extraHosts.map((line) => `${line}\n`)].join(""),
       "resolv.conf": isJob ? network.resolvConf : skeleton("resolv.conf"),
     };
     return Object.entries(contents).map(([name, content]) => {

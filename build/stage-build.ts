@@ -172,7 +172,8 @@ class StageBuild {
     operation: Operation,
     { key: parentKey, layers }: { readonly key: string; readonly layers: readonly StageLayer[] },
   ): Promise<CachedLayer> {
-    const { cache, noCache, operations, reporter, signal } = this.#build.options;
+    const { cache, operations, reporter, signal } = this.#build.options;
+    const noCache = this.#isFresh();
     const step = { title: this.#title(instruction) };
     const startedAt = performance.now();
     const plan = await operations.plan(operation, {
@@ -186,13 +187,20 @@ class StageBuild {
         return { key, layers: directoriesOf(found), context };
       },
     });
-    const key = noCache === true ? await cache.forget(plan.key) : plan.key;
-    const found = noCache === true ? undefined : await cache.find(key, signal);
+    const key = noCache ? await cache.forget(plan.key) : plan.key;
+    const found = noCache ? undefined : await cache.find(key, signal);
     reporter.started?.(step);
     const layer = found ?? (await cache.make(key, plan.make, signal));
     cache.used.set(key, layer);
     reporter.ended?.(step, { cached: found !== undefined, durationMs: performance.now() - startedAt });
     return layer;
+  }
+
+  /** Whether nothing that an earlier build has made is used. */
+  #isFresh(): boolean {
+    const { noCache = false, noCacheStages } = this.#build.options;
+    const { from, index } = this.#stage;
+    return noCache || noCacheStages?.has(from.stageName ?? "") === true || noCacheStages?.has(String(index)) === true;
   }
 
   /** The time of an image that is found whole in the cache is that of its first build, so that it is the same image. */

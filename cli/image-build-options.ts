@@ -1,5 +1,6 @@
 /** The values of `slipway image build` that are more than one word: secrets, ssh agents, outputs. */
 import { readFileSync, statSync } from "node:fs";
+import { isIP } from "node:net";
 import { resolve } from "node:path";
 import type { BuildOutput, CachePlace, ContextSource, SecretSource } from "../build/index.ts";
 import { UsageError } from "./arguments.ts";
@@ -113,6 +114,19 @@ export function parseSsh(texts: readonly string[], context: Context): Map<string
     agents.set(id, path);
   }
   return agents;
+}
+
+/** `NAME:ADDRESS` or `NAME=ADDRESS`. @returns Lines of /etc/hosts. */
+export function parseHosts(texts: readonly string[]): readonly string[] {
+  return texts.map((text) => {
+    const [, name = "", given = ""] = /^([^:=\s]+)[:=](.*)$/.exec(text) ?? [];
+    const address = given.replace(/^\[(.*)\]$/, "$1");
+    if (/^[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}$/.test(name) && isIP(address) !== 0 && !address.includes("%"))
+      return `${address} ${name}`;
+    const why =
+      address === "host-gateway" ? "the host is not reached from a build's network" : "NAME:ADDRESS is wanted";
+    throw new UsageError(`--add-host cannot be ${JSON.stringify(text)}: ${why}`);
+  });
 }
 
 /** A context that is given a name, or an OCI layout to be imported for it. */

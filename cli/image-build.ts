@@ -12,6 +12,7 @@ import {
   isRemoteContext,
   parseCaches,
   parseContexts,
+  parseHosts,
   parseOutputs,
   parsePairs,
   parseSecrets,
@@ -64,6 +65,11 @@ Prints the image's digest: of its manifest, or of the index of several platforms
     label: { value: "KEY=VALUE", multiple: true, help: "A label of the image" },
     annotation: { value: "KEY=VALUE", multiple: true, help: "An annotation of its manifest" },
     "no-cache": { help: "Use nothing that an earlier build has made" },
+    "no-cache-filter": {
+      value: "STAGE,…",
+      multiple: true,
+      help: "Use nothing that an earlier build has made of these stages",
+    },
     "cache-from": {
       value: "PLACE",
       multiple: true,
@@ -72,12 +78,16 @@ Prints the image's digest: of its manifest, or of the index of several platforms
     "cache-to": { value: "PLACE", multiple: true, help: "Export what this build has made or found there" },
     pull: { help: "Ask registries for base images that the store has, too" },
     network: { value: "KIND", help: "Of RUN and remote ADD: default, none or host" },
+    "add-host": { value: "NAME:ADDRESS", multiple: true, help: "A line of /etc/hosts for RUN; may be repeated" },
     output: {
       short: "o",
       value: "OUTPUT",
       multiple: true,
       help: "type=image, or type=oci|docker|tar|local,dest=PATH; a path alone is type=local,\ncompression=gzip|zstd|uncompressed holds for all; may be repeated",
     },
+    load: { help: "Nothing: the image is in the store anyway" },
+    provenance: { value: "false", help: "Attestations are not made: nothing but false" },
+    sbom: { value: "false", help: "The same" },
     push: { help: "Push the image to the registries that its names name" },
     iidfile: { value: "FILE", help: "Write the digest there" },
     "metadata-file": { value: "FILE", help: "Write what was built there, as JSON" },
@@ -132,11 +142,17 @@ async function build(argv: readonly string[], context: Context): Promise<number>
 function readCommandLine(argv: readonly string[], context: Context) {
   const { values, operands } = parseArguments(usage, argv);
   const progressKind = parseChoice("--progress", values.progress ?? "plain", ["plain", "quiet", "auto"]);
+  for (const option of ["provenance", "sbom"] as const) {
+    if (values[option] !== undefined && values[option] !== "false")
+      throw new UsageError(`--${option} must be false: attestations are not supported`);
+  }
   const given = parseOutputs(values.output, context);
   const outputs: readonly BuildOutput[] = values.push ? [...given.outputs, { kind: "registry" }] : given.outputs;
   const what = {
     ...findSource(operands[0] ?? ".", values.file, context),
     contexts: parseContexts(values["build-context"], context),
+    noCacheStages: values["no-cache-filter"].flatMap((text) => text.split(",")),
+    extraHosts: parseHosts(values["add-host"]),
     target: values.target,
     buildArgs: withEpoch(parseBuildArgs(values["build-arg"], context), context),
     secrets: parseSecrets(values.secret, context),
@@ -163,6 +179,7 @@ function findMemo({ what, values, ...request }: ReturnType<typeof readCommandLin
   const { source: place, contexts, dockerfile, buildArgs, secrets, ssh, ...rest } = what;
   if (
     values["no-cache"] ||
+    what.noCacheStages.length > 0 ||
     values.pull ||
     request.outputs.length > 0 ||
     request.exportCache.length > 0 ||

@@ -52,6 +52,27 @@ describe.skipIf(!isRoot)("buildImage", () => {
       expect(cached(await build())).toEqual([true, true]);
     });
 
+    test("does again what of it is asked to be done again, and no more", async () => {
+      const dockerfile = "FROM base AS one\nRUN echo 1 > /1\nFROM base\nRUN echo 2 > /2\nCOPY --from=one /1 /\n";
+      await fixture.build(dockerfile);
+      const cached = async (noCacheStages: readonly string[]) =>
+        (await fixture.build(dockerfile, {}, { noCacheStages })).steps
+          .filter((step) => step.cached)
+          .map(({ title }) => title.slice(0, 8))
+          .sort();
+      expect(await cached(["ONE"])).toEqual(["[stage-1", "[stage-1"]);
+      expect(await cached(["1"])).toEqual(["[one 1/1"]);
+      expect(await cached(["none"])).toHaveLength(3);
+    });
+
+    test("gives commands the hosts that it is told of, in their key, too", async () => {
+      const build = (...extraHosts: string[]) =>
+        fixture.build("FROM base\nRUN grep -c added.test /etc/hosts\n", {}, { extraHosts });
+      expect((await build("10.1.2.3 added.test")).output).toBe("1\n");
+      expect((await build("10.1.2.3 added.test")).steps).toMatchObject([{ cached: true }]);
+      await expect(build()).rejects.toThrow("exit code 1");
+    });
+
     test("of COPY --from goes by what is copied, not by how it was made", async () => {
       const dockerfile = (noise: string) =>
         `FROM base AS one\nRUN echo ${noise} > /noise; echo same > /same\nFROM base\nCOPY --from=one /same /\nRUN cat /same\n`;
