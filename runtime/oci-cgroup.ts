@@ -235,7 +235,7 @@ export function subCgroups({ directories }: OciCgroup, wanted: readonly string[]
       throw new OciConfigError(`--cgroup: bad sub cgroup path "${below}": it leads upwards`);
     const at = posix.normalize(`${path}/${below}`).replace(/\/+$/, "");
     if (existsSync(at)) return at;
-    throw new OciConfigError(`--cgroup: cannot join cgroup "${at}": no such file or directory`);
+    throw new OciConfigError(`--cgroup: error adding pid to cgroup "${at}": no such file or directory`);
   });
 }
 

@@ -21,6 +21,7 @@ import { dirname, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { buildahChecks, type Check, containerdChecks, dockerChecks, podmanChecks } from "./caller-checks.ts";
+import { podmanOptionChecks } from "./podman-options.ts";
 import { dockerLiveRestoreChecks, dockerOptionChecks, dockerUserChecks } from "./docker-options.ts";
 
 interface Caller {
@@ -74,7 +75,7 @@ function removeCgroups(): void {
 
 /** Bridges, firewall rules and what is mounted below /run end with these namespaces. */
 function becomeIsolated(): number {
-  const ids = "echo nobody:100000:65536 > /run/subuid; echo nobody:100000:65536 > /run/subgid";
+  const ids = "printf '%s:100000:65536\\n' nobody containers > /run/subuid; cp /run/subuid /run/subgid";
   const mounts = "for name in subuid subgid; do touch /etc/$name && mount --bind /run/$name /etc/$name; done";
   const script = `mount -t tmpfs tmpfs /run && mkdir -p /run/netns && ${ids}; ${mounts}; ip link set lo up; exec "$@"`;
   const argv = [process.execPath, ...process.argv.slice(1)];
@@ -156,7 +157,7 @@ function callers(directory: string): Caller[] {
   const expand = (checks: readonly Check[], words: Readonly<Record<string, string>>) =>
     checks.map((check) => ({
       ...check,
-      command: check.command.replaceAll(/\{(\w+)\}/g, (_, name) => words[name as string] ?? `{${name}}`),
+      command: check.command.replaceAll(/\{([\w-]+)\}/g, (_, name) => words[name as string] ?? `{${name}}`),
     }));
   const podmanWords = { podman: `${podman} --runtime $RUNTIME`, o: `-v /usr:/usr:ro ${ulimits}`, buildah: "" };
   const buildah = `buildah --root=${directory}/podman --runroot=/run/podman-test`;
@@ -167,6 +168,15 @@ function callers(directory: string): Caller[] {
       programs: ["podman"],
       prepare: `${tar} | ${podman} import - slipway-test`,
       checks: expand(podmanChecks, podmanWords),
+    },
+    {
+      name: "podman-options",
+      programs: ["podman"],
+      prepare: `${podman} image exists slipway-test || ${tar} | ${podman} import - slipway-test`,
+      checks: expand(podmanOptionChecks, {
+        ...podmanWords,
+        "podman-systemd": `${podman.replace("=cgroupfs", "=systemd")} --runtime $RUNTIME`,
+      }),
     },
     {
       name: "buildah",
