@@ -103,6 +103,9 @@ function makeWorld(directory: string, runtimeName: string): NodeJS.ProcessEnv {
   writeFileSync(join(directory, "file"), "content\n");
   symlinkSync("file", join(directory, "link"));
   writeFileSync(join(directory, "env"), "FROM_FILE=file\n");
+  // A pod's own container takes no options.
+  const limits = '["nofile=1024:1024", "nproc=1024:1024"]';
+  writeFileSync(join(directory, "containers.conf"), `[containers]\ndefault_ulimits = ${limits}\n`);
   const syscalls = [{ names: ["mkdir", "mkdirat"], action: "SCMP_ACT_ERRNO", errnoRet: 36 }];
   writeFileSync(join(directory, "seccomp.json"), JSON.stringify({ defaultAction: "SCMP_ACT_ALLOW", syscalls }));
   makeStaticContext(join(directory, "static"));

@@ -52,7 +52,7 @@ const rights: readonly Check[] = [
   run("--cap-add sys_admin -u 5", "grep CapEff /proc/self/status", "0000000000000000$"),
   run(
     "--privileged",
-    sh("mount -t tmpfs x /tmp && test -w /proc/sys/kernel && test -e /dev/net/tun && echo all"),
+    sh("mount -t tmpfs x /tmp && test -w /proc/sys/kernel/printk_ratelimit && test -e /dev/net/tun && echo all"),
     "^all$",
   ),
   run("--security-opt seccomp=unconfined", "grep ^Seccomp: /proc/self/status", "0$"),

@@ -16,7 +16,7 @@ function withBox(name: string, option: string, command: string, expected: Omit<C
   return { name, command: `${before} && ( ${command} ); e=$?; {podman} rm -f -t 0 box; exit $e`, ...expected };
 }
 
-const infra = "--infra-image slipway-test --infra-command /usr/bin/sleep,inf";
+const infra = "--infra-image slipway-test --infra-command '/usr/bin/sleep inf' -v /usr:/usr:ro";
 
 export const podmanOptionChecks: readonly Check[] = [
   run("--userns auto:size=4096", "cat /proc/self/uid_map", "^ +0 +100000 +4096$"),
@@ -97,16 +97,16 @@ export const podmanOptionChecks: readonly Check[] = [
   ),
   {
     name: "pod with two containers that share namespaces",
-    command: `{podman} pod create --name p ${infra} && {podman} run -d --pod p --name one {o} slipway-test sleep 1000 && {podman} run --rm --pod p {o} slipway-test readlink /proc/self/ns/net && {podman} exec one readlink /proc/self/ns/net; e=$?; {podman} pod rm -f -t 0 p; exit $e`,
+    command: `export CONTAINERS_CONF=$D/containers.conf; {podman} pod create --name p ${infra} && {podman} run -d --pod p --name one slipway-test sleep 1000 && {podman} run --rm --pod p slipway-test readlink /proc/self/ns/net && {podman} exec one readlink /proc/self/ns/net; e=$?; {podman} pod rm -f -t 0 p; exit $e`,
     output: "^(net:\\S+)\\n\\1$",
   },
   {
     name: "pod pause, unpause, restart, stop",
-    command: `{podman} pod create --name p ${infra} && {podman} run -d --pod p {o} slipway-test sleep 1000 && {podman} pod pause p && {podman} pod unpause p && {podman} pod stop -t 0 p && {podman} pod start p; e=$?; {podman} pod rm -f -t 0 p; exit $e`,
+    command: `export CONTAINERS_CONF=$D/containers.conf; {podman} pod create --name p ${infra} && {podman} run -d --pod p slipway-test sleep 1000 && {podman} pod pause p && {podman} pod unpause p && {podman} pod stop -t 0 p && {podman} pod start p; e=$?; {podman} pod rm -f -t 0 p; exit $e`,
   },
   {
     name: "pod --share pid",
-    command: `{podman} pod create --name p --share pid,ipc,net ${infra} && {podman} run --rm --pod p {o} slipway-test cat /proc/1/comm; e=$?; {podman} pod rm -f -t 0 p; exit $e`,
+    command: `export CONTAINERS_CONF=$D/containers.conf; {podman} pod create --name p --share pid,ipc,net ${infra} && {podman} run --rm --pod p slipway-test cat /proc/1/comm; e=$?; {podman} pod rm -f -t 0 p; exit $e`,
     output: "^sleep$",
   },
   {
