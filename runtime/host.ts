@@ -44,7 +44,7 @@ import { NetworkFiles } from "./network-files.ts";
 import { ProgramCache } from "./program-cache.ts";
 import { Removals } from "./removals.ts";
 import { RootPool } from "./root-pool.ts";
-import { findMaskedPaths, findReadonlyPaths, LayerMounts } from "./rootfs.ts";
+import { findMaskedPaths, findReadonlyPaths, LayerMounts, seesWritableSysfs } from "./rootfs.ts";
 import { runDirectory } from "./run-directory.ts";
 import { ShiftedLayers } from "./shifted-layers.ts";
 import type { HostFacts } from "./step-config.ts";
@@ -171,6 +171,7 @@ export class Host implements AsyncDisposable {
       oomScoreAdj: Math.max(500, Number(readFileSync("/proc/self/oom_score_adj", "utf8"))),
       hasCgroups: limits.cgroups !== undefined,
       mapsIds: !isRootless(),
+      mountsWritableSysfs: seesWritableSysfs(),
     };
     this.#uidRanges = new UidRanges(`${runDirectory()}/uid-ranges`);
     this.roots = new RootPool(this);

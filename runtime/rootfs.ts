@@ -1,5 +1,5 @@
 /** The file systems of one container, made in the agent as detached mounts: overlay, /dev, workspace. */
-import { chmodSync, chownSync, lstatSync, mkdirSync, rmSync, statSync } from "node:fs";
+import { chmodSync, chownSync, lstatSync, mkdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { maskedPaths, readonlyPaths, standardDevices } from "./container-defaults.ts";
 import { isRootless } from "./file-owners.ts";
 import {
@@ -312,6 +312,19 @@ export function findMaskedPaths(): string[] {
 /** The read-only paths that this kernel has. */
 export function findReadonlyPaths(): string[] {
   return existing(readonlyPaths);
+}
+
+/** Whether a mount of sysfs that may be written to is seen here: a user namespace may mount one only where it sees one. */
+export function seesWritableSysfs(): boolean {
+  // 23 27 0:22 / /sys rw,relatime - sysfs sysfs rw
+  const isReadonly = (options: string | undefined) => options?.split(",").includes("ro") !== false;
+  return readFileSync("/proc/self/mountinfo", "utf8")
+    .split("\n")
+    .map((line) => line.split(" - "))
+    .some(([left, right = ""]) => {
+      const [type, , ofFileSystem] = right.split(" ");
+      return type === "sysfs" && !isReadonly(ofFileSystem) && !isReadonly(left?.split(" ")[5]);
+    });
 }
 
 function existing(paths: readonly string[]): string[] {

@@ -23,6 +23,8 @@ export interface HostFacts {
   readonly hasCgroups: boolean;
   /** Mounts of the host's files can be idmapped; else the files have the owners that the container is to see. */
   readonly mapsIds: boolean;
+  /** Where not, containers of a nested step cannot either. */
+  readonly mountsWritableSysfs: boolean;
 }
 
 /** As whom a step's program runs, in ids of the container. */
@@ -211,7 +213,8 @@ function rlimits({ pids }: OciResources, { maxOpenFiles, hasCgroups }: HostFacts
 const strict = ["nosuid", "noexec", "nodev"];
 
 /** Those of every container, as Docker has them. The devices of the specification are in /dev without a word about them. */
-function standardMounts({ idMappings: ids, nested }: StepOptions, { hasCgroups }: HostFacts): OciMount[] {
+function standardMounts({ idMappings: ids, nested }: StepOptions, host: HostFacts): OciMount[] {
+  const { hasCgroups, mountsWritableSysfs } = host;
   // The group of terminals, if there is one.
   const ttyGroup = ids.some(({ containerID, size }) => containerID <= 5 && containerID + size > 5) ? ["gid=5"] : [];
   const mount = (destination: string, type: string, options: readonly string[]): OciMount => {
@@ -226,12 +229,13 @@ function standardMounts({ idMappings: ids, nested }: StepOptions, { hasCgroups }
     mount("/dev/mqueue", "mqueue", strict),
     ...(hasCgroups ? [mount("/sys/fs/cgroup", "cgroup", nested === undefined ? [...strict, "ro"] : strict)] : []),
     // A user namespace may mount a new proc or sysfs if it sees one of which nothing is covered (mnt_already_visible in the
-    // kernel's fs/namespace.c): here, where nobody looks for one.
+    // kernel's fs/namespace.c): here, where nobody looks for one. One that may be written to is what privileged containers of a
+    // user mount; all in it but what belongs to the network is the host's root's.
     ...(nested === undefined
       ? []
       : [
           mount(`${hiddenDirectory}/proc`, "proc", [...strict, "subset=pid"]),
-          mount(`${hiddenDirectory}/sys`, "sysfs", [...strict, "ro"]),
+          mount(`${hiddenDirectory}/sys`, "sysfs", mountsWritableSysfs ? strict : [...strict, "ro"]),
           mount(hiddenDirectory, "tmpfs", [...strict, "mode=0", "size=4k", "nr_inodes=1", "ro"]),
         ]),
   ];

@@ -2,19 +2,27 @@
  * Debian's own container tools in a nested step, as they are. Half a gigabyte of packages, so only on request:
  *
  *   mmdebstrap --variant=minbase --include=buildah,podman,docker.io,bubblewrap,mmdebstrap,uidmap,iptables,iproute2,\
- *     fuse-overlayfs,slirp4netns,busybox-static,ca-certificates,containernetworking-plugins,procps,crun bookworm /tmp/tools
+ *     fuse-overlayfs,slirp4netns,busybox-static,ca-certificates,containernetworking-plugins,procps,crun,rootlesskit \
+ *     bookworm /tmp/tools
  *   SLIPWAY_TEST_NESTED_ROOTFS=/tmp/tools npm test -- test/runtime/nested-tools.test.ts
  *
- * The image that they build and run is one program, busybox: no registry is asked.
+ * BuildKit by itself is no package of Debian's; its test runs where its programs are (by a current Go):
+ *
+ *   go mod download github.com/moby/buildkit@v0.34.2 && cd "$(go env GOMODCACHE)/github.com/moby/buildkit@v0.34.2"
+ *   CGO_ENABLED=0 go build -o /tmp/tools/usr/local/bin/ ./cmd/buildkitd ./cmd/buildctl
+ *
+ * The image that they build and run is one program, busybox: no registry is asked. mmdebstrap asks the mirror of the root's own
+ * sources.list.
  */
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import type { Image, UidRange } from "../../runtime/index.ts";
+import type { ContainerNetwork, Image, UidRange } from "../../runtime/index.ts";
 import { type Ended, TestHost } from "./host-fixture.ts";
 
 const rootDir = process.env["SLIPWAY_TEST_NESTED_ROOTFS"] ?? "";
 const user = { uid: 1000, gid: 1000 };
+const has = (program: string) => existsSync(join(rootDir, program));
 
 describe.skipIf(rootDir === "")("in a nested step", () => {
   let host: TestHost;
@@ -34,7 +42,12 @@ describe.skipIf(rootDir === "")("in a nested step", () => {
   /** A script beside a Dockerfile. */
   function run(
     script: string,
-    options: { readonly asUser?: boolean; readonly stores?: string; readonly range?: UidRange } = {},
+    options: {
+      readonly asUser?: boolean;
+      readonly stores?: string;
+      readonly range?: UidRange;
+      readonly network?: ContainerNetwork;
+    } = {},
   ): Promise<Ended> {
     const home = options.asUser === true ? "/tmp/home" : "/root";
     const prologue = `
@@ -53,9 +66,13 @@ END
       resources: { memoryBytes: 2 * 2 ** 30, cpu: 2, pids: 2000 },
       ...(options.asUser === true && { user }),
       ...(options.range !== undefined && { uidRange: options.range }),
+      ...(options.network !== undefined && { network: options.network }),
     });
   }
   const limit = { timeout: 240_000 };
+  /** What BuildKit asks of a user's session, and its own rootless image sets. */
+  const asBuildKitsUser =
+    "export USER=user XDG_RUNTIME_DIR=$HOME/run BUILDKIT_HOST=unix://$HOME/run/buildkit/buildkitd.sock; mkdir -m 700 $HOME/run";
 
   test.for(["chroot", "oci", "rootless"])("buildah bud and run, isolation %s", limit, async (isolation) => {
     const { stdout } = await run(`
@@ -70,10 +87,11 @@ END
     async ({ asUser }) => {
       const { stdout } = await run(
         `podman build -t made . > log 2>&1 || cat log
-        podman run --rm localhost/made sh -c 'cat /made/by; ip -o address | grep -c "scope global"' 2> log || cat log`,
+        podman run --rm localhost/made sh -c 'cat /made/by; ip -o address | grep -c "scope global"' 2> log || cat log
+        podman run --rm --privileged localhost/made sh -c 'mount -t tmpfs none /made && echo mounted'`,
         { asUser },
       );
-      expect(stdout).toMatch(/^0\n[1-9]\n$/);
+      expect(stdout).toMatch(/^0\n[1-9]\nmounted\n$/);
     },
   );
 
@@ -105,6 +123,43 @@ END
         DOCKER_BUILDKIT=1 docker build --progress plain -t made . > log 2>&1 || cat log daemon
         grep -c '^#.* RUN --mount=type=cache' log; docker run --rm made cat /made/by`);
     expect(stdout).toMatch(/^[1-9]\n0\n$/);
+  });
+
+  test.for([
+    { asUser: false, daemon: "buildkitd", needs: "usr/local/bin/buildkitd" },
+    { asUser: true, daemon: "rootlesskit buildkitd", needs: "usr/bin/rootlesskit" },
+  ])("BuildKit by itself, as a user: $asUser", limit, async ({ asUser, daemon, needs }, context) => {
+    if (!has("usr/local/bin/buildkitd") || !has(needs)) context.skip(`there is no ${needs} in ${rootDir}`);
+    using network = await host.host.claimNetwork({ owner: host.range });
+    const script = `
+        ${asUser ? asBuildKitsUser : ""}
+        ${daemon} > daemon 2>&1 &
+        for i in $(seq 300); do buildctl debug workers > /dev/null 2>&1 && break; sleep 0.1; done
+        cat >> Dockerfile <<'END'
+RUN --mount=type=cache,target=/cache --mount=type=tmpfs,target=/t ip -o address | grep -c 'scope global'
+END
+        buildctl build --frontend dockerfile.v0 --local context=. --local dockerfile=. --progress plain \
+          --output type=docker,name=made,dest=made.tar > log 2>&1 || cat log daemon
+        sed -n 's/^#[0-9]* [0-9.]* //p' log; tar --list --file made.tar | grep -c manifest.json
+        buildctl build --frontend dockerfile.v0 --local context=. --local dockerfile=. --output type=local,dest=made \
+          > log 2>&1 || cat log
+        cat made/made/by`;
+    // Its commands use the step's network; with rootlesskit alone, too.
+    const { stdout } = await run(script, { asUser, network: network.view({ services: [] }) });
+    expect(stdout).toMatch(/^[1-9]\n1\n0\n$/);
+  });
+
+  test.for([
+    { asUser: false, mode: "root" },
+    { asUser: false, mode: "unshare" },
+    { asUser: true, mode: "unshare" },
+  ])("mmdebstrap in mode $mode, as a user: $asUser", { timeout: 600_000 }, async ({ asUser, mode }) => {
+    using network = await host.host.claimNetwork({ owner: host.range });
+    const script = `
+        mmdebstrap --mode=${mode} --variant=essential bookworm made.tar < /etc/apt/sources.list > log 2>&1 || cat log
+        tar --list --file made.tar | grep -c -x -e ./usr/bin/dpkg -e ./etc/passwd`;
+    const { stdout } = await run(script, { asUser, network: network.view({ services: [] }) });
+    expect(stdout).toBe("2\n");
   });
 
   test("each finds again, as it is, what it has kept between builds, whatever the ids", limit, async () => {

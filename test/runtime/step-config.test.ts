@@ -17,6 +17,7 @@ const host: HostFacts = {
   oomScoreAdj: 500,
   hasCgroups: true,
   mapsIds: true,
+  mountsWritableSysfs: true,
 };
 const step: StepOptions = {
   program: { args: ["/bin/true"], env: { PATH: "/bin" } },
