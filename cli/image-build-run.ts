@@ -118,7 +118,12 @@ export async function runBuild(request: BuildRequest, context: Context): Promise
     progress.flush();
     if (signal.aborted) context.warn(`slipway: Canceled: ${(signal.reason as Error).message}`);
     else if (error instanceof BuildError) tellFailure(error, context);
-    else throw error;
+    else if (isDiskFull(error)) {
+      const place = JSON.stringify(findDataDir(values, context));
+      context.warn(
+        `slipway: Cannot build the image: the disk of the data directory ${place} is full; "slipway image gc" makes room`,
+      );
+    } else throw error;
     return exitCodes.buildFailed;
   }
 }
@@ -244,6 +249,12 @@ function keepMemo(
     digest,
     metadata,
   });
+}
+
+/** Errors of threads have only their text. */
+function isDiskFull(error: unknown): boolean {
+  const { code, message } = error as NodeJS.ErrnoException;
+  return code === "ENOSPC" || code === "EDQUOT" || /: (?:ENOSPC|EDQUOT)$/.test(message);
 }
 
 function tellFailure({ message, diagnostic, others }: BuildError, context: Context): void {
