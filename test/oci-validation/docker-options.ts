@@ -347,7 +347,7 @@ export const dockerLiveRestoreChecks: readonly Check[] = [
   {
     name: "the daemon goes and another one comes",
     command:
-      "kill $(cat /run/docker-test.pid); while {docker} version; do sleep 0.2; done; ({dockerd} > /dev/null 2>&1 &); for i in $(seq 60); do {docker} version && break; sleep 0.5; done; {docker} ps --format '{{.Status}}'",
+      "kill $(cat /run/docker-test.pid); while [ -e /run/docker-test.pid ]; do sleep 0.2; done; ({dockerd} > /dev/null 2>&1 &); for i in $(seq 120); do {docker} version > /dev/null 2>&1 && break; sleep 0.5; done; {docker} ps --format '{{.Status}}'",
     output: "^Up ",
   },
   { name: "exec", command: "{docker} exec box echo in", output: "^in$" },
@@ -357,6 +357,6 @@ export const dockerLiveRestoreChecks: readonly Check[] = [
   { name: "rm", command: "{docker} rm box" },
   {
     name: "the second daemon goes",
-    command: "kill $(cat /run/docker-test.pid); while {docker} version; do sleep 0.2; done; true",
+    command: "kill $(cat /run/docker-test.pid); while [ -e /run/docker-test.pid ]; do sleep 0.2; done",
   },
 ];
