@@ -62,7 +62,7 @@ export class BuildEnds {
   async close(): Promise<void> {
     this.#closing.abort();
     for (const { timer } of this.#waiting.values()) clearTimeout(timer);
-    await Promise.all([...this.#waiting.values()].map(({ asking }) => asking));
+    await Promise.all([...this.#waiting.values()].flatMap(({ asking }) => asking ?? []));
     this.#waiting.clear();
   }
 
