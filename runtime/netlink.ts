@@ -1,6 +1,6 @@
 /** Netlink: messages to and from the kernel's network stack, and the attributes that they are made of. @see netlink(7) */
 import { close, SyscallError, syscall, trySyscall } from "./syscall.ts";
-import { EAGAIN, EINTR, SOCK_CLOEXEC } from "./linux.ts";
+import { EAGAIN, EINTR, ENOENT, SOCK_CLOEXEC } from "./linux.ts";
 
 export const NETLINK_ROUTE = 0;
 export const NETLINK_NETFILTER = 12;
@@ -35,6 +35,14 @@ export interface NetlinkMessage {
   readonly payload: Uint8Array;
   /** Errnos that are as good as done. */
   readonly tolerate?: readonly number[];
+}
+
+/** Made by `Netlink.prepare`. */
+export interface PreparedQuestions {
+  readonly actions: readonly string[];
+  readonly sequences: readonly number[];
+  /** As they are sent. */
+  readonly bytes: Buffer;
 }
 
 export interface NetlinkReply {
@@ -142,18 +150,49 @@ export class Netlink implements Disposable {
     return reply;
   }
 
+  /** Encodes questions that are asked again and again, each of which has one answer: see `anyFound`. */
+  prepare(messages: readonly NetlinkMessage[]): PreparedQuestions {
+    const sequences = messages.map(() => ++this.#sequence);
+    const encoded = messages.map((message, i) => this.#encode(message, 0, sequences[i]));
+    return { actions: messages.map(({ action }) => action), sequences, bytes: Buffer.concat(encoded) };
+  }
+
+  /**
+   * Whether the kernel has what one of the questions asks for. Takes a call for all of them and one for each answer, and makes no
+   * objects: it is asked where somebody waits.
+   *
+   * @throws {SyscallError} If it answers anything but that, or that it is not there (ENOENT).
+   */
+  anyFound({ bytes, sequences, actions }: PreparedQuestions): boolean {
+    this.#write(bytes, actions[0] ?? "ask nothing");
+    const buffer = this.#buffer;
+    let found = false;
+    for (let answered = 0; answered < sequences.length; ) {
+      const length = trySyscall("recvfrom", this.#fd, buffer, buffer.length, MSG_DONTWAIT, 0, 0);
+      if (length < headerBytes)
+        throw new SyscallError("recvfrom", -length, actions[answered] ?? "receive from netlink");
+      const index = sequences.indexOf(buffer.readUInt32LE(8));
+      if (index < 0) continue; // of what was asked before
+      answered++;
+      const errno = buffer.readUInt16LE(4) === NLMSG_ERROR ? -buffer.readInt32LE(headerBytes) : 0;
+      if (errno === 0) found = true;
+      else if (errno !== ENOENT) throw new SyscallError("netlink", errno, actions[index] ?? "");
+    }
+    return found;
+  }
+
   /** For another `Netlink`, in another thread; one of the two at a time. */
   get fd(): number {
     return this.#fd;
   }
 
-  #encode(message: NetlinkMessage, flags: number): Buffer {
+  #encode(message: NetlinkMessage, flags: number, sequence = this.#sequence): Buffer {
     const length = headerBytes + message.payload.length;
     const bytes = Buffer.alloc(aligned(length));
     bytes.writeUInt32LE(length, 0);
     bytes.writeUInt16LE(message.type, 4);
     bytes.writeUInt16LE(NLM_F_REQUEST | flags | (message.flags ?? 0), 6);
-    bytes.writeUInt32LE(this.#sequence, 8);
+    bytes.writeUInt32LE(sequence, 8);
     bytes.set(message.payload, headerBytes);
     return bytes;
   }

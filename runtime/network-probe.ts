@@ -2,9 +2,9 @@
 import { Netlink } from "./netlink.ts";
 import { addressBytes, isIPv6 } from "./network-address.ts";
 import { addressesOf, type KernelNetwork } from "./network-elements.ts";
-import { hasElement, NFPROTO_INET, type Table } from "./nftables.ts";
+import { findElement, NFPROTO_INET, type Table } from "./nftables.ts";
 
-/** Blocks for some microseconds. Not to be used once its socket is closed, which is its maker's business. */
+/** Not to be used once its socket is closed, which is its maker's business. */
 export class RefusalProbe {
   readonly #netlink: Netlink;
   readonly #table: Table;
@@ -15,10 +15,16 @@ export class RefusalProbe {
     this.#table = { family: NFPROTO_INET, name: agent };
   }
 
-  /** Since its refusals were taken the last time. Whatever is refused has an element in these sets. @throws {SyscallError} */
-  hasRefused(network: KernelNetwork): boolean {
-    return addressesOf(network).some((address) =>
-      hasElement(this.#netlink, this.#table, `listing${isIPv6(address) ? 6 : 4}`, addressBytes(address)),
+  /**
+   * What says whether a network has been refused anything since its refusals were taken the last time: whatever is refused has an
+   * element in these sets. It blocks for some microseconds. @throws {SyscallError}
+   */
+  of(network: KernelNetwork): () => boolean {
+    const questions = this.#netlink.prepare(
+      addressesOf(network).map((address) =>
+        findElement(this.#table, `listing${isIPv6(address) ? 6 : 4}`, addressBytes(address)),
+      ),
     );
+    return () => this.#netlink.anyFound(questions);
   }
 }

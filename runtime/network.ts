@@ -157,6 +157,7 @@ export class Networks implements AsyncDisposable {
     const { slot, namespaceFd, ipv4, ipv6 } = network;
     const resolvConf = this.#loopbackOnly ? "" : jobResolvConf({ ipv6: ipv6 !== undefined }).text;
     const probe = network.probeFd === undefined ? this.#probe : new RefusalProbe({ fd: network.probeFd }, this.#agent);
+    const hasRefused = probe?.of(network);
     let disposed = false;
     const owned = owner === undefined ? {} : { owner };
     return {
@@ -173,7 +174,7 @@ export class Networks implements AsyncDisposable {
       }),
       restrict: (allowed) => this.#ask<void>({ kind: "restrict", slot, allowed: allowed?.destinations }),
       keepPublic: () => this.#ask<void>({ kind: "keep-public", slot }),
-      hasRefused: () => !disposed && this.#failure === undefined && probe?.hasRefused(network) === true,
+      hasRefused: () => !disposed && this.#failure === undefined && hasRefused?.() === true,
       takeRefused: () => this.#ask<Refusals>({ kind: "take-refused", slot }),
       [Symbol.dispose]: () => {
         if (disposed) return;

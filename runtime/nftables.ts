@@ -288,19 +288,13 @@ export function flushSet(table: Table, set: string): NetlinkMessage {
   };
 }
 
-/** Whether a set has an element; false if there is no such set. */
-export function hasElement(netlink: Netlink, table: Table, set: string, key: Uint8Array): boolean {
-  try {
-    netlink.get({
-      action: `look into set "${set}"`,
-      type: type("GETSETELEM"),
-      payload: elements("GETSETELEM", table, set, [{ key }]),
-    });
-    return true;
-  } catch (error) {
-    if ((error as { errno?: number }).errno === ENOENT) return false;
-    throw error;
-  }
+/** Asks for an element of a set: ENOENT if there is none, or no such set. */
+export function findElement(table: Table, set: string, key: Uint8Array): NetlinkMessage {
+  return {
+    action: `look into set "${set}"`,
+    type: type("GETSETELEM"),
+    payload: elements("GETSETELEM", table, set, [{ key }]),
+  };
 }
 
 /** The elements of a set with their counters; none if there is no such set. */
