@@ -195,7 +195,7 @@ async function runJob(asked: JobSpec, options: JobOptions & { readonly made: Mad
   const over = Promise.withResolvers<void>();
   const steps: StepResult[] = [];
   let end: JobEnd | undefined = setupError && { status: "error", reason: setupError.message };
-  const ahead = new StepsAhead(prepareStep);
+  const ahead = new StepsAhead(prepareStep, options.host.limits.ceiling);
   if (options.workspace.ready !== undefined) ahead.fillEarly();
   try {
     await ready;
@@ -227,7 +227,10 @@ async function runJob(asked: JobSpec, options: JobOptions & { readonly made: Mad
           finish: (result) => maskReason(result, secrets),
         });
   await services?.start();
-  if (end === undefined && !signal.aborted) ahead.fill();
+  if (end === undefined && !signal.aborted) {
+    if (options.workspace.ready === undefined) ahead.fill();
+    else ahead.fillFirst();
+  }
   for (const [index, step] of job.steps.entries()) {
     const current = end === undefined ? ahead.take() : undefined;
     if (current === undefined || (signal.aborted && !current.hasBegun)) {

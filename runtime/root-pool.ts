@@ -158,7 +158,7 @@ function makeDev(range: UidRange): { readonly mount: number; readonly untouched:
 }
 
 /** As many containers of a job as there are at a time: one that runs, those created ahead, a service. */
-const maxFree = 6;
+const maxFree = 10;
 
 /** Everything about an upper directory that changes when somebody changes it. */
 function stateOf(directory: string): string {

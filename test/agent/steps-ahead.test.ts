@@ -13,8 +13,8 @@ beforeEach(() => {
   finish = [];
 });
 
-function queue(count: number, needsWorkspace: readonly number[] = []): StepsAhead {
-  return new StepsAhead((index) => {
+function queue(count: number, needsWorkspace: readonly number[] = [], options: { pids?: number } = {}): StepsAhead {
+  const plan = (index: number) => {
     if (index >= count) return undefined;
     events.push(`plan ${index}`);
     const prepare = async () => {
@@ -29,7 +29,8 @@ function queue(count: number, needsWorkspace: readonly number[] = []): StepsAhea
       begin: () => void events.push(`begin ${index}`),
       discard: () => void events.push(`discard ${index}`),
     } as RunnableStep;
-  });
+  };
+  return new StepsAhead(plan, options);
 }
 
 async function finishes(...indexes: readonly number[]): Promise<void> {
@@ -40,18 +41,28 @@ async function finishes(...indexes: readonly number[]): Promise<void> {
 const prepared = () => events.filter((event) => event.startsWith("prepare"));
 
 describe("StepsAhead", () => {
-  test("prepares two at a time, and four in all", async () => {
-    const ahead = queue(9);
+  test("prepares two at a time, and eight in all", async () => {
+    const ahead = queue(20);
     ahead.fill();
     expect(events).toEqual(["plan 0", "prepare 0", "plan 1", "prepare 1"]);
     await finishes(1);
     expect(prepared()).toEqual(["prepare 0", "prepare 1", "prepare 2"]);
-    await finishes(0, 2, 3);
-    expect(prepared()).toHaveLength(4);
+    for (const index of [0, 2, 3, 4, 5, 6, 7]) await finishes(index);
+    expect(prepared()).toHaveLength(8);
     expect(ahead.take()).toBeDefined();
     ahead.fill();
-    await finishes(3, 4);
-    expect(prepared()).toHaveLength(5);
+    await finishes(8);
+    expect(prepared()).toHaveLength(9);
+  });
+
+  test.each([
+    [20, 1],
+    [200, 3],
+    [100_000, 8],
+  ])("where all steps have %d processes together, %d containers wait", async (pids, most) => {
+    queue(20, [], { pids }).fill();
+    for (let index = 0; index < 20; index++) await finishes(index);
+    expect(prepared()).toHaveLength(most);
   });
 
   test("gives all steps in their order, prepared or not", async () => {
@@ -84,6 +95,28 @@ describe("StepsAhead", () => {
     expect(prepared()).toEqual(["prepare 0"]);
     ahead.fill();
     expect(prepared()).toEqual(["prepare 0", "prepare 1", "prepare 2"]);
+  });
+
+  test("prepares one at a time without the workspace, and begins nothing from then on until the first one runs", async () => {
+    const ahead = queue(9);
+    ahead.fillEarly();
+    expect(prepared()).toEqual(["prepare 0"]);
+    await finishes(0);
+    expect(prepared()).toEqual(["prepare 0", "prepare 1"]);
+    ahead.fillFirst();
+    await finishes(1);
+    expect(prepared()).toEqual(["prepare 0", "prepare 1"]);
+    ahead.take();
+    ahead.fill();
+    expect(prepared()).toEqual(["prepare 0", "prepare 1", "prepare 2", "prepare 3"]);
+  });
+
+  test("prepares the first one when the workspace is there, if that had to wait", () => {
+    const ahead = queue(3, [0]);
+    ahead.fillEarly();
+    expect(prepared()).toEqual([]);
+    ahead.fillFirst();
+    expect(prepared()).toEqual(["prepare 0"]);
   });
 
   test("begins the one whose turn is next", () => {
