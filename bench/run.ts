@@ -13,10 +13,10 @@ import { type JobSpec, parsePipeline } from "../pipelines/index.ts";
 import { Host } from "../runtime/index.ts";
 import { machine, milliseconds, summarize, table } from "./stats.ts";
 
-/** In the network that a job has by default: its steps share it, and making it is measured elsewhere. */
-function parseJob(scripts: readonly string[]): JobSpec {
+/** @param network By default the one that a job has by default: its steps share it. */
+function parseJob(scripts: readonly string[], network = "job"): JobSpec {
   const steps = scripts.map((run, i) => ({ name: `step ${i}`, run }));
-  const [job] = parsePipeline(JSON.stringify({ jobs: { bench: { steps } } }), {}).pipeline?.jobs ?? [];
+  const [job] = parsePipeline(JSON.stringify({ network, jobs: { bench: { steps } } }), {}).pipeline?.jobs ?? [];
   if (job === undefined) throw new Error("The benchmark's own pipeline is invalid");
   return job;
 }
@@ -39,6 +39,7 @@ async function clone(origin: string, directory: string): Promise<void> {
 
 export async function benchRun(options: { readonly runs: number; readonly json: boolean }): Promise<void> {
   const short = parseJob(["true", "true", "true"]);
+  const alone = parseJob(["true", "true", "true"], "none");
   const many = parseJob(Array.from({ length: 10 }, () => "true"));
   const brief = parseJob(Array.from({ length: 5 }, () => "sleep 0.005"));
   const long = parseJob(Array.from({ length: 5 }, () => "sleep 0.05"));
@@ -51,6 +52,7 @@ export async function benchRun(options: { readonly runs: number; readonly json: 
     await using host = await Host.open({ stateDir: join(directory, "state") });
     const totals: number[] = [];
     const overheads: number[] = [];
+    const networkOverheads: number[] = [];
     const gaps: number[] = [];
     const manyGaps: number[] = [];
     const checkedOutGaps: number[] = [];
@@ -77,6 +79,7 @@ export async function benchRun(options: { readonly runs: number; readonly json: 
       return { totalMs, overheadMs: totalMs - stepsMs, gaps };
     };
     for (let run = -warmUp; run < options.runs; run++) {
+      const plain = await execute(alone);
       const first = await execute(short);
       const there = await execute(many);
       const checkedOut = join(directory, "checkout");
@@ -85,8 +88,9 @@ export async function benchRun(options: { readonly runs: number; readonly json: 
       rmSync(checkedOut, { recursive: true });
       const [second, third] = [await execute(brief), await execute(long)];
       if (run < 0) continue;
-      totals.push(first.totalMs);
-      overheads.push(first.overheadMs);
+      totals.push(plain.totalMs);
+      overheads.push(plain.overheadMs);
+      networkOverheads.push(first.overheadMs);
       gaps.push(...first.gaps);
       manyGaps.push(...there.gaps);
       checkedOutGaps.push(...fourth.gaps);
@@ -94,8 +98,9 @@ export async function benchRun(options: { readonly runs: number; readonly json: 
       longGaps.push(...third.gaps);
     }
     const rows = [
-      { name: "overhead of the job", ...summarize(overheads) },
-      { name: "the whole job", ...summarize(totals) },
+      { name: "overhead of the job, without a network", ...summarize(overheads) },
+      { name: "the whole job, without a network", ...summarize(totals) },
+      { name: "overhead of the job in its network", ...summarize(networkOverheads) },
       { name: "gap between two of three steps of `true`", ...summarize(gaps) },
       { name: "gap between two of ten steps of `true`", ...summarize(manyGaps) },
       { name: "the same after a checkout", ...summarize(checkedOutGaps) },
