@@ -119,7 +119,8 @@ function importImage(program: string, argv: readonly string[], rootDir: string):
 }
 
 function removeCgroups(): void {
-  // Podman's monitors have one of their own in it.
+  // Podman's monitors have one of their own in it; where no hierarchy is mounted, that is a plain directory with a plain file.
+  spawnSync("sh", ["-c", `rm -f /sys/fs/cgroup/*${cgroupParent}/conmon/tasks 2>/dev/null`]);
   for (const path of [`${cgroupParent}/conmon`, cgroupParent]) {
     spawnSync("sh", ["-c", `rmdir /sys/fs/cgroup${path} /sys/fs/cgroup/*${path} 2>/dev/null`]);
   }

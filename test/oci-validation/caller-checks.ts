@@ -78,7 +78,7 @@ export const podmanChecks: readonly Check[] = [
   },
   {
     name: "run --pid host",
-    command: "{podman} run --rm --pid host {o} slipway-test sh -c 'test -d /proc/2 && echo host'",
+    command: "{podman} run --rm --pid host {o} slipway-test sh -c 'test $$ != 1 && echo host'",
     output: "^host$",
   },
   {

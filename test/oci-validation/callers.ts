@@ -54,7 +54,6 @@ export async function validateCallers(names: readonly string[], runtime: string)
   } finally {
     for (const at of mountsBelow(directory)) spawnSync("umount", ["--lazy", at]);
     rmSync(directory, { recursive: true, force: true });
-    removeCgroups();
   }
 }
 
@@ -68,21 +67,28 @@ function mountsBelow(directory: string): string[] {
 
 /** The parents that the callers make and leave; those in use by others stay. */
 function removeCgroups(): void {
-  for (const path of ["libpod_parent/conmon", "libpod_parent", "docker", "default"]) {
+  // Where no hierarchy is mounted, Podman makes plain directories, with a plain file for its monitors.
+  spawnSync("sh", [
+    "-c",
+    "rm -f /sys/fs/cgroup/*/libpod_parent/conmon/tasks /sys/fs/cgroup/*/libpod_parent/*/conmon/tasks 2>/dev/null",
+  ]);
+  for (const path of ["libpod_parent/*/conmon", "libpod_parent/*", "libpod_parent", "docker/*", "docker", "default"]) {
     spawnSync("sh", ["-c", `rmdir /sys/fs/cgroup/${path} /sys/fs/cgroup/*/${path} 2>/dev/null`]);
   }
 }
 
-/** Bridges, firewall rules and what is mounted below /run end with these namespaces. */
+/** Bridges, firewall rules, what is mounted below /run, and containers that outlive their daemon end with these namespaces. */
 function becomeIsolated(): number {
   const ids = "printf '%s:100000:65536\\n' nobody containers > /run/subuid; cp /run/subuid /run/subgid";
   const mounts = "for name in subuid subgid; do touch /etc/$name && mount --bind /run/$name /etc/$name; done";
   const script = `mount -t tmpfs tmpfs /run && mkdir -p /run/netns && ${ids}; ${mounts}; ip link set lo up; exec "$@"`;
   const argv = [process.execPath, ...process.argv.slice(1)];
-  const { status } = spawnSync("unshare", ["-m", "-n", "sh", "-c", script, "sh", ...argv], {
+  const namespaces = ["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"];
+  const { status } = spawnSync("unshare", [...namespaces, "sh", "-c", script, "sh", ...argv], {
     stdio: "inherit",
     env: { ...process.env, [inner]: "1" },
   });
+  removeCgroups();
   return status ?? 1;
 }
 
