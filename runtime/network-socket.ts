@@ -2,6 +2,7 @@
  * Network namespaces that this process never visits: one that has its privileges in a user namespace could not come back to
  * the host's. A short-lived process makes the namespace and hands over what speaks to it.
  */
+import { descriptorMessage } from "./descriptor-message.ts";
 import {
   AT_FDCWD,
   CLONE_NEWNET,
@@ -12,8 +13,6 @@ import {
   O_CLOEXEC,
   O_RDONLY,
   O_WRONLY,
-  SCM_RIGHTS,
-  SOL_SOCKET,
   SOCK_CLOEXEC,
 } from "./linux.ts";
 import { AF_NETLINK, NETLINK_NETFILTER, NETLINK_ROUTE, SOCK_RAW } from "./netlink.ts";
@@ -82,15 +81,8 @@ export function makeNamespaceWithSockets({ owner }: { readonly owner?: number | 
 }
 
 function planNamespace(socketFd: number, ownerFd: number | undefined): Operation[] {
-  const controlBytes = 16 + 4 * handedOver.length;
-  const control = Buffer.alloc(controlBytes);
-  control.writeBigUInt64LE(BigInt(controlBytes), 0);
-  control.writeUInt32LE(SOL_SOCKET, 8);
-  control.writeUInt32LE(SCM_RIGHTS, 12);
-  const store = (what: (typeof handedOver)[number]) => ({
-    memory: "control",
-    offset: 16 + 4 * handedOver.indexOf(what),
-  });
+  const message = descriptorMessage("handed", { data: Buffer.alloc(1), count: handedOver.length });
+  const store = (what: (typeof handedOver)[number]) => message.descriptor(handedOver.indexOf(what));
   const netlink = (what: "route" | "filter" | "probe", protocol: number): Operation => ({
     name: `make a netlink socket for ${what}`,
     call: "socket",
@@ -98,18 +90,7 @@ function planNamespace(socketFd: number, ownerFd: number | undefined): Operation
     store: store(what),
   });
   return [
-    { memory: "byte", size: 8 },
-    { memory: "iovec", size: 16, pointers: [{ at: 0, to: "byte" }], bytes: u64s([0, 1]) },
-    { memory: "control", size: controlBytes, bytes: control },
-    {
-      memory: "message",
-      size: 56,
-      pointers: [
-        { at: 16, to: "iovec" },
-        { at: 32, to: "control" },
-      ],
-      bytes: u64s([0, 0, 0, 1, 0, controlBytes, 0]),
-    },
+    ...message.memory,
     { memory: "setting", size: 4, bytes: Buffer.from([255, 255, 255, 255]) },
     ...(ownerFd === undefined
       ? []
@@ -142,13 +123,7 @@ function planNamespace(socketFd: number, ownerFd: number | undefined): Operation
     netlink("route", NETLINK_ROUTE),
     netlink("filter", NETLINK_NETFILTER),
     netlink("probe", NETLINK_NETFILTER),
-    { name: "hand them over", call: "sendmsg", args: [socketFd, { addressOf: "message" }, MSG_NOSIGNAL] },
+    { name: "hand them over", call: "sendmsg", args: [socketFd, message.header, MSG_NOSIGNAL] },
     { name: "end", call: "exit_group", args: [0] },
   ];
-}
-
-function u64s(values: readonly number[]): Buffer {
-  const bytes = Buffer.alloc(values.length * 8);
-  values.forEach((value, i) => bytes.writeBigUInt64LE(BigInt(value), i * 8));
-  return bytes;
 }

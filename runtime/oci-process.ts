@@ -1,4 +1,5 @@
 /** The process of an OCI container as operations: its limits, credentials, terminal, hooks, and at last its program. */
+import { descriptorMessage } from "./descriptor-message.ts";
 import {
   AT_EMPTY_PATH,
   AT_FDCWD,
@@ -32,9 +33,7 @@ import {
   RESOLVE_IN_ROOT,
   RESOLVE_NO_SYMLINKS,
   S_IFREG,
-  SCM_RIGHTS,
   SIGCHLD,
-  SOL_SOCKET,
   TIOCGPTPEER,
   TIOCSCTTY,
   TIOCSPTLCK,
@@ -249,16 +248,9 @@ export function openTerminal(
   const how2 = Buffer.alloc(24);
   how2.writeBigUInt64LE(BigInt(O_PATH | O_NOFOLLOW | O_CLOEXEC), 0);
   how2.writeBigUInt64LE(BigInt(RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS), 16);
-  const name = Buffer.from("/dev/ptmx");
-  const control = Buffer.alloc(24);
-  control.writeBigUInt64LE(20n, 0);
-  control.writeUInt32LE(SOL_SOCKET, 8);
-  control.writeUInt32LE(SCM_RIGHTS, 12);
-  const message = Buffer.alloc(56);
-  message.writeBigUInt64LE(1n, 24);
-  message.writeBigUInt64LE(20n, 40);
-  const vector = Buffer.alloc(16);
-  vector.writeBigUInt64LE(BigInt(name.length), 8);
+  const message = descriptorMessage("terminal", { data: Buffer.from("/dev/ptmx") });
+  const { memory, offset } = message.descriptor();
+  const master = { load: memory, offset } as const;
   const size = Buffer.alloc(8);
   size.writeUInt16LE(process.consoleSize?.height ?? 0, 0);
   size.writeUInt16LE(process.consoleSize?.width ?? 0, 2);
@@ -267,33 +259,22 @@ export function openTerminal(
     { memory: "terminal", size: 4 },
     { memory: "consolePlace", size: 4 },
     { memory: "consoleMount", size: 4 },
-    { memory: "terminalName", size: name.length, bytes: name },
-    { memory: "terminalVector", size: 16, bytes: vector, pointers: [{ at: 0, to: "terminalName" }] },
-    { memory: "terminalControl", size: 24, bytes: control },
-    {
-      memory: "terminalMessage",
-      size: 56,
-      bytes: message,
-      pointers: [
-        { at: 16, to: "terminalVector" },
-        { at: 32, to: "terminalControl" },
-      ],
-    },
+    ...message.memory,
     {
       name: 'open "/dev/pts/ptmx" in the container',
       call: "openat2",
       args: [options.rootFd, { text: "dev/pts/ptmx" }, { bytes: how }, 24],
-      store: { memory: "terminalControl", offset: 16 },
+      store: { memory, offset },
     },
     {
       name: "unlock the terminal",
       call: "ioctl",
-      args: [{ load: "terminalControl", offset: 16 }, TIOCSPTLCK, { bytes: Buffer.alloc(4) }],
+      args: [master, TIOCSPTLCK, { bytes: Buffer.alloc(4) }],
     },
     {
       name: "open the terminal",
       call: "ioctl",
-      args: [{ load: "terminalControl", offset: 16 }, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC],
+      args: [master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC],
       store: "terminal",
     },
     ...(process.consoleSize === undefined
@@ -349,10 +330,10 @@ export function openTerminal(
     {
       name: "send the terminal to the console socket",
       call: "sendmsg",
-      args: [options.socketFd, { addressOf: "terminalMessage" }, 0],
+      args: [options.socketFd, message.header, 0],
     },
     { name: "close the console socket", call: "close", args: [options.socketFd] },
-    closeMemory2({ load: "terminalControl", offset: 16 }, "the terminal's other end"),
+    closeMemory2(master, "the terminal's other end"),
     ...[0, 1, 2].map(
       (fd): Operation => ({ name: `set descriptor ${fd}`, call: "dup3", args: [{ load: "terminal" }, fd, 0] }),
     ),

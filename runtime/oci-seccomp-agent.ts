@@ -5,7 +5,8 @@
  * which shares the descriptors but not the filter: it was there before. @see seccomp_unotify(2), and
  * {@link https://github.com/opencontainers/runtime-spec/blob/main/config-linux.md#containerprocessstate}
  */
-import { EACCES, ENOSYS, EPERM, SCM_RIGHTS, SIGCHLD, SOL_SOCKET } from "./linux.ts";
+import { descriptorMessage } from "./descriptor-message.ts";
+import { EACCES, ENOSYS, EPERM, SIGCHLD } from "./linux.ts";
 import type { OciConfig } from "./oci-config.ts";
 import { OciConfigError } from "./oci-parser.ts";
 import { ociVersion, type OciState } from "./oci-state.ts";
@@ -49,47 +50,30 @@ const helperSeconds = 10n;
 
 /** Loads the filter, and has its listener sent to the agent. */
 export function loadNotifyingSeccomp(filter: SeccompFilter, { socketFd, stateFd }: SeccompAgent): Operation[] {
-  const control = Buffer.alloc(24); // struct cmsghdr with one descriptor
-  control.writeBigUInt64LE(20n, 0);
-  control.writeUInt32LE(SOL_SOCKET, 8);
-  control.writeUInt32LE(SCM_RIGHTS, 12);
-  const message = Buffer.alloc(56); // struct msghdr
-  message.writeBigUInt64LE(1n, 24);
-  message.writeBigUInt64LE(24n, 40);
+  const message = descriptorMessage("agent", { data: largestStateBytes });
   const timer = Buffer.alloc(32); // struct itimerval
   timer.writeBigInt64LE(helperSeconds, 16);
   const millisecond = Buffer.alloc(16);
   millisecond.writeBigInt64LE(1_000_000n, 8);
-  const listener = { load: "agentControl", offset: 16 } as const;
+  const { memory, offset } = message.descriptor();
   return [
-    { memory: "agentState", size: largestStateBytes },
-    { memory: "agentVector", size: 16, pointers: [{ at: 0, to: "agentState" }], bytes: Buffer.alloc(16) },
-    { memory: "agentControl", size: 24, bytes: control },
-    {
-      memory: "agentMessage",
-      size: 56,
-      bytes: message,
-      pointers: [
-        { at: 16, to: "agentVector" },
-        { at: 32, to: "agentControl" },
-      ],
-    },
+    ...message.memory,
     { memory: "agentHelper", size: 4 },
     { memory: "agentHelperEnd", size: 4 },
     {
       name: "read what the seccomp agent is told",
       call: "pread64",
-      args: [stateFd, { addressOf: "agentState" }, largestStateBytes, 0],
-      store: { memory: "agentVector", offset: 8 },
+      args: [stateFd, message.data, largestStateBytes, 0],
+      store: message.dataLength,
     },
     // The listener will be the lowest number that is free.
     {
       name: "find the listener's number",
       call: "fcntl",
       args: [stateFd, F_DUPFD, 0],
-      store: { memory: "agentControl", offset: 16 },
+      store: { memory, offset },
     },
-    { name: "free the listener's number", call: "close", args: [listener] },
+    { name: "free the listener's number", call: "close", args: [{ load: memory, offset }] },
     {
       name: "clone who hands the seccomp listener over",
       call: "clone",
@@ -102,7 +86,7 @@ export function loadNotifyingSeccomp(filter: SeccompFilter, { socketFd, stateFd 
     {
       name: "hand the seccomp listener to the agent",
       call: "sendmsg",
-      args: [socketFd, { addressOf: "agentMessage" }, MSG_NOSIGNAL],
+      args: [socketFd, message.header, MSG_NOSIGNAL],
       tolerate: [EBADF],
       ifPositive: "the agent has it",
     },
