@@ -65,11 +65,13 @@ describe("slipway demo", () => {
     const { signal } = await slipway(["demo"], {
       env: traces.environment,
       watch: (child, stdout) => {
+        traces.look();
         if (stdout.includes("▶")) child.kill("SIGKILL");
       },
     });
     expect(signal).toBe("SIGKILL");
     await vi.waitFor(() => expect(traces.processes()).toEqual([]), { timeout: 30_000 });
+    await vi.waitFor(() => expect(traces.removeCgroups()).toEqual([]));
   });
 
   test("npm run demo is it", async () => {

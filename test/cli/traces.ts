@@ -2,6 +2,7 @@
 import { randomUUID } from "node:crypto";
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
+import { removeCgroupTree } from "../../runtime/cgroup-sweep.ts";
 
 const markName = "SLIPWAY_TEST_MARK";
 
@@ -66,12 +67,29 @@ export class Traces {
     );
   }
 
+  /** What an agent that was killed leaves for the next one to sweep, which does so after a minute; tells what is still used. */
+  removeCgroups(): string[] {
+    for (const path of this.#leftCgroups()) removeCgroupTree(path);
+    return this.#leftCgroups();
+  }
+
   #leftCgroups(): string[] {
-    const roots = readdirSync("/sys/fs/cgroup").map((name) => join("/sys/fs/cgroup", name));
     return [...this.#cgroups].flatMap((name) =>
-      ["/sys/fs/cgroup", ...roots].map((root) => join(root, name)).filter((path) => existsSync(path)),
+      cgroupParents()
+        .map((parent) => join(parent, name))
+        .filter((path) => existsSync(path)),
     );
   }
+}
+
+/** Where agents that are started from here make their cgroups: in every hierarchy at its root, or below our own. */
+function cgroupParents(): string[] {
+  const hierarchies = ["", ...readdirSync("/sys/fs/cgroup")].map((name) => join("/sys/fs/cgroup", name));
+  const own = readFileSync("/proc/self/cgroup", "utf8")
+    .trim()
+    .split("\n")
+    .map((line) => line.slice(line.indexOf("/")));
+  return [...new Set(hierarchies.flatMap((hierarchy) => [hierarchy, ...own.map((path) => join(hierarchy, path))]))];
 }
 
 /** The outermost ones; what is removed while we look is not there. */
