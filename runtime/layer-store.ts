@@ -7,6 +7,7 @@
  *     tmp/KEY/                a layer being written, locked by whoever writes it
  */
 import { spawn } from "node:child_process";
+import { randomUUID } from "node:crypto";
 import { mkdir, readdir, readFile, rename, rm, rmdir, stat, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { writeDurably } from "./durable-file.ts";
@@ -23,6 +24,8 @@ interface LayerRecord {
   readonly bootId: string;
   readonly durable: boolean;
   readonly summary: LayerSummary;
+  /** Tells it from the same layer unpacked another time. */
+  readonly writing: string;
 }
 
 /** An archive that unpacks to a layer, and the repositories (`registry.example/team/app`) that have it. */
@@ -169,7 +172,7 @@ export class LayerStore {
   /** An empty directory on the store's file system to write a layer into, for `LayerDraft.commit`. */
   async draft(): Promise<LayerDraft> {
     for (;;) {
-      const directory = join(this.#temporaryDir, `draft-${crypto.randomUUID()}`);
+      const directory = join(this.#temporaryDir, `draft-${randomUUID()}`);
       await mkdir(join(directory, "files"), { recursive: true, mode: 0o700 });
       const lock = tryLock(directory, "exclusive");
       if (typeof lock === "number") {
@@ -187,7 +190,12 @@ export class LayerStore {
     options: DraftOptions & { readonly durable: boolean; readonly lock: number },
   ): Promise<boolean> {
     const final = join(this.directory, key);
-    const record: LayerRecord = { bootId: this.#bootId, durable: false, summary: options.summary };
+    const record: LayerRecord = {
+      bootId: this.#bootId,
+      durable: false,
+      summary: options.summary,
+      writing: randomUUID(),
+    };
     await writeFile(join(temporary, "layer.json"), JSON.stringify(record));
     if (options.blob !== undefined) await writeFile(join(temporary, "blobs.json"), JSON.stringify([options.blob]));
     // Before it has its name, so that nobody can remove it in between.
@@ -234,6 +242,8 @@ export class LayerStore {
       child.once("exit", (code) => resolve(code === 0));
       if (!(await promise)) continue;
       for (const { directory, record } of layers) {
+        // Of one that has taken its place since nothing is known.
+        if ((await this.#readRecord(directory))?.writing !== record.writing) continue;
         const beside = join(directory, "layer.json.new");
         // Not waited for: cut off by a crash, it says that there is no whole layer.
         const written = writeFile(beside, JSON.stringify({ ...record, durable: true } satisfies LayerRecord));
@@ -291,7 +301,7 @@ export class LayerStore {
     const lock = tryLock(directory, "exclusive");
     if (typeof lock === "string") return undefined;
     try {
-      const gone = join(this.#temporaryDir, `gone-${crypto.randomUUID()}`);
+      const gone = join(this.#temporaryDir, `gone-${randomUUID()}`);
       await rename(directory, gone);
       return gone;
     } finally {

@@ -19,6 +19,7 @@ import { gzipSync, zstdCompressSync } from "node:zlib";
 import { describe, expect, test } from "vitest";
 import { ImageError, resolveImage } from "../../runtime/image.ts";
 import { ImageLease } from "../../runtime/image-lease.ts";
+import { LayerStore } from "../../runtime/layer-store.ts";
 import {
   describeFile,
   describeTree,
@@ -665,6 +666,25 @@ describe.skipIf(!isRoot)("the image store", () => {
     writeFileSync(record, "");
     expect((await fixture.resolve("./root.tar")).layers).toEqual(layers);
     expect(fixture.leftovers()).toEqual([]);
+  });
+
+  test("does not take a layer for safe on disk because one that had its name before was", async () => {
+    using fixture = new ImageFixture();
+    const store = new LayerStore(join(fixture.store, "layers"), {
+      temporaryDir: join(fixture.store, "tmp"),
+      bootId: "this",
+    });
+    fixture.write("root.tar", root);
+    await fixture.resolve("./root.tar");
+    const write = async (directory: string) => {
+      mkdirSync(directory);
+      return { entries: 0, bytes: 0, notes: [], rootNames: [] };
+    };
+    const files = await store.produce("again", write, { durable: true });
+    await store.takeOut("again");
+    expect(await store.produce("again", write, { durable: false })).toBe(files);
+    await store.settled();
+    expect(JSON.parse(readFileSync(join(files, "../layer.json"), "utf8"))).toMatchObject({ durable: false });
   });
 
   test("is nobody's but root's, survives deletion, and leaks no descriptor", async () => {
