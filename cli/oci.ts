@@ -7,6 +7,7 @@ import { closeSync, constants, openSync, readFileSync, writeSync } from "node:fs
 import { resolve } from "node:path";
 import type * as OciModule from "../runtime/oci.ts";
 import type { OciConfig, OciProcess } from "../runtime/oci.ts";
+import { findOwnIds } from "../runtime/own-ids.ts";
 import { helpText, parseArguments, parseCount, table, UsageError, type Options, type Usage } from "./arguments.ts";
 import { didYouMean } from "./did-you-mean.ts";
 import { type OciCommand, type OciGlobal, oneId, splitCommand } from "./oci-command.ts";
@@ -14,7 +15,10 @@ import { controlCommands, controlUsages } from "./oci-control.ts";
 import { exitCodes, type Context, type Verb } from "./verb.ts";
 
 const globalOptions = {
-  root: { value: "DIR", help: "Where the state of containers is kept [default: /run/slipway/oci]" },
+  root: {
+    value: "DIR",
+    help: "Where the state of containers is kept [default: /run/slipway/oci; XDG_RUNTIME_DIR/slipway/oci without root]",
+  },
   log: { value: "FILE", help: "Also write errors and warnings there" },
   "log-format": { value: "FORMAT", help: "text or json [default: text]" },
   "log-level": { value: "LEVEL", help: "Accepted; errors and warnings are always logged" },
@@ -422,7 +426,7 @@ async function runOci(argv: readonly string[], context: Context): Promise<number
   }
   const log = logger(values);
   const global: OciGlobal = {
-    root: resolve(context.directory, values.root ?? "/run/slipway/oci"),
+    root: resolve(context.directory, values.root ?? defaultRoot(context.environment)),
     environment: context.environment,
     systemdCgroup: values["systemd-cgroup"] || values["cgroup-manager"] === "systemd",
     warn: (message) => {
@@ -482,3 +486,9 @@ function logger(values: { readonly log: string | undefined; readonly "log-format
 }
 
 export const verbs: Readonly<Record<string, Verb>> = { oci: { usage, run: runOci, ownHelp: true } };
+
+/** As runc's: one who is root only in a user namespace, as Podman's runtime is for a user, is that user unless he says not. */
+function defaultRoot({ XDG_RUNTIME_DIR, USER }: NodeJS.ProcessEnv): string {
+  const isRoot = process.geteuid?.() === 0 && (USER === "root" || findOwnIds().all);
+  return isRoot || !XDG_RUNTIME_DIR ? "/run/slipway/oci" : `${XDG_RUNTIME_DIR}/slipway/oci`;
+}

@@ -100,22 +100,33 @@ export function planCgroup(path: string, mounts: readonly CgroupMount[]): OciCgr
 /** How often a parent may go while the container's own is being made. */
 const mostAttempts = 1000;
 
-/** Makes the container's directories and the controllers usable in them. @throws {Error} */
-export function makeCgroup(path: string, mounts: readonly CgroupMount[]): void {
-  for (const mount of mounts) {
+/**
+ * Makes the container's directories and the controllers usable in them.
+ *
+ * @param options.leaveOut Hierarchies in which this user may make none are left out: the container stays where its caller is.
+ * @returns Where they are now.
+ * @throws {Error}
+ */
+export function makeCgroup(
+  path: string,
+  mounts: readonly CgroupMount[],
+  { leaveOut = false }: { readonly leaveOut?: boolean } = {},
+): readonly CgroupMount[] {
+  return mounts.filter((mount) => {
     for (let attempt = 1; ; attempt++) {
       try {
         makeDirectories(path, mount);
-        break;
+        return true;
       } catch (error) {
         const { code, message } = error as NodeJS.ErrnoException;
+        if (leaveOut && (code === "EACCES" || code === "EPERM" || code === "EROFS")) return false;
         // Whoever removes the last container of a parent takes that along. ENODEV: a file of what has just gone.
         const hasGone = code === "ENOENT" || code === "ENODEV";
         if (hasGone && existsSync(mount.mountPoint) && attempt < mostAttempts) continue;
         throw new Error(`Cannot make cgroup "${path}": ${message}`, { cause: error });
       }
     }
-  }
+  });
 }
 
 function makeDirectories(path: string, { mountPoint, version, controllers }: CgroupMount): void {

@@ -34,6 +34,7 @@ import {
   SOCK_STREAM,
 } from "./linux.ts";
 import {
+  type CgroupMount,
   cgroupPath,
   cgroupProcesses,
   delegateCgroup,
@@ -136,7 +137,9 @@ export function createContainer(options: CreateOptions): OciRecord {
     const mounts = findCgroupMounts();
     const path = cgroupPath(options.id, config.linux?.cgroupsPath, options.systemdCgroup);
     update({ cgroup: planCgroup(path, mounts) });
-    makeCgroup(path, mounts);
+    const leaveOut = !config.linux?.cgroupsPath && isRootless();
+    const there = makeCgroup(path, mounts, { leaveOut });
+    if (there.length < mounts.length) update({ cgroup: withinMounts(record.cgroup, there) });
     checkCgroupIsFree(path, record.cgroup);
     launch({ options, store, config, record, descriptors, update, onHooks: () => (ranHooks = true) });
     if (options.pidfdSocket !== undefined) sendPidFd(options.pidfdSocket, record.pid);
@@ -151,6 +154,11 @@ export function createContainer(options: CreateOptions): OciRecord {
   } finally {
     descriptors.closeAll();
   }
+}
+
+function withinMounts({ directories, made }: OciCgroup, mounts: readonly CgroupMount[]): OciCgroup {
+  const isThere = (path: string) => mounts.some(({ mountPoint }) => path.startsWith(`${mountPoint}/`));
+  return { directories: directories.filter(({ path }) => isThere(path)), made: made.filter(isThere) };
 }
 
 /** In a cgroup of somebody else limits would be his too, and one that is frozen would let nothing be set up. */

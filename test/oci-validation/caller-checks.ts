@@ -139,6 +139,29 @@ export const podmanChecks: readonly Check[] = [
   { name: "build", command: "{podman} build --isolation oci --network none {o} $D/context", output: "^built$" },
 ];
 
+/** Without privileges Podman has no limits on cgroup v1, and ids that the user was given. */
+const privileged = ["run --memory --pids-limit", "run --uidmap", "stats", "pause", "unpause", "update"];
+
+export const podmanUserChecks: readonly Check[] = [
+  ...podmanChecks.filter(({ name }) => !privileged.includes(name)),
+  {
+    name: "run --uidmap of ids of the user",
+    command: "{podman} run --rm --uidmap 0:1:1000 {o} slipway-test cat /proc/self/uid_map",
+    output: "^ +0 +1 +1000$",
+  },
+  {
+    name: "run --userns keep-id",
+    command: "{podman} run --rm --userns keep-id {o} slipway-test id -u",
+    output: "^64279$",
+  },
+  {
+    name: "list of the runtime",
+    command:
+      "{podman} run -d --name l {o} slipway-test sleep 100 && {podman} unshare $RUNTIME list && {podman} rm -ft 0 l",
+    output: "running",
+  },
+];
+
 export const buildahChecks: readonly Check[] = [
   {
     name: "bud",

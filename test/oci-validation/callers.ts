@@ -7,6 +7,7 @@ import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import {
   chmodSync,
+  chownSync,
   copyFileSync,
   mkdirSync,
   mkdtempSync,
@@ -20,7 +21,14 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { buildahChecks, type Check, containerdChecks, dockerChecks, podmanChecks } from "./caller-checks.ts";
+import {
+  buildahChecks,
+  type Check,
+  containerdChecks,
+  dockerChecks,
+  podmanChecks,
+  podmanUserChecks,
+} from "./caller-checks.ts";
 import { podmanOptionChecks } from "./podman-options.ts";
 import { dockerLiveRestoreChecks, dockerOptionChecks, dockerUserChecks } from "./docker-options.ts";
 
@@ -35,12 +43,14 @@ interface Caller {
 }
 
 const inner = "SLIPWAY_CALLERS_INNER";
+/** Who runs Podman without privileges. */
+const user = { name: "slipway-user", id: 64_279 };
 
 /** Runs all checks of the callers that are here. @returns The exit code: 1 if one fails. */
 export async function validateCallers(names: readonly string[], runtime: string): Promise<number> {
   if (process.env[inner] === undefined) return becomeIsolated();
   const directory = mkdtempSync(join(tmpdir(), "slipway-callers-"));
-  chmodSync(directory, 0o711); // users that a daemon maps pass through it
+  chmodSync(directory, 0o755); // for users, those that a daemon maps among them
   try {
     const environment = makeWorld(directory, runtime);
     let failed = 0;
@@ -79,9 +89,13 @@ function removeCgroups(): void {
 
 /** Bridges, firewall rules, what is mounted below /run, and containers that outlive their daemon end with these namespaces. */
 function becomeIsolated(): number {
-  const ids = "printf '%s:100000:65536\\n' nobody containers > /run/subuid; cp /run/subuid /run/subgid";
-  const mounts = "for name in subuid subgid; do touch /etc/$name && mount --bind /run/$name /etc/$name; done";
-  const script = `mount -t tmpfs tmpfs /run && mkdir -p /run/netns && ${ids}; ${mounts}; ip link set lo up; exec "$@"`;
+  const ids = `printf '%s:100000:65536\\n' nobody containers ${user.name} > /run/subuid; cp /run/subuid /run/subgid`;
+  const account = `for name in passwd group; do (cat /etc/$name; echo ${user.name}:x:${user.id}:${user.id}::/:) > /run/$name; done`;
+  const mounts =
+    "for name in passwd group subuid subgid; do touch /etc/$name && mount --bind /run/$name /etc/$name; done";
+  // Networks of users need what Debian opens to all.
+  const tun = "mknod -m 666 /run/tun c 10 200 && mount --bind /run/tun /dev/net/tun";
+  const script = `mount -t tmpfs tmpfs /run && mkdir -p /run/netns && ${ids}; ${account}; ${mounts}; ${tun}; ip link set lo up; exec "$@"`;
   const argv = [process.execPath, ...process.argv.slice(1)];
   const namespaces = ["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"];
   const { status } = spawnSync("unshare", [...namespaces, "sh", "-c", script, "sh", ...argv], {
@@ -115,7 +129,24 @@ function makeWorld(directory: string, runtimeName: string): NodeJS.ProcessEnv {
   const syscalls = [{ names: ["mkdir", "mkdirat"], action: "SCMP_ACT_ERRNO", errnoRet: 36 }];
   writeFileSync(join(directory, "seccomp.json"), JSON.stringify({ defaultAction: "SCMP_ACT_ALLOW", syscalls }));
   makeStaticContext(join(directory, "static"));
+  makePodmanOfUser(directory);
   return { ...process.env, D: directory, RUNTIME: runtime, HOME: directory, DOCKER_BUILDKIT: "0" };
+}
+
+/** Podman as the user, with a home of his own. */
+function makePodmanOfUser(directory: string): void {
+  const [home, runtime] = [join(directory, "user"), `/run/user/${user.id}`];
+  mkdirSync("/run/user", { mode: 0o755 });
+  for (const path of [home, runtime]) {
+    mkdirSync(path, { mode: 0o700 });
+    chownSync(path, user.id, user.id);
+  }
+  const ids = `--reuid ${user.id} --regid ${user.id} --clear-groups`;
+  const environment = `HOME=${home} XDG_RUNTIME_DIR=${runtime} USER=${user.name} PATH="$PATH" TERM=dumb`;
+  const podman = `podman --cgroup-manager=cgroupfs --events-backend=file --runtime ${directory}/slipway`;
+  const path = join(directory, "podman-user");
+  writeFileSync(path, `#!/bin/sh\ncd ${home} && exec setpriv ${ids} env -i ${environment} ${podman} "$@"\n`);
+  chmodSync(path, 0o755);
 }
 
 /** Mounts that are made in it reach whoever has it. */
@@ -186,6 +217,12 @@ function callers(directory: string): Caller[] {
         ...podmanWords,
         "podman-systemd": `${podman.replace("=cgroupfs", "=systemd")} --runtime $RUNTIME`,
       }),
+    },
+    {
+      name: "podman-user",
+      programs: ["podman", "setpriv", "newuidmap"],
+      prepare: `${tar} | ${directory}/podman-user import - slipway-test`,
+      checks: expand(podmanUserChecks, { podman: `${directory}/podman-user`, o: podmanWords.o }),
     },
     {
       name: "buildah",
