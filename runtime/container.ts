@@ -17,7 +17,7 @@ import type { OomProcess } from "./oom-log.ts";
 import { describeOom } from "./oom-reason.ts";
 import { PipeReader } from "./output.ts";
 import { processBlock } from "./process-block.ts";
-import { sampleProcesses } from "./process-sample.ts";
+import { sampleProcesses, totalMemory } from "./process-sample.ts";
 import { failMessage, messageBytes, type Operation, type Program } from "./program.ts";
 import { kill, type Reaped, readProcessIo, reap, signalAll } from "./reaper.ts";
 import type { RootFileSystem } from "./root-pool.ts";
@@ -61,7 +61,7 @@ export class Container implements AsyncDisposable {
   #stopReason: StopReason | undefined;
   #watching: Disposable | undefined;
   #disk: DiskLimit | undefined;
-  #sample: readonly OomProcess[] | undefined;
+  #sample: { readonly processes: readonly OomProcess[]; readonly atMs: number } | undefined;
   #process: ProcessConfig | undefined;
   #staged: ProcessConfig | undefined;
   #start: { readonly fd: number; readonly processFd: number; readonly block: bigint } | undefined;
@@ -259,7 +259,11 @@ export class Container implements AsyncDisposable {
   /** When a process is killed for memory, it is too late to ask who was there. */
   #sampleIfFull(cgroup: Cgroup): void {
     const used = cgroup.memoryBytes() ?? 0;
-    if (used > this.#granted.memoryBytes * 0.7) this.#sample = sampleProcesses(cgroup.processes());
+    if (used <= this.#granted.memoryBytes * 0.7) return;
+    const sample = { processes: sampleProcesses(cgroup.processes()), atMs: performance.now() };
+    // One that is being killed has no memory any more: what was seen just before it tells more.
+    const isOld = this.#sample === undefined || sample.atMs - this.#sample.atMs > sampleMs;
+    if (isOld || totalMemory(sample.processes) >= totalMemory(this.#sample?.processes ?? [])) this.#sample = sample;
   }
 
   #terminate(): void {
@@ -483,7 +487,7 @@ export class Container implements AsyncDisposable {
       cgroup,
       ...(usage?.memoryPeakBytes !== undefined && { peakBytes: usage.memoryPeakBytes }),
       ...(reachedOwnLimit !== undefined && { reachedOwnLimit }),
-      ...(this.#sample !== undefined && { sample: this.#sample }),
+      ...(this.#sample !== undefined && { sample: this.#sample.processes }),
       ...this.#host.oomReports?.take({ cgroup, uids: this.#config.uidRange }),
     });
   }
@@ -503,6 +507,8 @@ const idleOutputMs = 1000;
 
 /** How long what has been killed may take, before it is looked at what may keep it. */
 const stuckMs = 250;
+/** For how long a larger sample of a container's memory is worth more than a later one. */
+const sampleMs = 1000;
 /** How long a result waits for init's end to tell what was read and written, where it cannot be known before. */
 const reapingLimitMs = 100;
 

@@ -20,6 +20,10 @@ export function sampleProcesses(pids: readonly number[]): OomProcess[] {
   });
 }
 
+export function totalMemory(processes: readonly OomProcess[]): number {
+  return processes.reduce((sum, { memoryBytes }) => sum + memoryBytes, 0);
+}
+
 /** As the kernel's log would write it; status has a few characters escaped already. */
 function printable(name: string): string {
   return name.replaceAll(/[^\x20-\x7e]/g, (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, "0")}`);
