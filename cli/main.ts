@@ -113,9 +113,8 @@ function findEntry(name: string): Entry | undefined {
  * and this call does not return then. Before anything has been opened or printed.
  */
 async function gainPrivileges(): Promise<RootlessObstacle | undefined> {
-  const { enterUserNamespace } = await import("../runtime/rootless.ts");
-  const args = readFileSync("/proc/self/cmdline", "utf8").split("\0").slice(0, -1);
-  return await enterUserNamespace({ args, executable: process.execPath, environment: process.env });
+  const { enterUserNamespace, ownCommand } = await import("../runtime/rootless.ts");
+  return await enterUserNamespace(ownCommand(process.env));
 }
 
 async function runVerb(argv: readonly string[], context: Context): Promise<number> {

@@ -7,7 +7,6 @@ import { closeSync, constants, openSync, readFileSync, writeSync } from "node:fs
 import { resolve } from "node:path";
 import type * as OciModule from "../runtime/oci.ts";
 import type { OciConfig, OciProcess } from "../runtime/oci.ts";
-import { findOwnIds } from "../runtime/own-ids.ts";
 import { helpText, parseArguments, parseCount, table, UsageError, type Options, type Usage } from "./arguments.ts";
 import { didYouMean } from "./did-you-mean.ts";
 import { type OciCommand, type OciGlobal, oneId, splitCommand } from "./oci-command.ts";
@@ -25,7 +24,7 @@ const globalOptions = {
   debug: { help: "Accepted; SLIPWAY_DEBUG=1 adds stack traces" },
   "systemd-cgroup": { help: "linux.cgroupsPath is SLICE:PREFIX:NAME; directories are made, systemd is not asked" },
   "cgroup-manager": { value: "NAME", help: "cgroupfs, systemd (as --systemd-cgroup) [default: cgroupfs]" },
-  rootless: { value: "WORD", help: "Accepted if false or auto: containers need root" },
+  rootless: { value: "WORD", help: "Accepted: a user without privileges has containers in a user namespace" },
   version: { short: "v", help: "Show the versions" },
 } as const satisfies Options;
 
@@ -147,7 +146,9 @@ const commands: Readonly<Record<keyof typeof usages, OciCommand>> = {
   create: async (argv, context, global) => {
     const { values, operands } = parseArguments(usages.create, argv);
     const oci = await import("../runtime/oci.ts");
-    oci.createContainer(createOptions(values, operands[0] ?? "", { context, global, oci }));
+    const options = createOptions(values, operands[0] ?? "", { context, global, oci });
+    await oci.enterForContainer(oci.readBundleConfig(options.bundle, options.configFile), global.environment);
+    oci.createContainer(options);
     return exitCodes.success;
   },
   run,
@@ -228,6 +229,7 @@ async function run(argv: readonly string[], context: Context, global: OciGlobal)
   const oci = await import("../runtime/oci.ts");
   const options = createOptions(values, operands[0] ?? "", { context, global, oci });
   const config = oci.readBundleConfig(options.bundle, options.configFile);
+  await oci.enterForContainer(config, global.environment);
   const terminal = terminalSocket(oci, config.process?.terminal, options.consoleSocket, values.detach);
   const record = oci.createContainer({ ...options, ...(terminal === undefined ? {} : { consoleFd: terminal.theirs }) });
   const remove = () => oci.deleteContainer(global.root, record.id, { ...global, force: true });
@@ -425,6 +427,7 @@ async function runOci(argv: readonly string[], context: Context): Promise<number
     return exitCodes.success;
   }
   const log = logger(values);
+  const { defaultRoot } = await import("../runtime/oci.ts");
   const global: OciGlobal = {
     root: resolve(context.directory, values.root ?? defaultRoot(context.environment)),
     environment: context.environment,
@@ -486,9 +489,3 @@ function logger(values: { readonly log: string | undefined; readonly "log-format
 }
 
 export const verbs: Readonly<Record<string, Verb>> = { oci: { usage, run: runOci, ownHelp: true } };
-
-/** As runc's: one who is root only in a user namespace, as Podman's runtime is for a user, is that user unless he says not. */
-function defaultRoot({ XDG_RUNTIME_DIR, USER }: NodeJS.ProcessEnv): string {
-  const isRoot = process.geteuid?.() === 0 && (USER === "root" || findOwnIds().all);
-  return isRoot || !XDG_RUNTIME_DIR ? "/run/slipway/oci" : `${XDG_RUNTIME_DIR}/slipway/oci`;
-}

@@ -58,7 +58,7 @@ import { namespaceFlags, ociMessage, type OciPlan, planOciContainer } from "./oc
 import { planProcess, readText, type Warn } from "./oci-process-plan.ts";
 import { failure, operationNames, ProgramLink, readMessage } from "./oci-program-link.ts";
 import { type OciRecord, OciStore, type OciState, startTime, stateOf } from "./oci-state.ts";
-import { innermostPid, writeIdMaps } from "./oci-user-namespace.ts";
+import { innermostPid, namespaceProcesses, writeIdMaps } from "./oci-user-namespace.ts";
 import { recordIndex } from "./program.ts";
 import { kill } from "./reaper.ts";
 import { parseSignal } from "./signal-number.ts";
@@ -267,7 +267,10 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
     options.consoleFd ?? (options.consoleSocket === undefined ? undefined : own(connectUnix(options.consoleSocket)));
   const rules = enforcedRules(config);
   const unified = cgroup.directories.every(({ version }) => version === 2);
-  const planned = config.process === undefined ? undefined : planProcess(config.process, config, { rootPath, options });
+  const planned =
+    config.process === undefined
+      ? undefined
+      : planProcess(config.process, config, { rootPath, sibling: "self", options });
   const agent = planned?.seccomp === undefined ? undefined : agentPath(config, planned.seccomp);
   const seccompAgent =
     agent === undefined ? undefined : { socketFd: own(connectAgent(agent)), stateFd: memory("slipway-agent-state") };
@@ -281,6 +284,7 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
     goFd: goTheirs,
     rootFd: own(cloneRootOf(rootPath, config)),
     rootPath,
+    isUsers: globalThis.process.geteuid?.() !== 0,
     mounts: mounts.map(({ mount }) => mount),
     ...planDevices(config, { directory: `${store.directory}/devices`, own }),
     cgroupFds: cgroup.directories.map(({ path }) => own(open(`${path}/cgroup.procs`, O_WRONLY))),
@@ -628,8 +632,9 @@ function hasOwnPids(store: OciStore): boolean {
   );
 }
 
-/** Those in cgroups that were made for this container, and in no other's. */
-function ownProcesses({ cgroup }: OciRecord): number[] {
+/** Those in cgroups that were made for this container, and in no other's; without any, those of its pid namespace. */
+export function ownProcesses({ cgroup, pid, pidStart }: OciRecord): number[] {
+  if (cgroup.directories.length === 0) return startTime(pid) === pidStart ? namespaceProcesses(pid) : [];
   const directories = cgroup.directories.filter(({ path }) => cgroup.made.includes(path));
   return cgroupProcesses({ directories, made: [] });
 }

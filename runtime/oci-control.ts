@@ -1,6 +1,7 @@
 /** What callers do to containers beyond the specification, as runc does it: pause, resume, update, ps. */
 import { readFileSync } from "node:fs";
 import { setLimits } from "./cgroup-limits.ts";
+import { ownProcesses } from "./oci-container.ts";
 import { cgroupProcesses, type OciCgroup } from "./oci-cgroup.ts";
 import type { OciResources } from "./oci-config.ts";
 import { freeze, thaw } from "./oci-freezer.ts";
@@ -46,7 +47,8 @@ export function updateContainer(root: string, id: string, resources: OciResource
 
 /** The processes of a container, as the caller numbers them. @throws {Error} If there is no such container. */
 export function containerProcesses(root: string, id: string): readonly number[] {
-  return cgroupProcesses(new OciStore(root, id).read().cgroup);
+  const record = new OciStore(root, id).read();
+  return record.cgroup.directories.length > 0 ? cgroupProcesses(record.cgroup) : ownProcesses(record);
 }
 
 /** @throws {Error} If the container's status is another one. */

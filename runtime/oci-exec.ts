@@ -1,5 +1,4 @@
 /** A further process in an OCI container that runs. */
-import { readFileSync } from "node:fs";
 import { OwnedDescriptors, PlacedDescriptors } from "./descriptors.ts";
 import { cgroupFiles, differingNamespaces } from "./join-target.ts";
 import { subCgroups } from "./oci-cgroup.ts";
@@ -75,7 +74,11 @@ export function execInContainer(options: ExecOptions): number {
     const cgroups = processFiles(record, options).map((path) => placed.add(own(open(path, O_WRONLY))));
     const at = [status.write, go.read, pidFd].map((fd) => placed.add(fd));
     const consoleAt = consoleFd === undefined ? undefined : placed.add(consoleFd);
-    const planned = planProcess(process, config, { rootPath: `/proc/${record.pid}/root`, options });
+    const planned = planProcess(process, config, {
+      rootPath: `/proc/${record.pid}/root`,
+      sibling: record.pid,
+      options,
+    });
     const agent = planned.seccomp === undefined ? undefined : agentPath(config, planned.seccomp);
     const agentSocket = agent === undefined ? undefined : own(connectAgent(agent));
     const agentState = own(syscall("memfd_create", cString("slipway-agent-state"), MFD_CLOEXEC));
@@ -97,7 +100,6 @@ export function execInContainer(options: ExecOptions): number {
       process: {
         ...planned,
         ...(agentAt === undefined ? {} : { seccompAgent: { socketFd: fix(agentAt[0]), stateFd: fix(agentAt[1]) } }),
-        keepsGroups: readFileSync(`/proc/${record.pid}/setgroups`, "utf8").trim() === "deny",
       },
       linux: config.linux,
       affinity: { ...mask("initial"), ...mask("final") },

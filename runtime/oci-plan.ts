@@ -82,6 +82,8 @@ export interface OciPlan {
   /** The detached root file system, and the directory of the host on which it is attached. */
   readonly rootFd: number;
   readonly rootPath: string;
+  /** The command is not root, not even in its user namespace. */
+  readonly isUsers: boolean;
   readonly mounts: readonly ResolvedMount[];
   /** Nodes to be made; none where /dev is the caller's. */
   readonly devices: readonly OciDevice[];
@@ -129,10 +131,13 @@ export function planOciContainer(plan: OciPlan): Operation[] {
     ...joinNamespaces(plan.joined),
     ...enterTimeNamespace(config),
     { name: `enter "${plan.rootPath}"`, call: "chdir", args: [{ text: plan.rootPath }] },
+    // Id maps of what is undumpable belong to root: another user's command could not write them.
+    ...(plan.isUsers ? [] : [becomeUndumpable]),
     ...cloneInit(plan, newNamespaces(config)),
     { name: "take init's name", call: "prctl", args: [PR_SET_NAME, { text: "slipway-oci" }, 0, 0, 0] },
     { name: "close the messages on execution", call: "fcntl", args: [plan.statusFd, F_SETFD, FD_CLOEXEC] },
     ...awaitByte(plan.goFd, "wait for the runtime"),
+    ...(plan.isUsers ? [becomeUndumpable] : []),
     ...becomeRoot(config),
     ...session(plan),
     ...(hasNew(config, "network") ? loopback() : []),
@@ -230,7 +235,7 @@ export function planOciExec(plan: OciExecPlan): Operation[] {
     ...oomScore(process?.process),
     ...openLabel(process),
     // The container's processes may not trace or read one that has not yet dropped what it holds (CVE-2016-9962).
-    { name: "become undumpable", call: "prctl", args: [PR_SET_DUMPABLE, 0, 0, 0, 0] },
+    becomeUndumpable,
     ...(flags === 0 ? [] : [{ name: "join the container's namespaces", call: "setns", args: [plan.pidFd, flags] }]),
     ...cloneInit({ statusFd: plan.statusFd }, 0),
     ...awaitByte(plan.goFd, "wait for the runtime"),
@@ -314,6 +319,9 @@ function enterTimeNamespace(config: OciConfig): Operation[] {
   ];
 }
 
+/** Init's memory, and ours in it, is nobody's to read or change. */
+const becomeUndumpable: Operation = { name: "become undumpable", call: "prctl", args: [PR_SET_DUMPABLE, 0, 0, 0, 0] };
+
 function cloneInit({ statusFd }: { readonly statusFd: number }, namespaces: number): Operation[] {
   const clone = Buffer.alloc(88); // struct clone_args; with CLONE_PARENT the exit signal is the caller's own
   clone.writeBigUInt64LE(BigInt(CLONE_PARENT) + BigInt(namespaces >>> 0), 0);
@@ -322,7 +330,6 @@ function cloneInit({ statusFd }: { readonly statusFd: number }, namespaces: numb
   return [
     { memory: "cloneArguments", size: 88, bytes: clone },
     { memory: "initPid", size: messageBytes, bytes: initPid },
-    { name: "become undumpable", call: "prctl", args: [PR_SET_DUMPABLE, 0, 0, 0, 0] },
     {
       name: "clone into new namespaces",
       call: "clone3",

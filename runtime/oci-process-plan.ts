@@ -18,6 +18,8 @@ export function planProcess(
   config: OciConfig,
   context: {
     readonly rootPath: string;
+    /** A process of the user namespace it will be in, or of one around that. */
+    readonly sibling: number | "self";
     readonly options: { readonly preserveFds: readonly number[]; readonly listenFds?: number; readonly warn: Warn };
   },
 ): ProcessPlan {
@@ -41,10 +43,19 @@ export function planProcess(
     lastCapability,
     seccomp,
     label: labelOf(process),
-    keepsGroups: false,
+    keepsGroups: keepsGroups(process, context.sibling),
     preserveFds: context.options.preserveFds,
     pipes: process.terminal || !process.user?.uid ? [] : [0, 1, 2].filter(isPipe),
   };
+}
+
+/** Whether its user namespace takes no additional groups, as one of a user without subordinate ids. @throws {OciConfigError} */
+function keepsGroups({ user }: OciProcess, sibling: number | "self"): boolean {
+  if (readText(`/proc/${sibling}/setgroups`).trim() !== "deny") return false;
+  if (!user?.additionalGids?.length) return true;
+  throw new OciConfigError(
+    "process.user.additionalGids cannot be set in this user namespace: setgroups(2) is denied; map subordinate ids",
+  );
 }
 
 /** Each name once, with the last value: getenv(3) would find the first. `home` is for who has none, or an empty one. */

@@ -3,6 +3,7 @@ import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync
 import type { OciCgroup } from "./oci-cgroup.ts";
 import { type OciConfig, parseOciConfig } from "./oci-config.ts";
 import { isFrozen } from "./oci-freezer.ts";
+import { findOwnIds } from "./own-ids.ts";
 
 export const ociVersion = "1.3.0";
 
@@ -164,4 +165,10 @@ export function listStores(root: string): OciStore[] {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return [];
     throw error;
   }
+}
+
+/** As runc's: one who is root only in a user namespace, as Podman's runtime is for a user, is that user unless he says not. */
+export function defaultRoot({ XDG_RUNTIME_DIR, USER }: NodeJS.ProcessEnv): string {
+  const isRoot = process.geteuid?.() === 0 && (USER === "root" || findOwnIds().all);
+  return isRoot || !XDG_RUNTIME_DIR ? "/run/slipway/oci" : `${XDG_RUNTIME_DIR}/slipway/oci`;
 }

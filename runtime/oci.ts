@@ -18,6 +18,7 @@ export { containerStatistics, type OciEvent, oomKills } from "./oci-events.ts";
 export { execInContainer } from "./oci-exec.ts";
 export { ociFeatures } from "./oci-features.ts";
 export { foreground, TerminalSocket } from "./oci-foreground.ts";
+export { enterForContainer } from "./oci-rootless.ts";
 export {
   type OciConfig,
   type OciProcess,
@@ -28,5 +29,5 @@ export {
 export { OciConfigError } from "./oci-parser.ts";
 export { isCapability } from "./oci-process.ts";
 export { writeExampleConfig } from "./oci-spec.ts";
-export { listStores, ociVersion, type OciRecord, type OciState, type OciStore } from "./oci-state.ts";
+export { defaultRoot, listStores, ociVersion, type OciRecord, type OciState, type OciStore } from "./oci-state.ts";
 export { RawTerminal } from "./raw-terminal.ts";

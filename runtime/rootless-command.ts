@@ -17,11 +17,11 @@ import {
 import type { IdMapping } from "./oci-config.ts";
 import { compileProgram, type Operation } from "./program.ts";
 import { findProgram } from "./programs.ts";
-import type { RootlessCommand } from "./rootless.ts";
+import type { NamespaceIds, RootlessCommand } from "./rootless.ts";
 import { sealedProgram } from "./start-program.ts";
 import { type Account, findSubordinateIds, planIdMaps } from "./subordinate-ids.ts";
 import { architecture, close, execute, open, pipe, SyscallError, trySyscall } from "./syscall.ts";
-import { visitNewNamespaces } from "./user-namespace.ts";
+import { visitNewNamespaces, writeIdMaps } from "./user-namespace.ts";
 
 /**
  * Makes a user namespace with the subordinate ids that the user has, or else with the user's own id alone, and says
@@ -50,6 +50,25 @@ export function makeUserNamespace(
     }
   }
   return { namespaceFd: holdNamespace((pid) => mapOwnId(pid, account)), problem };
+}
+
+/**
+ * Makes a user namespace in which the given ids are what they are outside. The caller closes the descriptor.
+ *
+ * @param ids `containerID` and `hostID` are one; the account's own are among them.
+ * @throws {SyscallError | Error} If the kernel refuses, or the user does not have them.
+ */
+export function makeSameUserNamespace({ uids, gids }: NamespaceIds, path: string | undefined): number {
+  const isOwn = [uids, gids].every(([first, ...others]) => first?.size === 1 && others.length === 0);
+  return holdNamespace((pid) => {
+    if (isOwn) {
+      writeFileSync(`/proc/${pid}/setgroups`, "deny");
+      writeIdMaps(pid, uids, gids);
+    } else {
+      runMapper("newuidmap", pid, { map: uids, path });
+      runMapper("newgidmap", pid, { map: gids, path });
+    }
+  });
 }
 
 /** The mount namespace is made only to see whether it may be: the command makes its own. */

@@ -15,6 +15,7 @@
 import { readFileSync } from "node:fs";
 import { userInfo } from "node:os";
 import { capabilityNames } from "./linux.ts";
+import type { IdMapping } from "./oci-config.ts";
 import type { Account } from "./subordinate-ids.ts";
 
 /** Why a command could not become able to start containers. */
@@ -31,26 +32,47 @@ export interface RootlessCommand {
   readonly environment: NodeJS.ProcessEnv;
 }
 
+/** Ids that a user namespace has where the host has them. */
+export interface NamespaceIds {
+  readonly uids: readonly IdMapping[];
+  readonly gids: readonly IdMapping[];
+}
+
 /** In the environment of the command that has been started again: empty, or why it has only one id. */
 const marker = "SLIPWAY_ROOTLESS";
 
 /**
  * Starts `command` in this process's place, in a user namespace where it may start containers. Returns only if there is no
  * need to, with undefined, or no way. Nothing may have been started or opened yet that must not end here.
+ *
+ * @param ids Those that are wanted; without them as many as the user has, or his own alone.
  */
-export async function enterUserNamespace(command: RootlessCommand): Promise<RootlessObstacle | undefined> {
+export async function enterUserNamespace(
+  command: RootlessCommand,
+  ids?: NamespaceIds,
+): Promise<RootlessObstacle | undefined> {
   if (holdsCapabilities()) return undefined;
   if (command.environment[marker] !== undefined) {
     return { found: "the user namespace gave no capabilities", mend: restrictionMend() };
   }
-  const { becomeCommand, makeUserNamespace } = await import("./rootless-command.ts");
+  const { becomeCommand, makeSameUserNamespace, makeUserNamespace } = await import("./rootless-command.ts");
+  const path = command.environment["PATH"];
   try {
-    const { namespaceFd, problem } = makeUserNamespace(findAccount(), command.environment["PATH"]);
+    const { namespaceFd, problem } =
+      ids === undefined
+        ? makeUserNamespace(findAccount(), path)
+        : { namespaceFd: makeSameUserNamespace(ids, path), problem: "" };
     becomeCommand({ ...command, environment: { ...command.environment, [marker]: problem } }, namespaceFd);
   } catch (error) {
     const { message, code } = error as NodeJS.ErrnoException;
     return { found: message, mend: restrictionMend(code) };
   }
+}
+
+/** This process's own command. */
+export function ownCommand(environment: NodeJS.ProcessEnv): RootlessCommand {
+  const args = readFileSync("/proc/self/cmdline", "utf8").split("\0").slice(0, -1);
+  return { args, executable: process.execPath, environment };
 }
 
 /** What was in the way of having more than one id; empty if nothing, undefined if this command did not start itself again. */
