@@ -5,7 +5,6 @@
 const module_ = require("node:module");
 const path = require("node:path");
 const { setFlagsFromString } = require("node:v8");
-const { isMainThread } = require("node:worker_threads");
 
 const root = path.resolve(__dirname, "..");
 
@@ -15,17 +14,15 @@ module_.enableCompileCache(path.join(root, "node_modules", ".cache", "slipway"))
 // What strips types is WebAssembly. To compile its hot functions a second time takes longer than a command gains by it, and V8
 // sometimes ends the process when it looks through the stack for that ("Check failed: it->second.Size() > offset"). The flag is
 // read when a module is made; while it differs from its default, nothing that V8 has compiled before counts.
-if (isMainThread) {
-  const { Module } = WebAssembly;
-  WebAssembly.Module = class extends Module {
-    constructor(bytes) {
-      setFlagsFromString("--wasm-tiering-budget=1000000000");
-      super(bytes);
-      setFlagsFromString("--wasm-tiering-budget=13000000");
-      WebAssembly.Module = Module;
-    }
-  };
-}
+const { Module } = WebAssembly;
+WebAssembly.Module = class extends Module {
+  constructor(bytes) {
+    setFlagsFromString("--wasm-tiering-budget=1000000000");
+    super(bytes);
+    setFlagsFromString("--wasm-tiering-budget=13000000");
+    WebAssembly.Module = Module;
+  }
+};
 
 // Node strips types everywhere but below node_modules, where we live once installed as a package.
 if (root.split(path.sep).includes("node_modules")) {

@@ -6,8 +6,8 @@ import type { AgentAnswer, AskedStep } from "./rootless-agent.ts";
 import { RootlessUser } from "./rootless-user.ts";
 
 async function runSteps(user: RootlessUser, asked: readonly AskedStep[]): Promise<AgentAnswer["steps"]> {
-  const script = user.file("test/runtime/rootless-agent.ts");
-  const { code, stdout, stderr } = await user.run([user.node, script, JSON.stringify(asked)]);
+  const script = user.script("test/runtime/rootless-agent.ts");
+  const { code, stdout, stderr } = await user.run([...script, JSON.stringify(asked)]);
   if (code !== 0) throw new Error(`The rootless agent ended with ${code}: ${stderr}${stdout}`);
   return (JSON.parse(stdout) as AgentAnswer).steps;
 }
@@ -95,6 +95,6 @@ test("without them the agent does not start, and says what would mend that", asy
   const { code, stderr } = await user.slipway(["agent", "--token-file", "/dev/null"]);
   expect(code).toBe(125);
   expect(stderr).not.toContain("at ");
-  const run = await user.run([user.node, user.file("test/runtime/rootless-agent.ts"), "[]"]);
+  const run = await user.run([...user.script("test/runtime/rootless-agent.ts"), "[]"]);
   expect(run.stderr).toMatch(/cgroups: cgroup v[12] without the controllers memory, cpu, pids for this user; \S+/);
 });

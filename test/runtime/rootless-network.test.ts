@@ -22,9 +22,9 @@ afterAll(async () => {
 });
 
 async function runSteps(...asked: readonly AskedStep[]): Promise<AgentAnswer["steps"]> {
-  const script = user.file("test/runtime/rootless-agent.ts");
+  const script = user.script("test/runtime/rootless-agent.ts");
   const environment = { SLIPWAY_TEST_ALLOW: "no-cgroups" };
-  const { code, stdout, stderr } = await user.run([user.node, script, JSON.stringify(asked)], { environment });
+  const { code, stdout, stderr } = await user.run([...script, JSON.stringify(asked)], { environment });
   if (code !== 0) throw new Error(`The rootless agent ended with ${code}: ${stderr}${stdout}`);
   return (JSON.parse(stdout) as AgentAnswer).steps;
 }
@@ -129,10 +129,10 @@ socket.create_server(("", 80)); print("listens")'`;
 
 test("without /dev/net/tun the agent says what mends it", async () => {
   using without = new RootlessUser({ network: world.host.enter, tun: false });
-  const script = without.file("test/runtime/rootless-agent.ts");
+  const script = without.script("test/runtime/rootless-agent.ts");
   const environment = { SLIPWAY_TEST_ALLOW: "no-cgroups" };
   const asked = JSON.stringify([{ script: "true", network: {} }] satisfies AskedStep[]);
-  const { stdout } = await without.run([without.node, script, asked], { environment });
+  const { stdout } = await without.run([...script, asked], { environment });
   const [step] = (JSON.parse(stdout) as AgentAnswer).steps;
   expect(step?.error).toMatch(/pasta has ended: .*tun.*chmod 0666 \/dev\/net\/tun/);
 });

@@ -94,6 +94,11 @@ export class RootlessUser implements Disposable {
     return join(this.directory, "project", path);
   }
 
+  /** The command that runs a script of the project, as the user. */
+  script(path: string): readonly string[] {
+    return [this.node, "--require", this.file("runtime/load-typescript.cjs"), this.file(path)];
+  }
+
   /** Starts a program as the user. */
   spawn(
     command: readonly string[],

@@ -16,8 +16,8 @@ beforeAll(() => {
 afterAll(() => user[Symbol.dispose]());
 
 async function runSteps(asked: readonly AskedStep[], as = user): Promise<AgentAnswer> {
-  const script = as.file("test/runtime/rootless-agent.ts");
-  const { code, stdout, stderr } = await as.run([as.node, script, JSON.stringify(asked)], { environment });
+  const script = as.script("test/runtime/rootless-agent.ts");
+  const { code, stdout, stderr } = await as.run([...script, JSON.stringify(asked)], { environment });
   if (code !== 0) throw new Error(`The rootless agent ended with ${code}: ${stderr}${stdout}`);
   return JSON.parse(stdout) as AgentAnswer;
 }
