@@ -55,10 +55,15 @@ export function findCgroupMounts(): readonly CgroupMount[] {
   return [...found.values()];
 }
 
-/** The path below each mount point, beginning with a slash. @throws {OciConfigError} */
-export function cgroupPath(id: string, cgroupsPath: string | undefined, systemd: boolean): string {
+/**
+ * The path below each mount point, beginning with a slash.
+ *
+ * @param systemd Whether it is `slice:prefix:name`; the cgroup of the service manager whose units they are, "" for the system's.
+ * @throws {OciConfigError}
+ */
+export function cgroupPath(id: string, cgroupsPath: string | undefined, systemd: string | undefined): string {
   if (!cgroupsPath) return `/${defaultParent}/${id}`;
-  if (systemd && !cgroupsPath.startsWith("/")) return systemdPath(cgroupsPath);
+  if (systemd !== undefined && !cgroupsPath.startsWith("/")) return `${systemd}${systemdPath(cgroupsPath)}`;
   if (cgroupsPath.split("/").includes("..")) {
     throw new OciConfigError(`linux.cgroupsPath ${JSON.stringify(cgroupsPath)} must not lead upwards`);
   }
@@ -84,6 +89,11 @@ function systemdPath(cgroupsPath: string): string {
   const slices = words.map((_, i) => `${words.slice(0, i + 1).join("-")}.slice`);
   const unit = name.endsWith(".slice") ? name : `${prefix === "" ? "" : `${prefix}-`}${name}.scope`;
   return `/${[...slices, unit].join("/")}`;
+}
+
+/** The cgroup of the user's service manager that this process is below of, delegated to the user; "" if there is none. */
+export function userManagerCgroup(text = readFileSync("/proc/self/cgroup", "utf8")): string {
+  return /^\d+:(?:name=systemd)?:(\/.*\/user@\d+\.service)(?:\/|$)/m.exec(text)?.[1] ?? "";
 }
 
 /** What `makeCgroup` would make now: to be written down before, lest a runtime that is killed leave what nobody knows of. */

@@ -44,6 +44,7 @@ import {
   planCgroup,
   type OciCgroup,
   removeCgroup,
+  userManagerCgroup,
 } from "./oci-cgroup.ts";
 import { isRootless } from "./file-owners.ts";
 import { isNew, type NamespaceType, type OciConfig, type OciProcess, parseOciConfig } from "./oci-config.ts";
@@ -135,7 +136,8 @@ export function createContainer(options: CreateOptions): OciRecord {
     store.writeConfig(text);
     update({});
     const mounts = findCgroupMounts();
-    const path = cgroupPath(options.id, config.linux?.cgroupsPath, options.systemdCgroup);
+    const manager = options.systemdCgroup ? (isRootless() ? userManagerCgroup() : "") : undefined;
+    const path = cgroupPath(options.id, config.linux?.cgroupsPath, manager);
     update({ cgroup: planCgroup(path, mounts) });
     const leaveOut = !config.linux?.cgroupsPath && isRootless();
     const there = makeCgroup(path, mounts, { leaveOut });

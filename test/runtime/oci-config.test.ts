@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 import { parseOciConfig, parseOciProcess, sysctlPath } from "../../runtime/oci-config.ts";
 import { mountOptionNames, parseMountOptions } from "../../runtime/oci-mount-options.ts";
 import { cpuWeight } from "../../runtime/cgroup-limits.ts";
-import { cgroupPath } from "../../runtime/oci-cgroup.ts";
+import { cgroupPath, userManagerCgroup } from "../../runtime/oci-cgroup.ts";
 
 const minimal = { ociVersion: "1.2.0", root: { path: "rootfs" }, process: { cwd: "/", args: ["true"] } };
 const parse = (change: object) => parseOciConfig(JSON.stringify({ ...minimal, ...change }));
@@ -126,20 +126,32 @@ describe("parseMountOptions", () => {
   });
 });
 
+test.for([
+  ["0::/user.slice/user-7.slice/user@7.service/app.slice/a.scope\n", "/user.slice/user-7.slice/user@7.service"],
+  [
+    "4:memory:/\n1:name=systemd:/user.slice/user-7.slice/user@7.service\n0::/\n",
+    "/user.slice/user-7.slice/user@7.service",
+  ],
+  ["0::/user.slice/user-7.slice/session-1.scope\n", ""],
+] as const)("userManagerCgroup of %j", ([text, expected]) => {
+  expect(userManagerCgroup(text)).toBe(expected);
+});
+
 describe("cgroupPath", () => {
   test.for([
-    [undefined, false, "/slipway-oci/c1"],
-    ["/a/b", false, "/a/b"],
-    ["a/b", false, "/slipway-oci/a/b"],
-    ["user.slice:libpod:c1", true, "/user.slice/libpod-c1.scope"],
-    ["machine-qemu.slice:p:x", true, "/machine.slice/machine-qemu.slice/p-x.scope"],
-    [":p:x", true, "/system.slice/p-x.scope"],
+    [undefined, undefined, "/slipway-oci/c1"],
+    ["/a/b", undefined, "/a/b"],
+    ["a/b", undefined, "/slipway-oci/a/b"],
+    ["user.slice:libpod:c1", "", "/user.slice/libpod-c1.scope"],
+    ["machine-qemu.slice:p:x", "", "/machine.slice/machine-qemu.slice/p-x.scope"],
+    [":p:x", "", "/system.slice/p-x.scope"],
+    ["user.slice:libpod:c1", "/user.slice/user@7.service", "/user.slice/user@7.service/user.slice/libpod-c1.scope"],
   ] as const)("places %s, systemd %s", ([path, systemd, expected]) => {
     expect(cgroupPath("c1", path, systemd)).toBe(expected);
   });
 
   test.for(["/", "/../x", "a/../../b"])("refuses %s", (path) => {
-    expect(() => cgroupPath("c1", path, false)).toThrow("linux.cgroupsPath");
+    expect(() => cgroupPath("c1", path, undefined)).toThrow("linux.cgroupsPath");
   });
 });
 

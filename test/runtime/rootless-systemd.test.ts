@@ -3,7 +3,7 @@
  * host, so only where it is asked for: in the virtual machine of `npm run test:vm`.
  */
 import { execFileSync } from "node:child_process";
-import { existsSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -39,7 +39,11 @@ describe.skipIf(process.env["SLIPWAY_TEST_SYSTEMD"] !== "1")("a user with a serv
       { script: "python3 -c 'b = bytearray(200 << 20)'", memoryBytes: 64 << 20 },
       { script: "cat /proc/self/cgroup; id -u; echo fine" },
     ];
-    const answer = run(process.execPath, `${root}test/runtime/rootless-agent.ts`, JSON.stringify(asked));
+    const answer = run(
+      process.execPath,
+      ...["--require", `${root}runtime/load-typescript.cjs`, `${root}test/runtime/rootless-agent.ts`],
+      JSON.stringify(asked),
+    );
     const { steps, leftovers } = JSON.parse(answer) as AgentAnswer;
     expect(steps[0]).toMatchObject({ reason: "oom" });
     expect(steps[1]).toMatchObject({ exitCode: 0, stdout: "0::/\n0\nfine\n" });
@@ -58,8 +62,29 @@ describe.skipIf(process.env["SLIPWAY_TEST_SYSTEMD"] !== "1")("a user with a serv
     expect(checks.find((check) => check.name === "cgroups")?.found).toBe("cgroup v2 with memory, cpu, pids");
   });
 
+  test("has Podman run containers with it, in scopes and with limits", () => {
+    const runtime = `/home/${name}/runtime`;
+    writeFileSync(runtime, `#!/bin/sh\nexec '${process.execPath}' '${root}cli/slipway.cjs' oci "$@"\n`, {
+      mode: 0o755,
+    });
+    const rootfs = `/home/${name}/rootfs`;
+    for (const directory of ["bin", "proc", "sys", "dev", "etc", "tmp"])
+      mkdirSync(`${rootfs}/${directory}`, { recursive: true });
+    copyFileSync("/bin/busybox", `${rootfs}/bin/busybox`);
+    symlinkSync("busybox", `${rootfs}/bin/sh`);
+    execFileSync("chown", ["-R", `${uid}:${uid}`, rootfs]);
+    const script = "cat /proc/self/cgroup; cat /sys/fs/cgroup/memory.max; exit 7";
+    const podman = `podman --runtime ${runtime} run --rm --network none --memory 64m --rootfs ${rootfs} sh -c '${script}'`;
+    expect(run("sh", "-c", `XDG_RUNTIME_DIR=/run/user/${uid} ${podman} || echo ended with $?`)).toBe(
+      `0::/\n${64 << 20}\nended with 7\n`,
+    );
+  });
+
   test("no scope is left", async () => {
-    const scopes = () => execFileSync("find", ["/sys/fs/cgroup", "-name", "slipway-*.scope"], { encoding: "utf8" });
+    const scopes = () =>
+      execFileSync("find", ["/sys/fs/cgroup", "(", "-name", "slipway-*.scope", "-o", "-name", "libpod-*.scope", ")"], {
+        encoding: "utf8",
+      });
     while (scopes() !== "") await delay(100);
     expect(scopes()).toBe("");
   });

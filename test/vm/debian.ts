@@ -24,6 +24,7 @@ const packages = [
   "netbase",
   "nftables",
   "passt",
+  "podman",
   "procps",
   "python3",
   "redis-server",
@@ -56,7 +57,8 @@ const essential = [
   "util-linux",
 ];
 /** Of no use where nothing is configured. */
-const configured = /^(?:apparmor|dbus|libpam-systemd|passt|redis-server|selinux-policy-default|systemd-sysv|xfsprogs)$/;
+const configured =
+  /^(?:apparmor|dbus|libpam-systemd|passt|podman|redis-server|selinux-policy-default|systemd-sysv|xfsprogs)$/;
 
 /**
  * Unpacks it to `directory`/root; it is kept beside the temporary directory, for making it takes longer than anything but the tests.
