@@ -179,9 +179,9 @@ async function events(argv: readonly string[], context: Context, { root }: OciGl
   const hasStopped = () => containerState(root, id).status === "stopped";
   for (let known = oomKills(root, id); ; await delay(intervalMs)) {
     if (hasStopped()) return exitCodes.success;
-    const kills = oomKills(root, id);
-    for (; known < kills; known++) print({ type: "oom", id });
     try {
+      const kills = oomKills(root, id);
+      for (; known < kills; known++) print({ type: "oom", id });
       print(containerStatistics(root, id));
     } catch (error) {
       // It may have ended since we looked.
