@@ -147,7 +147,8 @@ const commands: Readonly<Record<keyof typeof usages, OciCommand>> = {
     const { values, operands } = parseArguments(usages.create, argv);
     const oci = await import("../runtime/oci.ts");
     const options = createOptions(values, operands[0] ?? "", { context, global, oci });
-    await oci.enterForContainer(oci.readBundleConfig(options.bundle, options.configFile), global.environment);
+    const config = oci.readBundleConfig(options.bundle, options.configFile);
+    await oci.enterForContainer(config, context.environment, options.preserveFds);
     oci.createContainer(options);
     return exitCodes.success;
   },
@@ -229,7 +230,7 @@ async function run(argv: readonly string[], context: Context, global: OciGlobal)
   const oci = await import("../runtime/oci.ts");
   const options = createOptions(values, operands[0] ?? "", { context, global, oci });
   const config = oci.readBundleConfig(options.bundle, options.configFile);
-  await oci.enterForContainer(config, global.environment);
+  await oci.enterForContainer(config, context.environment, options.preserveFds);
   const terminal = terminalSocket(oci, config.process?.terminal, options.consoleSocket, values.detach);
   const record = oci.createContainer({ ...options, ...(terminal === undefined ? {} : { consoleFd: terminal.theirs }) });
   const remove = () => oci.deleteContainer(global.root, record.id, { ...global, force: true });
@@ -427,10 +428,10 @@ async function runOci(argv: readonly string[], context: Context): Promise<number
     return exitCodes.success;
   }
   const log = logger(values);
-  const { defaultRoot } = await import("../runtime/oci.ts");
+  const { defaultRoot, programEnvironment } = await import("../runtime/oci.ts");
   const global: OciGlobal = {
     root: resolve(context.directory, values.root ?? defaultRoot(context.environment)),
-    environment: context.environment,
+    environment: programEnvironment(context.environment),
     systemdCgroup: values["systemd-cgroup"] || values["cgroup-manager"] === "systemd",
     warn: (message) => {
       log("warning", message);

@@ -11,9 +11,14 @@ import { enterUserNamespace, holdsCapabilities, ownCommand } from "./rootless.ts
 /**
  * Starts this command again where it may make the container; returns only if it may already.
  *
+ * @param descriptors Those that it is to have then, too. @see callersDescriptors
  * @throws {OciConfigError | Error} If there is no way.
  */
-export async function enterForContainer(config: OciConfig, environment: Environment): Promise<void> {
+export async function enterForContainer(
+  config: OciConfig,
+  environment: Environment,
+  descriptors: readonly number[],
+): Promise<void> {
   if (holdsCapabilities()) return;
   const { namespaces = [], uidMappings = [], gidMappings = [] } = config.linux ?? {};
   const user = namespaces.find(({ type }) => type === "user");
@@ -22,10 +27,13 @@ export async function enterForContainer(config: OciConfig, environment: Environm
       'linux.namespaces has no new user namespace, without which only root has containers; "slipway oci spec --rootless" writes one',
     );
   }
-  const obstacle = await enterUserNamespace(ownCommand(environment), {
-    uids: sameIds(uidMappings, process.getuid?.() ?? 0),
-    gids: sameIds(gidMappings, process.getgid?.() ?? 0),
-  });
+  const obstacle = await enterUserNamespace(
+    { ...ownCommand(environment), descriptors },
+    {
+      uids: sameIds(uidMappings, process.getuid?.() ?? 0),
+      gids: sameIds(gidMappings, process.getgid?.() ?? 0),
+    },
+  );
   if (obstacle === undefined) return;
   throw new Error(`Cannot make a user namespace for the container: ${obstacle.found}; ${obstacle.mend}`);
 }

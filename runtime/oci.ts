@@ -31,3 +31,4 @@ export { isCapability } from "./oci-process.ts";
 export { writeExampleConfig } from "./oci-spec.ts";
 export { defaultRoot, listStores, ociVersion, type OciRecord, type OciState, type OciStore } from "./oci-state.ts";
 export { RawTerminal } from "./raw-terminal.ts";
+export { programEnvironment } from "./rootless.ts";

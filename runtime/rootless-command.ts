@@ -115,8 +115,8 @@ function mapOwnId(pid: number, { uid, gid }: Account): void {
 export function becomeCommand(command: RootlessCommand, namespaceFd: number): void {
   // Nobody listens: what fails but for the last operation is tolerated, and told by the command that finds itself without.
   const status = pipe();
-  // Node marks its standard descriptors close-on-exec.
-  for (const fd of [0, 1, 2, namespaceFd]) trySyscall("fcntl", fd, F_SETFD, 0);
+  // Node marks those that it was started with close-on-exec.
+  for (const fd of [0, 1, 2, namespaceFd, ...(command.descriptors ?? [])]) trySyscall("fcntl", fd, F_SETFD, 0);
   const program = compileProgram(planCommand(command, namespaceFd), { architecture, statusFd: status.write });
   const memory = sealedProgram(program.file, "slipway-rootless");
   try {

@@ -30,6 +30,8 @@ export interface RootlessCommand {
   readonly args: readonly string[];
   readonly executable: string;
   readonly environment: NodeJS.ProcessEnv;
+  /** Descriptors that it has besides the standard ones. @default none */
+  readonly descriptors?: readonly number[];
 }
 
 /** Ids that a user namespace has where the host has them. */
@@ -78,6 +80,11 @@ export function ownCommand(environment: NodeJS.ProcessEnv): RootlessCommand {
 /** What was in the way of having more than one id; empty if nothing, undefined if this command did not start itself again. */
 export function rootlessProblem(environment: NodeJS.ProcessEnv): string | undefined {
   return environment[marker];
+}
+
+/** Without what is said to a command that has been started again: for other programs that it starts. */
+export function programEnvironment({ [marker]: _, ...environment }: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
+  return environment;
 }
 
 /** CAP_SYS_ADMIN, CAP_SETUID and CAP_SETGID, wherever they count. */

@@ -19,6 +19,12 @@ const left = () => [...readdirSync(join(runtimeDirectory, "slipway/oci")), ...pr
 const oci = (...args: readonly string[]): Promise<Outcome> =>
   user.slipway(["oci", ...args], { environment: { XDG_RUNTIME_DIR: runtimeDirectory } });
 
+/** A line of a shell in the user's home, in which "$@" is `slipway oci`. */
+const shell = (line: string, environment: NodeJS.ProcessEnv = {}): Promise<Outcome> =>
+  user.run(["sh", "-c", line, "sh", user.node, user.file("cli/slipway.cjs"), "oci"], {
+    environment: { XDG_RUNTIME_DIR: runtimeDirectory, ...environment },
+  });
+
 /** Of the user, in any namespace; who made a container does not reap it. */
 function processes(): string[] {
   const own = new Set([user.uid, user.firstSubordinate, user.firstSubordinate + 999].map(String));
@@ -37,7 +43,11 @@ let bundles = 0;
 /** A bundle of the user, as `slipway oci spec --rootless` writes it, that runs a shell. */
 function bundle(
   script: string,
-  { process = {}, linux = {} }: { readonly process?: object; readonly linux?: object } = {},
+  {
+    process = {},
+    linux = {},
+    hooks = {},
+  }: { readonly process?: object; readonly linux?: object; readonly hooks?: object } = {},
 ) {
   const path = user.directoryOf(`bundle${bundles++}`);
   const rootfs = join(path, "rootfs");
@@ -53,6 +63,7 @@ function bundle(
     process: { ...config.process, terminal: false, args: ["sh", "-c", script], ...process },
     mounts: [...config.mounts, { destination: "/usr", source: "/usr", options: ["rbind", "ro"] }],
     linux: { ...config.linux, uidMappings: own(user.uid), gidMappings: own(user.gid), ...linux },
+    hooks,
   };
   writeFileSync(join(path, "config.json"), JSON.stringify(whole));
   return path;
@@ -95,21 +106,7 @@ describe("slipway oci of a user", () => {
   test("goes through a container's whole life, each time from outside", async () => {
     const at = bundle("echo begun; sleep 1000 & wait", { linux: subordinate() });
     const out = join(user.home, "out");
-    const created = await user.run(
-      [
-        "sh",
-        "-c",
-        `exec "$0" "$@" > ${out} 2>&1`,
-        user.node,
-        user.file("cli/slipway.cjs"),
-        "oci",
-        "create",
-        "--bundle",
-        at,
-        "c",
-      ],
-      { environment: { XDG_RUNTIME_DIR: runtimeDirectory } },
-    );
+    const created = await shell(`exec "$@" create --bundle ${at} c > ${out} 2>&1`);
     expect({ ...created, output: readFileSync(out, "utf8") }).toMatchObject({ code: 0, output: "" });
     expect(JSON.parse((await oci("state", "c")).stdout)).toMatchObject({ status: "created" });
     expect(await oci("start", "c")).toMatchObject({ code: 0, stderr: "" });
@@ -121,6 +118,28 @@ describe("slipway oci of a user", () => {
     expect(await oci("kill", "c", "KILL")).toMatchObject({ code: 0, stderr: "" });
     expect(await oci("delete", "--force", "c")).toMatchObject({ code: 0, stderr: "" });
     expect(readFileSync(out, "utf8")).toBe("begun\n");
+    expect(left()).toEqual([]);
+  });
+
+  test.each([
+    ["--preserve-fds 1", {}],
+    ["", { LISTEN_FDS: "1" }],
+  ])("hands a descriptor on: run %s %o", async (option, environment) => {
+    const at = bundle("cat <&3");
+    const { stdout, stderr } = await shell(
+      `echo handed | exec "$@" run ${option} --bundle ${at} e 3<&0 <&-`,
+      environment,
+    );
+    expect({ stdout, stderr, left: left() }).toEqual({ stdout: "handed\n", stderr: "", left: [] });
+  });
+
+  test("keeps from hooks that it has started itself again", async () => {
+    const log = join(user.home, "hooks");
+    const hook = { path: "/bin/sh", args: ["sh", "-c", `env | grep -e XDG_ -e SLIPWAY >> ${log}`] };
+    const kinds = ["prestart", "createRuntime", "createContainer", "poststart", "poststop"];
+    const at = bundle("true", { hooks: Object.fromEntries(kinds.map((kind) => [kind, [hook]])) });
+    expect(await oci("run", "--bundle", at, "f")).toMatchObject({ code: 0, stderr: "" });
+    expect(readFileSync(log, "utf8")).toBe(`XDG_RUNTIME_DIR=${runtimeDirectory}\n`.repeat(kinds.length));
     expect(left()).toEqual([]);
   });
 
