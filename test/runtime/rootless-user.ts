@@ -163,10 +163,10 @@ export class RootlessUser implements Disposable {
   }
 }
 
-/** In a user namespace with fewer ids, those that no job has. */
+/** In a user namespace with fewer ids, those that no job has; of the two workers of `npm test` each has its own. */
 function firstSubordinate(): number {
   const { ids, ranges } = jobIds();
   if (ids.all) return 700_000_000 + (process.pid % 4000) * 65_536;
   const { hostID, size } = ranges.at(-1)?.mappings.at(-1) ?? { hostID: 0, size: 0 };
-  return hostID + size + (process.pid % 2) * 65_536;
+  return hostID + size + (Number(process.env["VITEST_POOL_ID"] ?? process.pid) % 2) * 65_536;
 }
