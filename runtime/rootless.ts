@@ -83,8 +83,8 @@ export function rootlessProblem(environment: NodeJS.ProcessEnv): string | undefi
 }
 
 /** Without what is said to a command that has been started again: for other programs that it starts. */
-export function programEnvironment({ [marker]: _, ...environment }: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
-  return environment;
+export function programEnvironment(environment: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
+  return Object.fromEntries(Object.entries(environment).filter(([name]) => name !== marker));
 }
 
 /** CAP_SYS_ADMIN, CAP_SETUID and CAP_SETGID, wherever they count. */

@@ -41,7 +41,9 @@ describe.skipIf(process.env["SLIPWAY_TEST_SYSTEMD"] !== "1")("a user with a serv
     ];
     const answer = run(
       process.execPath,
-      ...["--require", `${root}runtime/load-typescript.cjs`, `${root}test/runtime/rootless-agent.ts`],
+      "--require",
+      `${root}runtime/load-typescript.cjs`,
+      `${root}test/runtime/rootless-agent.ts`,
       JSON.stringify(asked),
     );
     const { steps, leftovers } = JSON.parse(answer) as AgentAnswer;
