@@ -338,10 +338,10 @@ async function list(argv: readonly string[], context: Context, { root }: OciGlob
   const { listStores } = await import("../runtime/oci.ts");
   const rows = listStores(root).flatMap((store) => {
     try {
-      const record = store.read();
+      const record = store.look();
       const { ociVersion, id, pid, status, bundle, annotations } = store.state(record);
       const { rootPath: rootfs, created } = record;
-      return [{ ociVersion, id, pid, status, bundle, rootfs, created, annotations, owner: "root" }];
+      return [{ ociVersion, id, pid, status, bundle, rootfs, created, annotations, owner: nameOfUser(store.owner) }];
     } catch {
       return []; // deleted meanwhile
     }
@@ -367,6 +367,14 @@ async function list(argv: readonly string[], context: Context, { root }: OciGlob
     );
   }
   return exitCodes.success;
+}
+
+/** As runc's: a uid without a name has a #. */
+function nameOfUser(uid: number | undefined): string {
+  const line = readFileSync("/etc/passwd", "utf8")
+    .split("\n")
+    .find((each) => each.split(":")[2] === `${uid}`);
+  return line?.split(":")[0] ?? `#${uid ?? ""}`;
 }
 
 function slipwayVersion(): string {

@@ -9,11 +9,13 @@ import { SyscallError, trySyscall } from "./syscall.ts";
 /**
  * The files to which a process writes "0" to be in the cgroups in which the container's process is now, which may be below
  * the ones that were made for it; none for those in which this process is, too.
+ *
+ * @param mounts The hierarchies to join in. @default all
  */
-export function cgroupFiles(pid: number): string[] {
+export function cgroupFiles(pid: number, mounts = findCgroupMounts()): string[] {
   const paths = cgroupPaths(pid);
   const own = cgroupPaths("self");
-  return findCgroupMounts().flatMap(({ version, controllers, mountPoint }) => {
+  return mounts.flatMap(({ version, controllers, mountPoint }) => {
     const keys = version === 2 ? [""] : [controllers.join(","), controllers.toReversed().join(",")];
     const key = keys.find((candidate) => paths.has(candidate));
     const path = key === undefined ? undefined : paths.get(key);

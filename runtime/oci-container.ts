@@ -286,7 +286,9 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
     goFd: goTheirs,
     rootFd: own(cloneRootOf(rootPath, config)),
     rootPath,
-    isUsers: globalThis.process.geteuid?.() !== 0,
+    isUsers:
+      globalThis.process.geteuid?.() !== 0 &&
+      config.linux?.namespaces?.some((namespace) => namespace.type === "user" && isNew(namespace)) === true,
     mounts: mounts.map(({ mount }) => mount),
     ...planDevices(config, { directory: `${store.directory}/devices`, own }),
     cgroupFds: cgroup.directories.map(({ path }) => own(open(`${path}/cgroup.procs`, O_WRONLY))),
@@ -592,7 +594,7 @@ function stopAndDestroy(store: OciStore, record: OciRecord, config: OciConfig, c
 /** The state of a container, as the specification has it. @throws {Error} If there is none. */
 export function containerState(root: string, id: string): OciState {
   const store = new OciStore(root, id);
-  return store.state(store.read());
+  return store.state(store.look());
 }
 
 /** A signal's number by name, with or without SIG, or number. @throws {Error} */
@@ -634,9 +636,13 @@ function hasOwnPids(store: OciStore): boolean {
   );
 }
 
-/** Those in cgroups that were made for this container, and in no other's; without any, those of its pid namespace. */
+/** Those in cgroups that were made for this container, and in no other's; without any, those of its own pid namespace. */
 export function ownProcesses({ cgroup, pid, pidStart }: OciRecord): number[] {
-  if (cgroup.directories.length === 0) return startTime(pid) === pidStart ? namespaceProcesses(pid) : [];
+  if (cgroup.directories.length === 0) {
+    const found = pid === 0 ? [] : namespaceProcesses(pid);
+    // Afterwards: the id has meant this process all the time.
+    return startTime(pid) === pidStart ? found : [];
+  }
   const directories = cgroup.directories.filter(({ path }) => cgroup.made.includes(path));
   return cgroupProcesses({ directories, made: [] });
 }
@@ -648,7 +654,7 @@ export function deleteContainer(root: string, id: string, options: Callers & { r
   try {
     record = store.read();
   } catch (error) {
-    if (!options.force) throw error;
+    if (!options.force || ![undefined, globalThis.process.geteuid?.()].includes(store.owner)) throw error;
     store.remove(); // a create that was killed before it wrote anything
     return;
   }

@@ -11,8 +11,9 @@ import { type OciRecord, OciStore } from "./oci-state.ts";
 /** Stops all processes of a container; its status is `paused` then. @throws {Error} If it does not run. */
 export function pauseContainer(root: string, id: string): void {
   const record = recordIn(root, id, ["created", "running"], "pause");
+  const cgroup = ownCgroup(record, "pause");
   try {
-    freeze(ownCgroup(record, "pause"));
+    freeze(cgroup);
   } catch (error) {
     throw new Error(`Cannot pause container "${id}": ${(error as Error).message}`, { cause: error });
   }

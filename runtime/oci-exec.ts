@@ -1,7 +1,7 @@
 /** A further process in an OCI container that runs. */
 import { OwnedDescriptors, PlacedDescriptors } from "./descriptors.ts";
 import { cgroupFiles, differingNamespaces } from "./join-target.ts";
-import { subCgroups } from "./oci-cgroup.ts";
+import { findCgroupMounts, subCgroups } from "./oci-cgroup.ts";
 import { MFD_CLOEXEC, SIGKILL, O_WRONLY } from "./linux.ts";
 import type { OciConfig, OciProcess } from "./oci-config.ts";
 import {
@@ -133,8 +133,17 @@ export function execInContainer(options: ExecOptions): number {
   }
 }
 
-/** Where a further process joins cgroups: those in which the container's is now, unless the caller names others. */
+/**
+ * Where a further process joins cgroups: those in which the container's is now, unless the caller names others. In a hierarchy in
+ * which the container has none of its own, that would be whoever's created it: there it stays where its caller is, too.
+ */
 function processFiles({ pid, cgroup }: OciRecord, { subCgroups: wanted = [] }: ExecOptions): string[] {
-  if (wanted.length === 0) return cgroupFiles(pid);
+  const isItsOwn = (mountPoint: string) => cgroup.directories.some(({ path }) => path.startsWith(`${mountPoint}/`));
+  if (wanted.length === 0) {
+    return cgroupFiles(
+      pid,
+      findCgroupMounts().filter(({ mountPoint }) => isItsOwn(mountPoint)),
+    );
+  }
   return subCgroups(cgroup, wanted).map((path) => `${path}/cgroup.procs`);
 }

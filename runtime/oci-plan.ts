@@ -82,7 +82,7 @@ export interface OciPlan {
   /** The detached root file system, and the directory of the host on which it is attached. */
   readonly rootFd: number;
   readonly rootPath: string;
-  /** The command is not root, not even in its user namespace. */
+  /** It makes a user namespace, and the command, who writes its maps, is not root, not even in its own. */
   readonly isUsers: boolean;
   readonly mounts: readonly ResolvedMount[];
   /** Nodes to be made; none where /dev is the caller's. */

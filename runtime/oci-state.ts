@@ -1,5 +1,5 @@
 /** What is known of OCI containers between two commands: one directory per container below `--root`. */
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { lstatSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import type { OciCgroup } from "./oci-cgroup.ts";
 import { type OciConfig, parseOciConfig } from "./oci-config.ts";
 import { isFrozen } from "./oci-freezer.ts";
@@ -84,8 +84,12 @@ export class OciStore {
       mkdirSync(this.directory.slice(0, this.directory.lastIndexOf("/")), { recursive: true, mode: 0o711 });
       mkdirSync(this.directory, { mode: 0o700 });
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-      throw new Error(`Cannot create container "${this.id}": there is one with this id`, { cause: error });
+      const { code } = error as NodeJS.ErrnoException;
+      const reason =
+        code === "EEXIST"
+          ? "there is one with this id"
+          : `its state cannot be kept in "${this.directory}": ${code}; name a directory of yours with --root or, without root, XDG_RUNTIME_DIR`;
+      throw new Error(`Cannot create container "${this.id}": ${reason}`, { cause: error });
     }
   }
 
@@ -103,8 +107,24 @@ export class OciStore {
     renameSync(`${this.directory}/state.json.new`, `${this.directory}/state.json`);
   }
 
-  /** @throws {Error} If there is no such container. */
+  /** The uid of who created it; undefined if there is none. */
+  get owner(): number | undefined {
+    return lstatSync(this.directory, { throwIfNoEntry: false })?.uid;
+  }
+
+  /**
+   * For who acts on it: what to kill, to remove and to run as a hook is in it.
+   *
+   * @throws {Error} If there is no such container, or it is another user's.
+   */
   read(): OciRecord {
+    const { owner } = this;
+    if (owner === undefined || owner === process.geteuid?.()) return this.look();
+    throw new Error(`Container "${this.id}" belongs to user ${owner}: do this as that user`);
+  }
+
+  /** For who only shows it. @throws {Error} If there is no such container. */
+  look(): OciRecord {
     try {
       return JSON.parse(readFileSync(`${this.directory}/state.json`, "utf8")) as OciRecord;
     } catch (error) {
@@ -167,8 +187,11 @@ export function listStores(root: string): OciStore[] {
   }
 }
 
-/** As runc's: one who is root only in a user namespace, as Podman's runtime is for a user, is that user unless he says not. */
+/**
+ * As runc's: one who is root only in a user namespace, as Podman's runtime is for a user, is that user unless he says not. A
+ * relative directory would be another one in each working directory. @see XDG Base Directory Specification
+ */
 export function defaultRoot({ XDG_RUNTIME_DIR, USER }: NodeJS.ProcessEnv): string {
   const isRoot = process.geteuid?.() === 0 && (USER === "root" || findOwnIds().all);
-  return isRoot || !XDG_RUNTIME_DIR ? "/run/slipway/oci" : `${XDG_RUNTIME_DIR}/slipway/oci`;
+  return isRoot || !XDG_RUNTIME_DIR?.startsWith("/") ? "/run/slipway/oci" : `${XDG_RUNTIME_DIR}/slipway/oci`;
 }

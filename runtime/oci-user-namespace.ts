@@ -9,13 +9,22 @@ export function innermostPid(pid: number): number {
   return Number(line?.trim().split(/\s+/).at(-1) ?? pid);
 }
 
-/** The processes of a process's pid namespace; it alone, if that is ours, too; none if it is gone. */
+/** The processes of the pid namespace whose first a process is; it alone, if it is another's; none if it is gone. */
 export function namespaceProcesses(pid: number): number[] {
   const wanted = pidNamespace(pid);
   if (wanted === undefined) return [];
-  if (wanted === pidNamespace("self")) return [pid];
+  // One that was joined is another container's, or the host's.
+  if (!isFirst(pid)) return [pid];
   const all = readdirSync("/proc").filter((name) => /^\d+$/.test(name));
   return all.map(Number).filter((each) => pidNamespace(each) === wanted);
+}
+
+function isFirst(pid: number): boolean {
+  try {
+    return innermostPid(pid) === 1;
+  } catch {
+    return false; // gone
+  }
 }
 
 function pidNamespace(pid: number | "self"): string | undefined {

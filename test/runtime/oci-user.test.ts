@@ -1,9 +1,14 @@
 /** `slipway oci` of an ordinary user, who has no cgroups and makes no network. */
-import { chownSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { spawn } from "node:child_process";
+import { chownSync, existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { text } from "node:stream/consumers";
+import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { exampleConfig, rootlessConfig } from "../../runtime/oci-spec.ts";
 import { type Outcome, RootlessUser } from "./rootless-user.ts";
+
+const slipway = fileURLToPath(new URL("../../cli/slipway.cjs", import.meta.url));
 
 let user: RootlessUser;
 let runtimeDirectory: string;
@@ -112,6 +117,13 @@ describe("slipway oci of a user", () => {
     expect(await oci("start", "c")).toMatchObject({ code: 0, stderr: "" });
     expect(await oci("exec", "c", "sh", "-c", "id -u; exit 3")).toMatchObject({ code: 3, stdout: "0\n" });
     expect(await oci("exec", "--user", "1000:1000", "c", "id", "-u")).toMatchObject({ code: 0, stdout: "1000\n" });
+    using elsewhere = new RootlessUser({ delegated: true });
+    const exec = ["oci", "exec", "c", "echo", "done"];
+    expect(await elsewhere.slipway(exec, { environment: { XDG_RUNTIME_DIR: runtimeDirectory } })).toMatchObject({
+      code: 0,
+      stdout: "done\n",
+      stderr: "",
+    });
     expect(JSON.parse((await oci("ps", "--format", "json", "c")).stdout)).toHaveLength(2);
     expect((await oci("list", "--quiet")).stdout).toBe("c\n");
     expect((await oci("delete", "c")).stderr).toContain("it is running, not stopped");
@@ -142,6 +154,47 @@ describe("slipway oci of a user", () => {
     expect(readFileSync(log, "utf8")).toBe(`XDG_RUNTIME_DIR=${runtimeDirectory}\n`.repeat(kinds.length));
     expect(left()).toEqual([]);
   });
+
+  test("has containers that root can see but has to leave to the user", async () => {
+    const trace = join(user.home, "trace");
+    const hooks = { poststop: [{ path: "/bin/sh", args: ["sh", "-c", `id -u > ${trace}`] }] };
+    expect(await shell(`exec "$@" create --bundle ${bundle("true", { hooks })} g > out 2>&1`)).toMatchObject({
+      code: 0,
+    });
+    const root = async (...args: readonly string[]) => {
+      const at = ["--root", join(runtimeDirectory, "slipway/oci")];
+      const child = spawn(process.execPath, [slipway, "oci", ...at, ...args], { stdio: ["ignore", "pipe", "pipe"] });
+      const [stdout, stderr] = await Promise.all([text(child.stdout), text(child.stderr)]);
+      return stdout + stderr;
+    };
+    expect(JSON.parse(await root("list", "--format", "json"))).toMatchObject([{ id: "g", owner: `#${user.uid}` }]);
+    expect(JSON.parse(await root("state", "g"))).toMatchObject({ status: "created" });
+    for (const args of [
+      ["delete", "--force", "g"],
+      ["kill", "g", "KILL"],
+      ["start", "g"],
+      ["exec", "g", "id"],
+      ["pause", "g"],
+    ]) {
+      expect(await root(...args)).toBe(`slipway: Container "g" belongs to user ${user.uid}: do this as that user\n`);
+    }
+    expect(JSON.parse((await oci("list", "--format", "json")).stdout)).toMatchObject([{ owner: "rootless" }]);
+    expect(existsSync(trace)).toBe(false);
+    expect(await oci("delete", "--force", "g")).toMatchObject({ code: 0, stderr: "" });
+    expect(readFileSync(trace, "utf8")).toBe(`${user.uid}\n`);
+    expect(left()).toEqual([]);
+  });
+
+  test.each(["", "relative", "/root/of-nobody"])(
+    "says what is missing for state with XDG_RUNTIME_DIR %j",
+    async (place) => {
+      const { code, stderr } = await shell(`exec "$@" run --bundle ${bundle("true")} h`, { XDG_RUNTIME_DIR: place });
+      expect(stderr).toMatch(
+        /^slipway: Cannot create container "h": its state cannot be kept in "\/.*\/h": E[A-Z]+; .*--root.*\n$/,
+      );
+      expect({ code, left: left() }).toEqual({ code: 1, left: [] });
+    },
+  );
 
   test.each([
     [
