@@ -13,16 +13,23 @@ module_.enableCompileCache(path.join(root, "node_modules", ".cache", "slipway"))
 
 // What strips types is WebAssembly. To compile its hot functions a second time takes longer than a command gains by it, and V8
 // sometimes ends the process when it looks through the stack for that ("Check failed: it->second.Size() > offset"). The flag is
-// read when a module is made; while it differs from its default, nothing that V8 has compiled before counts.
+// read when a module is made; while it differs from its default, nothing that V8 has compiled before counts. A proxy, for
+// whoever asks what is a module meanwhile, and only for what Node makes itself: what others compile may become as fast as it can.
 const { Module } = WebAssembly;
-WebAssembly.Module = class extends Module {
-  constructor(bytes) {
+const patient = new Proxy(Module, {
+  construct(target, args, newTarget) {
+    const make = () => Reflect.construct(target, args, newTarget === patient ? target : newTarget);
+    if (!/\bnode:internal\/deps\/amaro\b/.test(new Error().stack)) return make();
+    if (WebAssembly.Module === patient) WebAssembly.Module = Module;
     setFlagsFromString("--wasm-tiering-budget=1000000000");
-    super(bytes);
-    setFlagsFromString("--wasm-tiering-budget=13000000");
-    WebAssembly.Module = Module;
-  }
-};
+    try {
+      return make();
+    } finally {
+      setFlagsFromString("--wasm-tiering-budget=13000000");
+    }
+  },
+});
+WebAssembly.Module = patient;
 
 // Node strips types everywhere but below node_modules, where we live once installed as a package.
 if (root.split(path.sep).includes("node_modules")) {
