@@ -91,6 +91,16 @@ export class PlacedDescriptors {
     return Math.max(64, ...this.#preserveFds.map((fd) => fd + 1), Math.max(...this.#sources, ...this.#standard) + 1);
   }
 
+  /** Ranges, first and last, of what the program has besides: descriptors without close-on-exec that nobody meant it to have. */
+  others(): (readonly [number, number])[] {
+    const { base } = this;
+    const ranges = [
+      [Math.max(2, ...this.#preserveFds) + 1, base - 1],
+      [base + this.#sources.length, 0xffff_ffff],
+    ] as const;
+    return ranges.filter(([first, last]) => first <= last);
+  }
+
   /** For posix_spawn. */
   pairs(): (readonly [number, number])[] {
     const { base } = this;

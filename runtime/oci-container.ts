@@ -56,6 +56,7 @@ import { type Environment, runHook } from "./oci-hooks.ts";
 import { cloneRoot, resolveMounts } from "./oci-mounts.ts";
 import { OciConfigError } from "./oci-parser.ts";
 import { namespaceFlags, ociMessage, type OciPlan, planOciContainer } from "./oci-plan.ts";
+import { closeInherited } from "./oci-process.ts";
 import { planProcess, readText, type Warn } from "./oci-process-plan.ts";
 import { failure, operationNames, ProgramLink, readMessage } from "./oci-program-link.ts";
 import { type OciRecord, OciStore, type OciState, startTime, stateOf } from "./oci-state.ts";
@@ -307,8 +308,8 @@ function launch({ options, store, config, record, descriptors, update, onHooks }
     usesPivot: options.usesPivot,
     hostKernelMounts: options.usesPivot ? [] : findKernelMounts(rootPath),
   };
-  const { plan, pairs } = placePlan(local, options.preserveFds);
-  const operations = planOciContainer(plan);
+  const { plan, pairs, others } = placePlan(local, options.preserveFds);
+  const operations = [...closeInherited(others), ...planOciContainer(plan)];
   const names = operationNames(operations);
   const first = names.lastIndexOf("wait for the start") - 1;
   const link = new ProgramLink(operations, {
@@ -396,7 +397,7 @@ function cloneRootOf(rootPath: string, config: OciConfig): number {
 function placePlan(
   local: OciPlan,
   preserveFds: readonly number[],
-): { plan: OciPlan; pairs: (readonly [number, number])[] } {
+): { plan: OciPlan; pairs: (readonly [number, number])[]; others: (readonly [number, number])[] } {
   const placed = new PlacedDescriptors(preserveFds);
   const at = (fd: number) => placed.add(fd);
   const added = {
@@ -434,6 +435,7 @@ function placePlan(
       ...(consoleFd === undefined ? {} : { consoleFd: fix(consoleFd) }),
     },
     pairs: placed.pairs(),
+    others: placed.others(),
   };
 }
 

@@ -14,7 +14,7 @@ import {
   writePidFile,
 } from "./oci-container.ts";
 import { ociMessage, planOciExec } from "./oci-plan.ts";
-import { cpuMask } from "./oci-process.ts";
+import { closeInherited, cpuMask } from "./oci-process.ts";
 import { planProcess, type Warn } from "./oci-process-plan.ts";
 import { ProgramLink } from "./oci-program-link.ts";
 import { agentMessage, agentPath } from "./oci-seccomp-agent.ts";
@@ -90,20 +90,23 @@ export function execInContainer(options: ExecOptions): number {
       const text = affinity?.[which];
       return text ? { [which]: cpuMask(text, `process.execCPUAffinity.${which}`) } : {};
     };
-    const operations = planOciExec({
-      statusFd,
-      goFd: fix(at[1]),
-      pidFd: fix(at[2]),
-      cgroupFds: cgroups.map(fix),
-      namespaces: differingNamespaces(record.pid),
-      ...(consoleAt === undefined ? {} : { consoleFd: fix(consoleAt) }),
-      process: {
-        ...planned,
-        ...(agentAt === undefined ? {} : { seccompAgent: { socketFd: fix(agentAt[0]), stateFd: fix(agentAt[1]) } }),
-      },
-      linux: config.linux,
-      affinity: { ...mask("initial"), ...mask("final") },
-    });
+    const operations = [
+      ...closeInherited(placed.others()),
+      ...planOciExec({
+        statusFd,
+        goFd: fix(at[1]),
+        pidFd: fix(at[2]),
+        cgroupFds: cgroups.map(fix),
+        namespaces: differingNamespaces(record.pid),
+        ...(consoleAt === undefined ? {} : { consoleFd: fix(consoleAt) }),
+        process: {
+          ...planned,
+          ...(agentAt === undefined ? {} : { seccompAgent: { socketFd: fix(agentAt[0]), stateFd: fix(agentAt[1]) } }),
+        },
+        linux: config.linux,
+        affinity: { ...mask("initial"), ...mask("final") },
+      }),
+    ];
     const link = new ProgramLink(operations, { statusFd, status: status.read, go: go.write }, action);
     inheritStdio();
     const stage = startProgram(link.file, "slipway-exec", placed.pairs());

@@ -333,7 +333,8 @@ export class FileSystemPlan {
       ...this.#attach({ load: "mount" }, destination),
       ...(mount.readonlyAtLast && (wanted & MOUNT_ATTR_RDONLY) !== 0
         ? this.#remember({ load: "mount" }, destination)
-        : [closeMemory("mount")]),
+        : []),
+      closeMemory("mount"),
     ];
   }
 

@@ -528,6 +528,21 @@ function stringVector(memory: string, strings: readonly string[]): Operation[] {
   ];
 }
 
+/**
+ * Closes what the runtime's caller left open. A created container would hold it until its start, and who waits for the end of
+ * a pipe would wait for that.
+ *
+ * @param others Ranges of descriptors that are not the program's. @see PlacedDescriptors.others
+ */
+export function closeInherited(others: readonly (readonly [number, number])[]): Operation[] {
+  return others.map(([first, last]) => ({
+    name: "close the caller's descriptors",
+    call: "close_range",
+    args: [first, last, 0],
+    tolerate: [ENOSYS, EPERM], // They are closed on execution.
+  }));
+}
+
 function closeOnExec(first: number): Operation {
   return {
     name: "close inherited descriptors",

@@ -441,6 +441,20 @@ describe("process", () => {
     ).toBe("handed over\n5\n");
   });
 
+  test("holds nothing of its caller's, and no directory of its own, while it waits for its start", () => {
+    const file = join(world.directory, "handed");
+    writeFileSync(file, "handed over\n");
+    const readonly = { destination: "/readonly", type: "tmpfs", source: "tmpfs", options: ["ro"] };
+    const { path } = world.bundle("sleep 100", { mounts: [readonly] });
+    const id = world.id();
+    expect(world.runWith(`3<${file} 60<${file} 300<${file}`, "create", "--bundle", path, id).code).toBe(0);
+    const { pid } = JSON.parse(world.run("state", id).stdout) as { pid: number };
+    const held = readdirSync(`/proc/${pid}/fd`).map((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`));
+    expect(held.filter((target) => target === file || target === "/readonly")).toEqual([]);
+    expect(world.run("start", id).code).toBe(0);
+    expect(world.run("delete", "--force", id).code).toBe(0);
+  });
+
   test("obeys its seccomp filter, with no_new_privs and without", () => {
     const seccomp = {
       defaultAction: "SCMP_ACT_ALLOW",
