@@ -6,6 +6,7 @@ export function hostLacks(program: string): string | undefined {
   return lacks.find(({ programs }) => programs.includes(program))?.why();
 }
 
+/** Scripts that mount hierarchies leave empty directories for controllers that the kernel does not have. */
 const cgroups = "/sys/fs/cgroup";
 
 const lacks: readonly { readonly programs: readonly string[]; readonly why: () => string | undefined }[] = [
@@ -18,11 +19,12 @@ const lacks: readonly { readonly programs: readonly string[]; readonly why: () =
   },
   {
     programs: ["linux_cgroups_hugetlb", "linux_cgroups_relative_hugetlb"],
-    why: () => without(`${cgroups}/hugetlb`, "looks for hugetlb on cgroup v1, where this host does not have it"),
+    why: () =>
+      without(`${cgroups}/hugetlb/cgroup.procs`, "looks for hugetlb on cgroup v1, where this host does not have it"),
   },
   {
     programs: ["linux_cgroups_network", "linux_cgroups_relative_network"],
-    why: () => without(`${cgroups}/net_cls`, "this host has no net_cls: refused by name"),
+    why: () => without(`${cgroups}/net_cls/cgroup.procs`, "this host has no net_cls: refused by name"),
   },
   {
     programs: ["linux_mount_label"],
@@ -45,7 +47,7 @@ function without(path: string, why: string): string | undefined {
 
 /** Whether the blkio controller of v1 gives shares of that disk. */
 function hasWeights(device: string): boolean {
-  if (!existsSync(`${cgroups}/blkio`)) return false;
+  if (!existsSync(`${cgroups}/blkio/cgroup.procs`)) return false;
   try {
     return readFileSync(`/sys/dev/block/${device}/queue/scheduler`, "utf8").includes("[bfq]");
   } catch {

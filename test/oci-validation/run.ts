@@ -51,7 +51,10 @@ async function main(): Promise<number> {
   if (first === "crun" || first === "runc") {
     const [checkout, ...files] = names;
     if (checkout === undefined) throw new Error(`Cannot run ${first}'s suite: name the directory of its sources`);
-    return (await import("./runtime-suites.ts")).validateSuite(first, checkout, files);
+    return (await import("./runtime-suites.ts")).validateSuite(first, checkout, {
+      wanted: files,
+      runtimes: values.runtime,
+    });
   }
   const suite = buildSuite(values.suite);
   const programs = positionals.length > 0 ? positionals : programNames(suite.original);

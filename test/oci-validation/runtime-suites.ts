@@ -1,8 +1,9 @@
 /**
  * `npm run validate:oci -- crun DIR [FILE...]` and `-- runc DIR [FILE...]`: the suites with which crun and runc test
- * themselves, from a checkout in DIR, on `slipway oci` and on the crun or runc that is installed.
+ * themselves, from a checkout in DIR, on `slipway oci` and on the crun or runc that is installed; with `--runtime slipway`
+ * on Slipway alone.
  *
- * As root. crun's needs gcc and Python 3.12, runc's Go, bats, jq and gawk; what runc's images are its own script fetches
+ * As root. crun's needs gcc and Python 3.12, runc's Go, libseccomp's headers, bats, jq and gawk; what runc's images are its own script fetches
  * unless they are in tests/integration/testdata. The checkout is copied: nothing is written to it.
  */
 import { spawnSync } from "node:child_process";
@@ -27,14 +28,20 @@ interface Counts {
 const limitMs = 900_000;
 
 /** Prints a table of files and, below it, which tests fail on Slipway. @returns The exit code: 1 if nothing has run. */
-export function validateSuite(name: "crun" | "runc", checkout: string, wanted: readonly string[]): number {
+export function validateSuite(
+  name: "crun" | "runc",
+  checkout: string,
+  { wanted, runtimes: names }: { readonly wanted: readonly string[]; readonly runtimes: readonly string[] },
+): number {
   const directory = mkdtempSync(join(tmpdir(), `slipway-${name}-suite-`));
   try {
     const copy = join(directory, "suite");
     must("cp", ["-a", resolve(checkout), copy], directory);
     const suite = name === "crun" ? prepareCrun(copy, directory) : prepareRunc(copy);
     const files = suite.files.filter((file) => wanted.length === 0 || wanted.includes(file));
-    const runtimes = ["slipway", ...(has(name) ? [name] : [])].map((runtime) => makeCommand(runtime, directory));
+    const runtimes = ["slipway", ...(names.includes(name) && has(name) ? [name] : [])].map((runtime) =>
+      makeCommand(runtime, directory),
+    );
     const failures: string[] = [];
     console.log(
       `| ${name}'s tests, pass/skip/fail | ${["Slipway", ...runtimes.slice(1).map(() => name)].join(" | ")} |`,
@@ -131,7 +138,7 @@ function prepareRunc(copy: string): Suite {
   mkdirSync(join(programs, "_bin"), { recursive: true });
   for (const entry of readdirSync(programs, { withFileTypes: true })) {
     if (!entry.isDirectory() || entry.name === "_bin") continue;
-    must("go", ["build", "-o", join(programs, "_bin"), `./tests/cmd/${entry.name}`], copy);
+    must("go", ["build", "-tags", "seccomp", "-o", join(programs, "_bin"), `./tests/cmd/${entry.name}`], copy);
   }
   const tests = join(copy, "tests/integration");
   return {
