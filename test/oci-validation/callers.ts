@@ -94,7 +94,7 @@ function becomeIsolated(): number {
   const mounts =
     "for name in passwd group subuid subgid; do touch /etc/$name && mount --bind /run/$name /etc/$name; done";
   // Networks of users need what Debian opens to all.
-  const tun = "mknod -m 666 /run/tun c 10 200 && mount --bind /run/tun /dev/net/tun";
+  const tun = "mkdir -p /dev/net && mount -t tmpfs tmpfs /dev/net && mknod -m 666 /dev/net/tun c 10 200";
   const script = `mount -t tmpfs tmpfs /run && mkdir -p /run/netns && ${ids}; ${account}; ${mounts}; ${tun}; ip link set lo up; exec "$@"`;
   const argv = [process.execPath, ...process.argv.slice(1)];
   const namespaces = ["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"];
