@@ -1,8 +1,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync } from "node:fs";
 import { join } from "node:path";
-import { pino } from "pino";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
-import { Agent, type AgentOptions } from "../../agent/index.ts";
+import type { Agent, AgentOptions } from "../../agent/index.ts";
 import { DEFAULTS, type StepSpec } from "../../pipelines/index.ts";
 import {
   CancelChannel,
@@ -13,9 +12,10 @@ import {
   type RedisConnection,
   startEmbeddedRedis,
 } from "../../queue/index.ts";
-import { Host, RegistryClient } from "../../runtime/index.ts";
+import type { Host } from "../../runtime/index.ts";
 import { createRepository, temporaryDir } from "./git-fixture.ts";
 import { ProtocolServer } from "./protocol-server.ts";
+import { TestAgents } from "./test-agents.ts";
 
 let dir: ReturnType<typeof temporaryDir>;
 let redis: EmbeddedRedis;
@@ -24,11 +24,10 @@ let queue: JobQueue;
 let host: Host;
 let commit: string;
 let server: ProtocolServer;
-let agents: Agent[];
+let agents: TestAgents;
 let count = 0;
 /** Added to what is slept for, by which processes of this test are known from those of others on this machine. */
 const own = process.pid * 10_000;
-const registry = new RegistryClient({});
 
 beforeAll(async () => {
   dir = temporaryDir();
@@ -36,43 +35,28 @@ beforeAll(async () => {
   redis = await startEmbeddedRedis({ dir: join(dir.path, "redis") });
   connection = connectRedis(redis.url);
   queue = new JobQueue(connection);
-  host = await Host.open({ stateDir: join(dir.path, "agent") });
+  agents = await TestAgents.open(join(dir.path, "agent"));
+  ({ host } = agents);
 });
 afterAll(async () => {
-  registry[Symbol.dispose]();
-  await host[Symbol.asyncDispose]();
+  await agents[Symbol.asyncDispose]();
   await queue[Symbol.asyncDispose]();
   await connection[Symbol.asyncDispose]();
   await redis[Symbol.asyncDispose]();
   dir[Symbol.dispose]();
 });
 beforeEach(async () => {
-  agents = [];
   server = new ProtocolServer();
   await server.start();
 });
 afterEach(async () => {
-  for (const agent of agents) await agent.stop();
+  await agents.stop();
   await server[Symbol.asyncDispose]();
 });
 
-async function startAgent(pool: string, options: Partial<AgentOptions> = {}): Promise<Agent> {
-  const agent = new Agent({
-    serverUrl: server.url,
-    token: server.agentToken,
-    redisUrl: redis.url,
-    host,
-    registry,
-    dataDir: host.stateDir,
-    pools: [pool],
-    jobs: 2,
-    name: "tester",
-    logger: pino({ level: "silent" }),
-    ...options,
-  });
-  agents.push(agent);
-  await agent.start();
-  return agent;
+function startAgent(pool: string, options: Partial<AgentOptions> = {}): Promise<Agent> {
+  const access = { serverUrl: server.url, token: server.agentToken, redisUrl: redis.url };
+  return agents.start(access, { pools: [pool], ...options });
 }
 
 function step(run: string, options: Partial<StepSpec> = {}): StepSpec {

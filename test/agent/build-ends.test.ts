@@ -1,18 +1,16 @@
 import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
-import { pino } from "pino";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
-import { Agent } from "../../agent/index.ts";
-import { Host, RegistryClient } from "../../runtime/index.ts";
+import type { Host } from "../../runtime/index.ts";
 import { needRight } from "../runtime/host-rights.ts";
 import { isRoot } from "../runtime/image-fixture.ts";
 import { Harness, type TestRepository, until } from "../server/harness.ts";
+import { accessOf, TestAgents } from "./test-agents.ts";
 
 let harness: Harness;
 let host: Host;
 let repository: TestRepository;
-let agents: Agent[] = [];
-const registry = new RegistryClient({});
+let agents: TestAgents;
 
 /** The agent has the first job, the test has the last one, and with it the build's end. */
 const pipeline = (word: string) => `
@@ -34,40 +32,22 @@ jobs:
 describe.skipIf(!isRoot)("what a job has left for later builds", () => {
   beforeAll(async () => {
     harness = await Harness.start({ leaseMs: 5_000 });
-    host = await Host.open({ stateDir: join(harness.dir, "agent") });
+    agents = await TestAgents.open(join(harness.dir, "agent"));
+    ({ host } = agents);
   });
   beforeEach(async (context) => {
     needRight("idmapped mounts of the machine's files", context);
     repository = await harness.repository();
-    await startAgent();
+    await agents.start(accessOf(harness));
   });
   afterEach(async () => {
-    for (const agent of agents) await agent.stop();
-    agents = [];
+    await agents.stop();
     if (waiting().length > 0) throw new Error(`left behind: ${waiting().join(", ")}`);
   });
   afterAll(async () => {
-    await host[Symbol.asyncDispose]();
+    await agents[Symbol.asyncDispose]();
     await harness[Symbol.asyncDispose]();
-    registry[Symbol.dispose]();
   });
-
-  async function startAgent(): Promise<void> {
-    const agent = new Agent({
-      serverUrl: harness.server.address,
-      token: harness.server.agentToken,
-      redisUrl: harness.redis.url,
-      host,
-      registry,
-      dataDir: host.stateDir,
-      pools: ["default"],
-      jobs: 2,
-      name: "tester",
-      logger: pino({ level: "silent" }),
-    });
-    agents.push(agent);
-    await agent.start();
-  }
 
   /** A build whose first job has succeeded, and whose last one is the test's. */
   async function halfDone(word: string) {
@@ -111,7 +91,7 @@ describe.skipIf(!isRoot)("what a job has left for later builds", () => {
 
   test("is removed when its agent stops before the build has ended", async () => {
     const { id, last } = await halfDone("stopped");
-    await agents[0]?.stop();
+    await agents.stop();
     expect(waiting()).toEqual([]);
     await last.succeed();
     expect(await harness.finished(id)).toMatchObject({ status: "success" });

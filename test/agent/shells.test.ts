@@ -1,36 +1,34 @@
 import { existsSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { join } from "node:path";
-import { pino } from "pino";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
-import { Agent, type AgentOptions } from "../../agent/index.ts";
+import type { Agent, AgentOptions } from "../../agent/index.ts";
 import { type ShellMessage, shellData } from "../../queue/index.ts";
-import { Host, RegistryClient } from "../../runtime/index.ts";
+import type { Host } from "../../runtime/index.ts";
 import type { BuildView, StepView } from "../../server/index.ts";
 import { git, Harness, type TestRepository, until } from "../server/harness.ts";
 import { End } from "../server/shell-end.ts";
+import { accessOf, TestAgents } from "./test-agents.ts";
 
 let harness: Harness;
 let repository: TestRepository;
 let host: Host;
-let agents: Agent[] = [];
-const registry = new RegistryClient({});
+let agents: TestAgents;
 
 beforeAll(async () => {
   harness = await Harness.start({ leaseMs: 3_000 });
   repository = await harness.repository("owner/kept");
-  host = await Host.open({ stateDir: join(harness.dir, "agent") });
+  agents = await TestAgents.open(join(harness.dir, "agent"));
+  ({ host } = agents);
 });
 afterEach(async () => {
-  for (const agent of agents) await agent.stop();
-  agents = [];
+  await agents.stop();
   // Whatever a test has kept, the disk is clean when its agent has stopped.
   const remains = ["attempts", "kept", "containers"].flatMap((name) => left(name).map((entry) => `${name}/${entry}`));
   if (remains.length > 0) throw new Error(`left behind: ${remains.join(", ")}`);
 });
 afterAll(async () => {
-  await host[Symbol.asyncDispose]();
+  await agents[Symbol.asyncDispose]();
   await harness[Symbol.asyncDispose]();
-  registry[Symbol.dispose]();
 });
 
 function left(name: string): string[] {
@@ -38,24 +36,7 @@ function left(name: string): string[] {
   return existsSync(path) ? readdirSync(path) : [];
 }
 
-async function startAgent(options: Partial<AgentOptions> = {}): Promise<Agent> {
-  const agent = new Agent({
-    serverUrl: harness.server.address,
-    token: harness.server.agentToken,
-    redisUrl: harness.redis.url,
-    host,
-    registry,
-    dataDir: host.stateDir,
-    pools: ["default"],
-    jobs: 2,
-    name: "tester",
-    logger: pino({ level: "silent" }),
-    ...options,
-  });
-  agents.push(agent);
-  await agent.start();
-  return agent;
-}
+const startAgent = (options: Partial<AgentOptions> = {}): Promise<Agent> => agents.start(accessOf(harness), options);
 
 /** A build whose only step fails and asks to be kept. */
 async function failed(script = "echo made > /made", more = ""): Promise<BuildView> {
