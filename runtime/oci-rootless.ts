@@ -24,7 +24,7 @@ export async function enterForContainer(
   const user = namespaces.find(({ type }) => type === "user");
   if (user === undefined || !isNew(user)) {
     throw new OciConfigError(
-      'linux.namespaces has no new user namespace, without which only root has containers; "slipway oci spec --rootless" writes one',
+      'linux.namespaces has no new user namespace, without which containers take CAP_SYS_ADMIN, CAP_SETUID and CAP_SETGID; "slipway oci spec --rootless" writes one',
     );
   }
   const obstacle = await enterUserNamespace(
