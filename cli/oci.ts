@@ -3,7 +3,7 @@
  *
  * Options and output are runc's where the specification leaves them open, because that is what callers expect.
  */
-import { closeSync, constants, openSync, readFileSync, writeSync } from "node:fs";
+import { closeSync, constants, existsSync, openSync, readFileSync, writeSync } from "node:fs";
 import { resolve } from "node:path";
 import type * as OciModule from "../runtime/oci.ts";
 import type { OciConfig, OciProcess } from "../runtime/oci.ts";
@@ -371,9 +371,8 @@ async function list(argv: readonly string[], context: Context, { root }: OciGlob
 
 /** As runc's: a uid without a name has a #. */
 function nameOfUser(uid: number | undefined): string {
-  const line = readFileSync("/etc/passwd", "utf8")
-    .split("\n")
-    .find((each) => each.split(":")[2] === `${uid}`);
+  const accounts = existsSync("/etc/passwd") ? readFileSync("/etc/passwd", "utf8") : "";
+  const line = accounts.split("\n").find((each) => each.split(":")[2] === `${uid}`);
   return line?.split(":")[0] ?? `#${uid ?? ""}`;
 }
 
