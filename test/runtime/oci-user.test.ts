@@ -16,7 +16,12 @@ beforeAll(() => {
   user = new RootlessUser();
   runtimeDirectory = user.directoryOf("run");
 });
-afterAll(() => user[Symbol.dispose]());
+afterAll(async () => {
+  // Of a test that failed.
+  const states = join(runtimeDirectory, "slipway/oci");
+  for (const id of existsSync(states) ? readdirSync(states) : []) await oci("delete", "--force", id);
+  user[Symbol.dispose]();
+});
 
 /** What is left of all containers. */
 const left = () => [...readdirSync(join(runtimeDirectory, "slipway/oci")), ...processes()];
