@@ -5,6 +5,7 @@ import { chmodSync, cpSync, existsSync, mkdirSync, readFileSync, symlinkSync, wr
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { findMountedCgroups } from "../../runtime/cgroup-host.ts";
 import { type ContainerConfig, execInContainer, runContainer } from "../../runtime/index.ts";
 import { syscallNumber } from "../../runtime/syscall-table.ts";
 import { architecture } from "../../runtime/syscall.ts";
@@ -87,7 +88,10 @@ print(json.dumps(result))`);
       "/sys/fs/cgroup/memory.max",
       "/sys/fs/cgroup/cgroup.procs",
       "/proc/1/oom_score_adj",
-    ])("%s cannot be written", async (path) => {
+    ])("%s cannot be written", async (path, context) => {
+      // On v2 a nested step has a cgroup that is its own to divide, but not to widen.
+      if (isNested && path === "/sys/fs/cgroup/cgroup.procs" && findMountedCgroups()?.version === 2)
+        return context.skip("it is the step's own");
       const read = () =>
         execFileSync("sh", ["-c", 'case $1 in */cgroup/*) ;; *) cat "$1" 2>/dev/null || true;; esac', "sh", path]);
       const before = read();
