@@ -53,7 +53,9 @@ export function planDevices(
     return { devices, makesDev: true, boundDevices: [] };
   }
   mkdirSync(options.directory, { mode: 0o700 });
-  const boundDevices = devices.map((device, i) => ({
+  // Every container's is a link to that of its own devpts, which could not take the place of a mount.
+  const bound = devices.filter(({ path }) => beneathRoot(path) !== "dev/ptmx");
+  const boundDevices = bound.map((device, i) => ({
     kind: "tree" as const,
     fd: options.own(bindDevice(device, `${options.directory}/${i}`, config)),
     destination: device.path,

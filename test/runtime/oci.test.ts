@@ -361,6 +361,11 @@ describe("mounts", () => {
       stdout: "a:c8 640 0:7\n1:3 666 0:0\npts/ptmx\n/proc/self/fd\n",
     });
   });
+
+  test("in a user namespace, too, /dev/ptmx is that of its own terminals, whatever the configuration has there", () => {
+    const linux = { ...mapped, devices: [{ type: "c", path: "/dev/ptmx", major: 5, minor: 2 }] };
+    expect(world.runBundle("readlink /dev/ptmx", { linux })).toMatchObject({ stdout: "pts/ptmx\n", stderr: "" });
+  });
 });
 
 describe("process", () => {
