@@ -1,5 +1,6 @@
 /** Writes `linux.resources` of an OCI configuration into cgroups, in the terms of v1 and of v2. */
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { isRootless } from "./file-owners.ts";
 import type { OciResources } from "./oci-config.ts";
 import { OciConfigError } from "./oci-parser.ts";
 
@@ -45,7 +46,10 @@ export function writeLimit(
   const { controller, file, value, field } = limit;
   const path = findDirectory(directories, controller);
   if (path === undefined) {
-    throw new OciConfigError(`${field} is not supported: this host has no cgroup controller "${controller}"`);
+    const why = isRootless()
+      ? `there is no cgroup of the user's with controller "${controller}"`
+      : `this host has no cgroup controller "${controller}"`;
+    throw new OciConfigError(`${field} is not supported: ${why}`);
   }
   try {
     writeFileSync(`${path}/${file}`, `${value}`);

@@ -228,7 +228,7 @@ describe("slipway oci of a user", () => {
     [
       "limits, which need a cgroup",
       { linux: { resources: { memory: { limit: 1 << 26 } } } },
-      /linux\.resources\.memory/,
+      /linux\.resources\.memory.*no cgroup of the user's/,
     ],
     ["a cgroup that it may not make", { linux: { cgroupsPath: "/of-nobody" } }, /Cannot make cgroup "\/of-nobody"/],
   ])("refuses %s", async (_, options, message) => {
