@@ -3,8 +3,9 @@
  * themselves, from a checkout in DIR, on `slipway oci` and on the crun or runc that is installed; with `--runtime slipway`
  * on Slipway alone.
  *
- * As root. crun's needs gcc and Python 3.12, runc's Go, libseccomp's headers, bats, jq and gawk; what runc's images are its own script fetches
- * unless they are in tests/integration/testdata. The checkout is copied: nothing is written to it.
+ * As root. crun's needs gcc and Python 3.12, runc's Go, libseccomp's headers, bats, jq and gawk; what runc's images are its
+ * own script fetches unless they are in tests/integration/testdata (none may have a /proc or /sys). The checkout is copied:
+ * nothing is written to it.
  */
 import { spawnSync } from "node:child_process";
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
