@@ -100,7 +100,7 @@ function takeSuite(argv: readonly string[]): {
 function vitest(argv: readonly string[]): string[] {
   const args = quoted(argv.length > 0 ? argv : defaultTests);
   return [
-    "node cli/main.ts doctor || true",
+    "node cli/slipway.cjs doctor || true",
     `export SLIPWAY_TEST_TIME_LIMIT_MS=${timeLimitMs}`,
     `vitest run --maxWorkers=1 --reporter=./test/vm/reporter.ts ${args}`,
   ];
