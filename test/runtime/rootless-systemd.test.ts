@@ -76,8 +76,9 @@ describe.skipIf(process.env["SLIPWAY_TEST_SYSTEMD"] !== "1")("a user with a serv
     symlinkSync("busybox", `${rootfs}/bin/sh`);
     execFileSync("chown", ["-R", `${uid}:${uid}`, rootfs]);
     const script = "cat /proc/self/cgroup; cat /sys/fs/cgroup/memory.max; exit 7";
+    const session = `XDG_RUNTIME_DIR=/run/user/${uid} DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/${uid}/bus`;
     const podman = `podman --runtime ${runtime} run --rm --network none --memory 64m --rootfs ${rootfs} sh -c '${script}'`;
-    expect(run("sh", "-c", `XDG_RUNTIME_DIR=/run/user/${uid} ${podman} || echo ended with $?`)).toBe(
+    expect(run("sh", "-c", `${session} ${podman} 2>&1 || echo ended with $?`)).toBe(
       `0::/\n${64 << 20}\nended with 7\n`,
     );
   });

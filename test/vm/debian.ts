@@ -13,6 +13,7 @@ const packages = [
   "busybox-static",
   "ca-certificates",
   "dbus",
+  "dbus-user-session",
   "e2fsprogs",
   "git",
   "iproute2",
@@ -58,7 +59,7 @@ const essential = [
 ];
 /** Of no use where nothing is configured. */
 const configured =
-  /^(?:apparmor|dbus|libpam-systemd|passt|podman|redis-server|selinux-policy-default|systemd-sysv|xfsprogs)$/;
+  /^(?:apparmor|dbus|dbus-user-session|libpam-systemd|passt|podman|redis-server|selinux-policy-default|systemd-sysv|xfsprogs)$/;
 
 /**
  * Unpacks it to `directory`/root; it is kept beside the temporary directory, for making it takes longer than anything but the tests.
