@@ -175,6 +175,12 @@ function enableControllers(path: string, controllers: readonly string[]): void {
   }
 }
 
+/** The part of it that lies in the given hierarchies. */
+export function withinMounts({ directories, made }: OciCgroup, mounts: readonly CgroupMount[]): OciCgroup {
+  const isThere = (path: string) => mounts.some(({ mountPoint }) => path.startsWith(`${mountPoint}/`));
+  return { directories: directories.filter(({ path }) => isThere(path)), made: made.filter(isThere) };
+}
+
 /** Removes what was made, as far as nobody else uses it. */
 export function removeCgroup({ directories, made }: OciCgroup): void {
   for (const path of made.toSorted((a, b) => b.length - a.length)) {

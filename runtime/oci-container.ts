@@ -34,7 +34,6 @@ import {
   SOCK_STREAM,
 } from "./linux.ts";
 import {
-  type CgroupMount,
   cgroupPath,
   cgroupProcesses,
   delegateCgroup,
@@ -45,6 +44,7 @@ import {
   type OciCgroup,
   removeCgroup,
   userManagerCgroup,
+  withinMounts,
 } from "./oci-cgroup.ts";
 import { isRootless } from "./file-owners.ts";
 import { isNew, type NamespaceType, type OciConfig, type OciProcess, parseOciConfig } from "./oci-config.ts";
@@ -157,11 +157,6 @@ export function createContainer(options: CreateOptions): OciRecord {
   } finally {
     descriptors.closeAll();
   }
-}
-
-function withinMounts({ directories, made }: OciCgroup, mounts: readonly CgroupMount[]): OciCgroup {
-  const isThere = (path: string) => mounts.some(({ mountPoint }) => path.startsWith(`${mountPoint}/`));
-  return { directories: directories.filter(({ path }) => isThere(path)), made: made.filter(isThere) };
 }
 
 /** In a cgroup of somebody else limits would be his too, and one that is frozen would let nothing be set up. */
